@@ -1,0 +1,1 @@
+"""nestegg: a tensor and loop-program optimizer built on equality saturation."""

@@ -1,0 +1,1 @@
+"""LLVM IR and machine code from extracted loop programs."""

@@ -1,0 +1,310 @@
+"""A kernel and its nest as one LLVM function: loops over memory, register tiles as SSA values, fused epilogues.
+
+Nothing is decided here. Loops, their order, tiles, unrolling and vectors are the nest's; the operators are the
+kernel's expressions. Results of a tile are carried through its reduction loops by phis and never touch memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from llvmlite import ir
+
+from ..ir.errors import NesteggError
+from ..ir.loops import LoopKernel
+from ..ir.nest import SERIAL, UNROLL, Cat, For, Nest, Tile, Vec, extents
+from ..ir.scalars import COMBINERS
+from ..ir.types import DTYPES
+from .llvm_types import I32, I64, POINTER, constant, load, memory_type, neutral_element, offset, splat, store
+from .scalar_code import Position, ScalarCode
+from .vecmath import emit_scalar
+
+#: Bytes of stack that partial results of a cut reduction may take.
+STACK_LIMIT = 256 * 1024
+
+Slot = tuple[int, ...]
+Accumulators = dict[Slot, ir.Value]
+
+
+class KernelCode:
+    """Emits `void name(ptr input0, …, ptr output)` into a module."""
+
+    def __init__(self, module: ir.Module, name: str, kernel: LoopKernel, nest: Nest, lanes: int) -> None:
+        self.kernel, self.nest, self.rank, self.lanes = kernel, nest, len(kernel.axes), lanes
+        self.spatial = len(kernel.spatial)
+        arguments = [POINTER] * (len(kernel.inputs) + 1)
+        self.function = ir.Function(module, ir.FunctionType(ir.VoidType(), arguments), name)
+        self.function.linkage = "internal"
+        for argument in self.function.args:
+            argument.add_attribute("noalias")
+        self.builder = ir.IRBuilder(self.function.append_basic_block("entry"))
+        self.code = ScalarCode(self.builder, kernel, self.function.args)
+        self.partial: tuple[ir.Value, tuple[int, ...], Position] | None = None
+
+    def emit(self) -> ir.Function:
+        if self.kernel.fill is not None:
+            self._fill()
+        if self.kernel.points and self.kernel.out_type.size:
+            reads = [self.function.args[r.input] for r in self.code.reads]
+            start = Position((*reads, self.function.args[-1]), (None,) * self.rank, (0,) * self.rank)
+            self._memory(self.nest, start)
+        self.builder.ret_void()
+        return self.function
+
+    # --- loops -------------------------------------------------------------------------------------------------------
+
+    def _loop(
+        self, trips: int, carried: Sequence[ir.Value], body: Callable[[ir.Value, list[ir.Value]], Sequence[ir.Value]]
+    ) -> list[ir.Value]:
+        """A counted loop; `body(index, values)` returns the next values. Returns the values after the last round."""
+        b = self.builder
+        before = b.block
+        head = b.append_basic_block("loop")
+        b.branch(head)
+        b.position_at_end(head)
+        index = b.phi(I64)
+        phis = [b.phi(v.type) for v in carried]
+        index.add_incoming(ir.Constant(I64, 0), before)
+        for phi, v in zip(phis, carried, strict=True):
+            phi.add_incoming(v, before)
+        after = list(body(index, list(phis)))
+        following = b.add(index, ir.Constant(I64, 1), flags=("nuw", "nsw"))
+        again = b.icmp_unsigned("<", following, ir.Constant(I64, trips))
+        latch = b.block
+        done = b.append_basic_block("done")
+        b.cbranch(again, head, done)
+        index.add_incoming(following, latch)
+        for phi, v in zip(phis, after, strict=True):
+            phi.add_incoming(v, latch)
+        b.position_at_end(done)
+        return after
+
+    def _advance(self, at: Position, axis: int, index: ir.Value, step: int) -> Position:
+        """The position inside a loop over `axis`: pointers and the axis's index move on by index * step."""
+        b = self.builder
+        a = self.kernel.axes[axis]
+        scaled: dict[int, ir.Value] = {}
+
+        def times(k: int) -> ir.Value:
+            if k not in scaled:
+                scaled[k] = index if k == 1 else b.mul(index, ir.Constant(I64, k))
+            return scaled[k]
+
+        pointers = []
+        for pointer, (address, dtype) in zip(at.pointers, self.code.accesses, strict=True):
+            c = address.coefficient(a) if address.is_affine else 0
+            pointers.append(offset(b, pointer, times(c * step), dtype) if c else pointer)
+        outer = at.loops[axis]
+        moved = times(step) if outer is None else b.add(outer, times(step))
+        loops = tuple(moved if k == axis else v for k, v in enumerate(at.loops))
+        return replace(at, pointers=tuple(pointers), loops=loops)
+
+    def _memory(self, nest: Nest, at: Position) -> None:
+        """Loops over memory, down to the register tiles."""
+        if isinstance(nest, Tile):
+            self._tile(nest, at)
+        elif isinstance(nest, Cat):
+            self._memory(nest.first, at)
+            self._memory(nest.second, at.shifted(nest.axis, nest.at))
+        elif isinstance(nest, For):
+            step = extents(nest.body, self.rank)[nest.axis]
+            if nest.axis >= self.spatial and self.partial is None:
+                self._cut_reduction(nest, at)
+            elif nest.kind == UNROLL:
+                for t in range(nest.trips):
+                    self._memory(nest.body, at.shifted(nest.axis, t * step))
+            else:
+                self._memory_loop(nest, at, step)
+        else:
+            raise NesteggError("a nest reached its vector operation outside a register tile")
+
+    def _memory_loop(self, nest: For, at: Position, step: int) -> None:
+        def body(index: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
+            self._memory(nest.body, self._advance(at, nest.axis, index, step))
+            return []
+
+        self._loop(nest.trips, [], body)
+
+    # --- register tiles ----------------------------------------------------------------------------------------------
+
+    def _slots(self, nest: Nest, at: Slot) -> dict[Slot, int]:
+        """The results of a tile: offset along every spatial axis -> lanes."""
+        if isinstance(nest, Vec):
+            return {at: nest.lanes}
+        if not isinstance(nest, For):
+            raise NesteggError(f"a {type(nest).__name__} may not occur inside a register tile")
+        if nest.axis >= self.spatial:
+            return self._slots(nest.body, at)
+        step = extents(nest.body, self.rank)[nest.axis]
+        out: dict[Slot, int] = {}
+        for t in range(nest.trips):
+            out |= self._slots(nest.body, tuple(x + t * step if k == nest.axis else x for k, x in enumerate(at)))
+        return out
+
+    def _tile(self, nest: Tile, at: Position) -> None:
+        slots = self._slots(nest.body, (0,) * self.spatial)
+        self.code.fresh()
+        if self.kernel.update is None:
+            for slot, lanes in slots.items():
+                self._finish(self._at(at, slot), nest.vector, lanes, None)
+            return
+        start = {s: self._start(at, s, n, nest.vector) for s, n in slots.items()}
+        done = self._reduce(nest.body, at, (0,) * self.spatial, start, nest.vector)
+        self.code.fresh()
+        for slot, lanes in slots.items():
+            here = self._at(at, slot)
+            if self.partial is not None:
+                self._store_partial(done[slot], here, nest.vector, lanes)
+            else:
+                self._finish(here, nest.vector, lanes, done[slot])
+
+    def _at(self, at: Position, slot: Slot) -> Position:
+        return replace(at, fixed=tuple(f + (slot[k] if k < self.spatial else 0) for k, f in enumerate(at.fixed)))
+
+    def _start(self, at: Position, slot: Slot, lanes: int, vector: int) -> ir.Value:
+        dtype = self.kernel.accumulator_dtype
+        if self.partial is None:
+            return neutral_element(self.kernel.kind, dtype, lanes)
+        return self._load_partial(self._at(at, slot), vector, lanes)
+
+    def _reduce(self, nest: Nest, at: Position, slot: Slot, acc: Accumulators, vector: int) -> Accumulators:
+        """The tile's body applied to its accumulators."""
+        if isinstance(nest, Vec):
+            assert self.kernel.update is not None
+            here = self._at(at, slot)
+            value = splat(self.builder, self.code.value(self.kernel.update, here, vector, nest.lanes), nest.lanes)
+            combine = COMBINERS[self.kernel.kind]
+            merged = emit_scalar(combine, self.builder, [acc[slot], value], self.kernel.accumulator_dtype)
+            return {**acc, slot: merged}
+        assert isinstance(nest, For)
+        step = extents(nest.body, self.rank)[nest.axis]
+        if nest.kind == SERIAL:
+            return self._reduction_loop(nest, at, slot, acc, vector, step)
+        for t in range(nest.trips):
+            if nest.axis < self.spatial:
+                moved = tuple(x + t * step if k == nest.axis else x for k, x in enumerate(slot))
+                acc = self._reduce(nest.body, at, moved, acc, vector)
+            else:
+                acc = self._reduce(nest.body, at.shifted(nest.axis, t * step), slot, acc, vector)
+        return acc
+
+    def _reduction_loop(
+        self, nest: For, at: Position, slot: Slot, acc: Accumulators, vector: int, step: int
+    ) -> Accumulators:
+        keys = list(acc)
+
+        def body(index: ir.Value, values: list[ir.Value]) -> list[ir.Value]:
+            self.code.fresh()
+            inside = self._advance(at, nest.axis, index, step)
+            after = self._reduce(nest.body, inside, slot, dict(zip(keys, values, strict=True)), vector)
+            return [after[k] for k in keys]
+
+        out = self._loop(nest.trips, [acc[k] for k in keys], body)
+        self.code.fresh()
+        return dict(zip(keys, out, strict=True))
+
+    def _finish(self, at: Position, vector: int, lanes: int, accumulator: ir.Value | None) -> None:
+        value = self.code.value(self.kernel.epilogue, at, vector, lanes, accumulator)
+        self.code.write(value, at, vector, lanes)
+
+    # --- reductions cut outside the tile: partial results in a block on the stack -----------------------------------
+
+    def _cut_reduction(self, nest: For, at: Position) -> None:
+        block = extents(nest, self.rank)[: self.spatial]
+        dtype = self.kernel.accumulator_dtype
+        count = 1
+        for n in block:
+            count *= n
+        if count * DTYPES[dtype].size > STACK_LIMIT:
+            raise NesteggError(f"partial results of {count} elements do not fit the stack; the nest is not legal")
+        with self.builder.goto_entry_block():
+            memory = self.builder.alloca(memory_type(dtype), ir.Constant(I32, count))
+            memory.align = 64
+        self.partial = (memory, block, at)
+        fill = neutral_element(self.kernel.kind, dtype, 1)
+
+        def clear(index: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
+            store(self.builder, fill, offset(self.builder, memory, index, dtype), dtype)
+            return []
+
+        self._loop(count, [], clear)
+        self._memory_loop(nest, at, extents(nest.body, self.rank)[nest.axis])
+        self._finish_block(at, block)
+        self.partial = None
+
+    def _partial_pointer(self, at: Position, lane: int = 0, vector: int = -1) -> ir.Value:
+        """Where the partial result of a position lies: row-major in the block where the cut began."""
+        assert self.partial is not None
+        b = self.builder
+        memory, block, origin = self.partial
+        total: ir.Value = ir.Constant(I64, 0)
+        for k in range(self.spatial):
+            here: ir.Value = ir.Constant(I64, at.fixed[k] - origin.fixed[k] + (lane if k == vector else 0))
+            loop, base = at.loops[k], origin.loops[k]
+            if loop is not None and loop is not base:
+                here = b.add(here, loop if base is None else b.sub(loop, base))
+            total = b.add(b.mul(total, ir.Constant(I64, block[k])), here)
+        return offset(b, memory, total, self.kernel.accumulator_dtype)
+
+    def _load_partial(self, at: Position, vector: int, lanes: int) -> ir.Value:
+        dtype = self.kernel.accumulator_dtype
+        if lanes == 1 or vector == self.spatial - 1:
+            return load(self.builder, self._partial_pointer(at), dtype, lanes)
+        out: ir.Value = constant(0, dtype, lanes)
+        for k in range(lanes):
+            element = load(self.builder, self._partial_pointer(at, k, vector), dtype)
+            out = self.builder.insert_element(out, element, ir.Constant(I32, k))
+        return out
+
+    def _store_partial(self, value: ir.Value, at: Position, vector: int, lanes: int) -> None:
+        dtype = self.kernel.accumulator_dtype
+        if lanes == 1 or vector == self.spatial - 1:
+            store(self.builder, value, self._partial_pointer(at), dtype)
+            return
+        for k in range(lanes):
+            element = self.builder.extract_element(value, ir.Constant(I32, k))
+            store(self.builder, element, self._partial_pointer(at, k, vector), dtype)
+
+    def _finish_block(self, at: Position, block: tuple[int, ...], axis: int = 0) -> None:
+        """Epilogue over a block of finished partial results."""
+        if axis == self.spatial:
+            self.code.fresh()
+            self._finish(at, -1, 1, self._load_partial(at, -1, 1))
+            return
+        last = axis == self.spatial - 1
+        lanes = self.lanes if last and block[axis] % self.lanes == 0 else 1
+        if block[axis] == 1:
+            self._finish_block(at, block, axis + 1)
+            return
+
+        def body(index: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
+            inside = self._advance(at, axis, index, lanes)
+            if lanes > 1:
+                self.code.fresh()
+                self._finish(inside, axis, lanes, self._load_partial(inside, axis, lanes))
+            else:
+                self._finish_block(inside, block, axis + 1)
+            return []
+
+        self._loop(block[axis] // lanes, [], body)
+
+    # --- padding -----------------------------------------------------------------------------------------------------
+
+    def _fill(self) -> None:
+        """Write the border value everywhere; the nest then writes the interior."""
+        assert self.kernel.fill is not None
+        size, dtype = self.kernel.out_type.size, self.kernel.out_type.dtype
+        out = self.function.args[-1]
+        for lanes, first, rounds in ((self.lanes, 0, size // self.lanes), (1, size - size % self.lanes, size % self.lanes)):
+            if not rounds:
+                continue
+            value = constant(self.kernel.fill.value, dtype, lanes)
+
+            def body(index: ir.Value, _: list[ir.Value], n: int = lanes, base: int = first, v: ir.Value = value) -> list:
+                where = self.builder.mul(index, ir.Constant(I64, n))
+                where = self.builder.add(where, ir.Constant(I64, base))
+                store(self.builder, v, offset(self.builder, out, where, dtype), dtype)
+                return []
+
+            self._loop(rounds, [], body)

@@ -1,0 +1,89 @@
+"""Element types in LLVM, in registers and in memory, and small helpers on typed builders.
+
+Booleans are `i1` in registers and one byte in memory. Values are scalars, or vectors of a whole register tile row.
+"""
+
+from __future__ import annotations
+
+from llvmlite import ir
+
+from ..ir.scalars import neutral
+from ..ir.types import DTYPES
+
+I1, I8, I32, I64 = ir.IntType(1), ir.IntType(8), ir.IntType(32), ir.IntType(64)
+POINTER = ir.PointerType()
+_REGISTER = {
+    "f64": ir.DoubleType(),
+    "f32": ir.FloatType(),
+    "f16": ir.HalfType(),
+    "i64": I64,
+    "i32": I32,
+    "i16": ir.IntType(16),
+    "i8": I8,
+    "u32": I32,
+    "u8": I8,
+    "bool": I1,
+}
+
+
+def register_type(dtype: str, lanes: int = 1) -> ir.Type:
+    """The type of a value of `dtype` in a register."""
+    element = _REGISTER[dtype]
+    return ir.VectorType(element, lanes) if lanes > 1 else element
+
+
+def memory_type(dtype: str, lanes: int = 1) -> ir.Type:
+    """The type of `dtype` in memory."""
+    element = I8 if dtype == "bool" else _REGISTER[dtype]
+    return ir.VectorType(element, lanes) if lanes > 1 else element
+
+
+def lanes_of(value: ir.Value) -> int:
+    return value.type.count if isinstance(value.type, ir.VectorType) else 1
+
+
+def constant(value: float | int | bool, dtype: str, lanes: int = 1) -> ir.Constant:
+    element = _REGISTER[dtype]
+    converted = float(value) if DTYPES[dtype].kind == "float" else int(value)
+    scalar = ir.Constant(element, converted)
+    return ir.Constant(ir.VectorType(element, lanes), [scalar] * lanes) if lanes > 1 else scalar
+
+
+def neutral_element(kind: str, dtype: str, lanes: int) -> ir.Constant:
+    """The neutral element of a reduction, in every lane."""
+    return constant(neutral(kind, dtype), dtype, lanes)
+
+
+def splat(builder: ir.IRBuilder, value: ir.Value, lanes: int) -> ir.Value:
+    """A scalar repeated in every lane (vectors and single lanes pass through)."""
+    if lanes == 1 or isinstance(value.type, ir.VectorType):
+        return value
+    if isinstance(value, ir.Constant):
+        return ir.Constant(ir.VectorType(value.type, lanes), [value] * lanes)
+    vector = ir.VectorType(value.type, lanes)
+    first = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(I32, 0))
+    zeros = ir.Constant(ir.VectorType(I32, lanes), [ir.Constant(I32, 0)] * lanes)
+    return builder.shuffle_vector(first, ir.Constant(vector, ir.Undefined), zeros)
+
+
+def offset(builder: ir.IRBuilder, pointer: ir.Value, elements: ir.Value | int, dtype: str) -> ir.Value:
+    """Pointer advanced by a number of elements."""
+    if isinstance(elements, int):
+        if elements == 0:
+            return pointer
+        elements = ir.Constant(I64, elements)
+    return builder.gep(pointer, [elements], inbounds=True, source_etype=memory_type(dtype))
+
+
+def load(builder: ir.IRBuilder, pointer: ir.Value, dtype: str, lanes: int = 1) -> ir.Value:
+    value = builder.load(pointer, typ=memory_type(dtype, lanes), align=DTYPES[dtype].size)
+    if dtype == "bool":
+        zero = ir.Constant(memory_type("bool", lanes), None if lanes > 1 else 0)
+        return builder.icmp_unsigned("!=", value, zero)
+    return value
+
+
+def store(builder: ir.IRBuilder, value: ir.Value, pointer: ir.Value, dtype: str) -> None:
+    if dtype == "bool":
+        value = builder.zext(value, memory_type("bool", lanes_of(value)))
+    builder.store(value, pointer, align=DTYPES[dtype].size)

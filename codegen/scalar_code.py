@@ -1,0 +1,256 @@
+"""Scalar expressions of a kernel as LLVM values: reads, bounds tests, functions, at one position of the nest.
+
+A value is uniform (one scalar for all lanes) or a vector along the tile's vector axis; uniform values are repeated
+only where a vector needs them, so that broadcasts stay loads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from llvmlite import ir
+
+from ..ir.expr import Apply, Cast, Const, IndexValue, Read, Scalar, When
+from ..ir.index import Axis, Index, Quotient
+from ..ir.loops import ACCUMULATOR, LoopKernel
+from .llvm_types import I64, constant, lanes_of, load, offset, register_type, splat, store
+from .vecmath import emit_cast, emit_scalar
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where in the iteration domain code is being emitted.
+
+    `pointers`: for each access, its pointer advanced by the loops so far. `loops`: for each axis, the sum of its
+    loops' indices (None if no loop of it is open). `fixed`: for each axis, the part known at compile time.
+    """
+
+    pointers: tuple[ir.Value, ...]
+    loops: tuple[ir.Value | None, ...]
+    fixed: tuple[int, ...]
+
+    def shifted(self, axis: int, by: int) -> Position:
+        if by == 0:
+            return self
+        return replace(self, fixed=tuple(f + by if k == axis else f for k, f in enumerate(self.fixed)))
+
+
+class ScalarCode:
+    """Emits the scalar expressions of one kernel.
+
+    Loads from the same address within a piece of straight-line code are emitted once: call `fresh` at its start.
+    """
+
+    def __init__(self, builder: ir.IRBuilder, kernel: LoopKernel, buffers: Sequence[ir.Value]) -> None:
+        self.builder, self.kernel, self.buffers = builder, kernel, buffers
+        self.axes = {a: k for k, a in enumerate(kernel.axes)}
+        self.reads = list(dict.fromkeys((*kernel.update_reads, *kernel.epilogue_reads)))
+        self.number = {r: k for k, r in enumerate(self.reads)}
+        self._loaded: dict[tuple[object, ...], ir.Value] = {}
+
+    # --- accesses: one for each distinct read, then the output ------------------------------------------------------
+
+    @property
+    def accesses(self) -> list[tuple[Index, str]]:
+        """(address, dtype) of every access; the last is the output."""
+        return [*((r.index[0], r.dtype) for r in self.reads), (self.kernel.out, self.kernel.out_type.dtype)]
+
+    def fresh(self) -> None:
+        """Forget loaded values: a new piece of straight-line code begins."""
+        self._loaded = {}
+
+    def _static(self, address: Index, at: Position) -> int:
+        """The part of an affine address known at compile time."""
+        return address.constant + sum(c * at.fixed[self.axes[a]] for a, c in address.terms)  # type: ignore[index]
+
+    def pointer(self, access: int, at: Position, lane: int = 0, vector: int = -1) -> ir.Value:
+        """Pointer of an access at a position (`lane` steps along the vector axis)."""
+        address, dtype = self.accesses[access]
+        if address.is_affine:
+            static = self._static(address, at)
+            if lane and vector >= 0:
+                static += lane * address.coefficient(self.kernel.axes[vector])
+            return offset(self.builder, at.pointers[access], static, dtype)
+        moved = at.shifted(vector, lane) if lane else at
+        return offset(self.builder, at.pointers[access], self.index(address, moved), dtype)
+
+    # --- indices -----------------------------------------------------------------------------------------------------
+
+    def index(self, index: Index, at: Position) -> ir.Value:
+        """An index as an i64; parts known at compile time are folded."""
+        known = {a: Index.of(at.fixed[k]) for a, k in self.axes.items() if at.loops[k] is None}
+        return self._index(index.substitute(known), at)
+
+    def _index(self, index: Index, at: Position) -> ir.Value:
+        total: ir.Value | None = None
+        static = index.constant
+        for atom, c in index.terms:
+            if isinstance(atom, Axis):
+                k = self.axes[atom]
+                static += c * at.fixed[k]
+                value = at.loops[k]
+                assert value is not None
+            else:
+                inner = self._index(atom.of, at)
+                by = ir.Constant(I64, atom.by)
+                value = self._floor_div(inner, by) if isinstance(atom, Quotient) else self._floor_mod(inner, by)
+            if c != 1:
+                value = self.builder.mul(value, ir.Constant(I64, c))
+            total = value if total is None else self.builder.add(total, value)
+        if total is None:
+            return ir.Constant(I64, static)
+        return self.builder.add(total, ir.Constant(I64, static)) if static else total
+
+    def _floor_mod(self, value: ir.Value, by: ir.Constant) -> ir.Value:
+        b = self.builder
+        rest = b.srem(value, by)
+        negative = b.icmp_signed("<", rest, ir.Constant(I64, 0))
+        return b.select(negative, b.add(rest, by), rest)
+
+    def _floor_div(self, value: ir.Value, by: ir.Constant) -> ir.Value:
+        return self.builder.sdiv(self.builder.sub(value, self._floor_mod(value, by)), by)
+
+    def _lane_indices(self, index: Index, at: Position, vector: int, lanes: int) -> ir.Value:
+        """An index that changes along the vector axis, as a vector of i64."""
+        axis = self.kernel.axes[vector]
+        if all(not isinstance(a, Axis) and axis in a.of.axes for a, _ in index.terms) or not index.is_affine:
+            out: ir.Value = ir.Constant(ir.VectorType(I64, lanes), ir.Undefined)
+            for k in range(lanes):
+                value = self.index(index, at.shifted(vector, k))
+                out = self.builder.insert_element(out, value, ir.Constant(I64, k))
+            return out
+        c = index.coefficient(axis)
+        steps = ir.Constant(ir.VectorType(I64, lanes), [ir.Constant(I64, c * k) for k in range(lanes)])
+        return self.builder.add(splat(self.builder, self.index(index, at), lanes), steps)
+
+    # --- values ------------------------------------------------------------------------------------------------------
+
+    def value(
+        self,
+        s: Scalar,
+        at: Position,
+        vector: int,
+        lanes: int,
+        accumulator: ir.Value | None = None,
+        mask: ir.Value | None = None,
+    ) -> ir.Value:
+        """The expression at a position, uniform or over `lanes` steps along axis `vector`.
+
+        `mask`: where it is needed; reads outside are not performed.
+        """
+        b = self.builder
+
+        def go(n: Scalar, where: ir.Value | None = mask) -> ir.Value:
+            return self.value(n, at, vector, lanes, accumulator, where)
+
+        if isinstance(s, Read):
+            if s.input == ACCUMULATOR:
+                assert accumulator is not None
+                return accumulator
+            return self._read(s, at, vector, lanes, mask)
+        if isinstance(s, Const):
+            return constant(s.value, s.dtype)
+        if isinstance(s, Apply):
+            args = self._alike([go(a) for a in s.args])
+            return emit_scalar(s.fn, b, args, s.args[-1].dtype)
+        if isinstance(s, Cast):
+            return emit_cast(b, go(s.arg), s.arg.dtype, s.dtype)
+        if isinstance(s, IndexValue):
+            if vector >= 0 and lanes > 1 and self.kernel.axes[vector] in s.index.axes:
+                return emit_cast(b, self._lane_indices(s.index, at, vector, lanes), "i64", s.dtype)
+            return emit_cast(b, self.index(s.index, at), "i64", s.dtype)
+        if isinstance(s, When):
+            inside = self._inside(s, at, vector, lanes)
+            if isinstance(inside, bool):
+                return go(s.then) if inside else go(s.otherwise)
+            need = inside if mask is None else b.and_(*self._alike([mask, inside]))
+            then, otherwise = self._alike([go(s.then, need), go(s.otherwise)])
+            width = max(lanes_of(inside), lanes_of(then))
+            return b.select(splat(b, inside, width), splat(b, then, width), splat(b, otherwise, width))
+        raise AssertionError(f"{type(s).__name__} does not occur inside a lowered kernel")
+
+    def _alike(self, values: Sequence[ir.Value]) -> list[ir.Value]:
+        width = max(lanes_of(v) for v in values)
+        return [splat(self.builder, v, width) for v in values]
+
+    def _inside(self, s: When, at: Position, vector: int, lanes: int) -> ir.Value | bool:
+        """The conjunction of the bounds, or its value if it is known at compile time."""
+        b = self.builder
+        result: ir.Value | None = None
+        axis = self.kernel.axes[vector] if vector >= 0 else None
+        for index, lo, hi in s.bounds:
+            varies = lanes > 1 and axis is not None and axis in index.axes
+            v = self._lane_indices(index, at, vector, lanes) if varies else self.index(index, at)
+            if isinstance(v, ir.Constant) and not varies:
+                if not lo <= v.constant < hi:
+                    return False
+                continue
+            # lo <= v < hi as one unsigned comparison
+            width = lanes_of(v)
+            low = splat(b, ir.Constant(I64, lo), width)
+            test = b.icmp_unsigned("<", b.sub(v, low), splat(b, ir.Constant(I64, hi - lo), width))
+            result = test if result is None else b.and_(*self._alike([result, test]))
+        return True if result is None else result
+
+    def _read(self, r: Read, at: Position, vector: int, lanes: int, mask: ir.Value | None) -> ir.Value:
+        access = self.number[r]
+        address = r.index[0]
+        axis = self.kernel.axes[vector] if vector >= 0 and lanes > 1 else None
+        varies = axis is not None and axis in address.axes
+        key = (access, at.pointers[access], at.fixed, vector if varies else -1, lanes if varies else 1, mask)
+        if address.is_affine:
+            key = (access, at.pointers[access], self._static(address, at), *key[3:])
+        if key not in self._loaded:
+            self._loaded[key] = self._load(r, access, at, vector, lanes if varies else 1, mask)
+        return self._loaded[key]
+
+    def _load(self, r: Read, access: int, at: Position, vector: int, lanes: int, mask: ir.Value | None) -> ir.Value:
+        b = self.builder
+        address = r.index[0]
+        if lanes == 1:
+            if mask is not None and lanes_of(mask) > 1:
+                mask = self._any(mask)
+            return load(b, self._guarded(access, self.pointer(access, at), mask), r.dtype)
+        contiguous = address.is_affine and address.coefficient(self.kernel.axes[vector]) == 1
+        enough = self.kernel.inputs[r.input].size >= lanes
+        if contiguous and (mask is None or (lanes_of(mask) == 1 and enough)):
+            return load(b, self._guarded(access, self.pointer(access, at), mask), r.dtype, lanes)
+        out: ir.Value = ir.Constant(register_type(r.dtype, lanes), ir.Undefined)
+        for k in range(lanes):
+            lane = ir.Constant(I64, k)
+            test = mask if mask is None or lanes_of(mask) == 1 else b.extract_element(mask, lane)
+            element = load(b, self._guarded(access, self.pointer(access, at, k, vector), test), r.dtype)
+            out = b.insert_element(out, element, lane)
+        return out
+
+    def _any(self, mask: ir.Value) -> ir.Value:
+        b = self.builder
+        bits = b.bitcast(mask, ir.IntType(lanes_of(mask)))
+        return b.icmp_unsigned("!=", bits, ir.Constant(bits.type, 0))
+
+    def _guarded(self, access: int, pointer: ir.Value, mask: ir.Value | None) -> ir.Value:
+        """The pointer where `mask` holds, else the start of the buffer, which is always readable."""
+        if mask is None:
+            return pointer
+        start = self.buffers[self.reads[access].input]
+        return self.builder.select(mask, pointer, start)
+
+    def write(self, value: ir.Value, at: Position, vector: int, lanes: int) -> None:
+        """Store one result, or `lanes` results along the vector axis."""
+        b = self.builder
+        access = len(self.reads)
+        address, dtype = self.accesses[access]
+        if lanes == 1:
+            store(b, value, self.pointer(access, at), dtype)
+            return
+        value = splat(b, value, lanes)
+        if address.is_affine and address.coefficient(self.kernel.axes[vector]) == 1:
+            store(b, value, self.pointer(access, at), dtype)
+            return
+        for k in range(lanes):
+            element = b.extract_element(value, ir.Constant(I64, k))
+            store(b, element, self.pointer(access, at, k, vector), dtype)
+
+
+

@@ -1,0 +1,1 @@
+"""Cost models of loop programs: the analytic roofline, features, and (in time) the learned model."""

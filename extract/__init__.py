@@ -1,0 +1,59 @@
+"""Extraction: choosing one program out of an e-graph.
+
+e-graph (flat arrays)  --extract-->  one e-node for each class that the program needs
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from .flat import EGraphBuilder, FlatEGraph
+from .greedy import LocalSearch, greedy_choice
+from .gym import extract_file, read_gym, write_gym
+from .result import Budget, Extraction, ExtractionError, dag_cost, require_terms, restrict, validate
+from .tree import tree_choice
+
+__all__ = [
+    "Budget",
+    "EGraphBuilder",
+    "Extraction",
+    "ExtractionError",
+    "FlatEGraph",
+    "extract",
+    "extract_file",
+    "read_gym",
+    "validate",
+    "write_gym",
+]
+
+
+def extract(
+    egraph: FlatEGraph, method: str = "ilp", time_limit: float = 20.0, budgets: Sequence[Budget] = ()
+) -> Extraction:
+    """Choose a cheap program: `"tree"` is optimal if nothing is shared, `"greedy"` sees sharing, `"ilp"` is
+    optimal or says how far off it can be, takes `budgets`, and is never worse than the other two.
+
+    Raises `ExtractionError` if a root has no finite term or nothing keeps within the budgets.
+    """
+    if method == "ilp":
+        from .ilp import ilp_extract  # HiGHS loads when it is used
+
+        return ilp_extract(egraph, time_limit, budgets)
+    if budgets:
+        raise ExtractionError(f"method {method!r} cannot keep budgets: use 'ilp'")
+    start = time.perf_counter()
+    if method == "tree":
+        choice = tree_choice(egraph)
+        require_terms(egraph, choice)
+    elif method == "greedy":
+        choice = greedy_choice(egraph)
+        require_terms(egraph, choice)
+        choice = LocalSearch(egraph, choice).run(start + time_limit)
+    else:
+        raise ExtractionError(f"there is no extraction method {method!r}: use 'ilp', 'greedy' or 'tree'")
+    cost = dag_cost(egraph, choice)
+    seconds = time.perf_counter() - start
+    return Extraction(
+        restrict(egraph, choice), cost, 0.0, method, seconds, cost == 0.0, "heuristic" if cost else ""
+    )

@@ -1,0 +1,117 @@
+"""Loop extraction: the K best nests of every block, bottom-up over the loop e-graph, scored in batches.
+
+A block's domain fixes the footprint of everything under it, so partial nests have complete features; a beam (rather
+than the single best) matters because the objective, a maximum over resources, is not additive.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..ir.errors import NesteggError
+from ..ir.nest import Nest
+from ..rewrite.loop_egraph import CAT, FOR, TILE, VEC, LoopEGraph
+from .costmodel import CostModel, NestScorer
+
+
+@dataclass(frozen=True)
+class ScoredNest:
+    """A nest and its predicted seconds."""
+
+    nest: Nest
+    seconds: float
+
+
+def extract_nests(egraph: LoopEGraph, model: CostModel, width: int = 6) -> list[ScoredNest]:
+    """The best `width` nests of the whole kernel, best first. Raises `NesteggError` if the e-graph holds none."""
+    sweep = _Sweep(egraph, model.scorer(egraph), width)
+    sweep.run()
+    found = sweep.best(egraph.root)
+    if not found:
+        raise NesteggError(
+            f"no schedule was found within the limits ({egraph.report.stopped_by}) for {egraph.kernel}"
+        )
+    return found
+
+
+class _Sweep:
+    def __init__(self, egraph: LoopEGraph, scorer: NestScorer, width: int) -> None:
+        classes = len(egraph.phase)
+        self.egraph, self.scorer, self.width = egraph, scorer, width
+        self.cost = np.full((classes, width), np.inf)
+        self.state = np.zeros((classes, width, scorer.width))
+        self.node = np.full((classes, width), -1, np.int64)
+        self.rank = np.zeros((classes, width, 2), np.int64)
+
+    def run(self) -> None:
+        g = self.egraph
+        bounds = np.searchsorted(g.level[g.owner], np.arange(g.level.max() + 2))
+        for lo, hi in zip(bounds[:-1], bounds[1:], strict=True):
+            if hi > lo:
+                self._level(np.arange(lo, hi))
+
+    def _level(self, nodes: np.ndarray) -> None:
+        g, k = self.egraph, self.width
+        states, costs, ranks, who = [], [], [], []
+
+        def keep(n: np.ndarray, s: np.ndarray, alive: np.ndarray, r: np.ndarray) -> None:
+            cost = np.where(alive, self.scorer.score(g.owner[n], s), np.inf)
+            states.append(s.reshape(-1, self.scorer.width))
+            costs.append(cost.reshape(-1))
+            ranks.append(r.reshape(-1, 2))
+            who.append(np.repeat(n, s.shape[1]))
+
+        for op in (VEC, FOR, TILE, CAT):
+            n = nodes[g.op[nodes] == op]
+            if not len(n):
+                continue
+            if op == VEC:
+                leaf = self.scorer.leaf(n)[:, None, :]
+                keep(n, leaf, np.ones(leaf.shape[:2], bool), np.zeros((len(n), 1, 2), np.int64))
+                continue
+            child = g.child[n]
+            alive = np.isfinite(self.cost[child])
+            rank = np.zeros((len(n), k, 2), np.int64)
+            rank[:, :, 0] = np.arange(k)
+            if op == CAT:
+                other = g.other[n]
+                second = np.repeat(self.state[other][:, :1], k, axis=1)
+                alive &= np.isfinite(self.cost[other][:, :1])
+                keep(n, self.scorer.cat(n, self.state[child], second), alive, rank)
+            else:
+                step = self.scorer.loop if op == FOR else self.scorer.tile
+                keep(n, step(n, self.state[child]), alive, rank)
+        self._select(
+            np.concatenate(who), np.concatenate(costs), np.concatenate(states), np.concatenate(ranks)
+        )
+
+    def _select(self, node: np.ndarray, cost: np.ndarray, state: np.ndarray, rank: np.ndarray) -> None:
+        live = np.isfinite(cost)
+        node, cost, state, rank = node[live], cost[live], state[live], rank[live]
+        owner = self.egraph.owner[node]
+        order = np.lexsort((node, cost, owner))
+        owner = owner[order]
+        if not len(owner):
+            return
+        starts = np.flatnonzero(np.r_[True, owner[1:] != owner[:-1]])
+        place = np.arange(len(owner)) - np.repeat(starts, np.diff(np.r_[starts, len(owner)]))
+        top = place < self.width
+        order, owner, place = order[top], owner[top], place[top]
+        self.cost[owner, place] = cost[order]
+        self.state[owner, place] = state[order]
+        self.node[owner, place] = node[order]
+        self.rank[owner, place] = rank[order]
+
+    def best(self, root: int) -> list[ScoredNest]:
+        out = []
+        for k in range(self.width):
+            if np.isfinite(self.cost[root, k]):
+                out.append(ScoredNest(self._nest(root, k), self.scorer.total(self.state[root, k])))
+        return sorted(out, key=lambda s: s.seconds)
+
+    def _nest(self, c: int, k: int) -> Nest:
+        n = int(self.node[c, k])
+        ranks = iter(self.rank[c, k])
+        return self.egraph.node(n, lambda child: self._nest(child, int(next(ranks))))

@@ -1,0 +1,56 @@
+"""The interface between loop extraction and a cost model. `compiler.py` hands extraction a model; none is imported here.
+
+A model scores *partial* nests bottom-up. What it must remember of a partial nest is a row of `width` floats (its
+state); everything about the block that the nest covers it can compute from the e-graph's arrays beforehand.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from ..ir.loops import LoopKernel
+from ..rewrite.loop_egraph import LoopEGraph
+
+
+class NestScorer(Protocol):
+    """A cost model set up for one e-graph. `nodes` are numbers of e-nodes; states have shape (len(nodes), k, width)."""
+
+    width: int
+
+    def leaf(self, nodes: np.ndarray) -> np.ndarray:
+        """States of vector operations, shape (n, width)."""
+        ...
+
+    def loop(self, nodes: np.ndarray, body: np.ndarray) -> np.ndarray:
+        """States of loops around bodies."""
+        ...
+
+    def tile(self, nodes: np.ndarray, body: np.ndarray) -> np.ndarray:
+        """States of register tiles around bodies."""
+        ...
+
+    def cat(self, nodes: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """States of two nests, one after the other."""
+        ...
+
+    def score(self, owners: np.ndarray, states: np.ndarray) -> np.ndarray:
+        """Predicted seconds of partial nests of the e-classes `owners`, shape (n, k)."""
+        ...
+
+    def total(self, state: np.ndarray) -> float:
+        """Predicted seconds of a whole nest at the root."""
+        ...
+
+
+class CostModel(Protocol):
+    """A model of kernels on a target."""
+
+    name: str
+
+    def scorer(self, egraph: LoopEGraph) -> NestScorer: ...
+
+    def bound(self, kernel: LoopKernel) -> float:
+        """Seconds that no nest of the kernel is predicted to beat."""
+        ...

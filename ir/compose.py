@@ -1,0 +1,115 @@
+"""Composition of tensor expressions: a producer inlined where a consumer reads it. This is what fusion means.
+
+    relu[i] = max(x0[i], 0)   after   matmul[i, j] = sum(k) x0[i, k] * x1[k, j]
+      =>  [i, j] = max(sum(k) x0[i, k] * x1[k, j], 0)
+
+Layout operators are index maps, so composing with them renumbers indices and leaves no trace in the arithmetic.
+"""
+
+from __future__ import annotations
+
+from .expr import Const, Operand, Read, Reduce, Scalar, TensorExpr, children, rebuild, rename, walk
+from .index import Axis, Index
+from .types import TensorType
+
+
+def compose(consumer: TensorExpr, position: int, producer: TensorExpr) -> TensorExpr:
+    """`consumer` with input `position` computed by `producer`; inputs: the consumer's others, then the producer's."""
+    kept = [k for k in range(len(consumer.inputs)) if k != position]
+    renumber = {old: new for new, old in enumerate(kept)}
+    shift = len(kept)
+    fresh = _apart(producer)
+
+    def go(s: Scalar) -> Scalar:
+        if isinstance(s, Read):
+            if s.input != position:
+                return Read(renumber[s.input], s.index, s.dtype)
+            return _at(fresh, s.index, shift)
+        return rebuild(s, go, lambda i: i)
+
+    inputs = tuple(consumer.inputs[k] for k in kept) + producer.inputs
+    return TensorExpr(inputs, consumer.axes, go(consumer.body)).canonical
+
+
+def _apart(e: TensorExpr) -> TensorExpr:
+    """The expression with reduction axes that no consumer uses."""
+    body = rename(e.body, {}, lambda a: Axis(f"{a.name}'", a.extent))
+    return TensorExpr(e.inputs, e.axes, body)
+
+
+def _at(e: TensorExpr, index: tuple[Index, ...], shift: int) -> Scalar:
+    """The expression's element at `index`, its inputs numbered from `shift`."""
+    mapping = dict(zip(e.axes, index, strict=True))
+
+    def go(s: Scalar) -> Scalar:
+        if isinstance(s, Read):
+            return Read(s.input + shift, tuple(i.substitute(mapping) for i in s.index), s.dtype)
+        return rebuild(s, go, lambda i: i.substitute(mapping))
+
+    return go(e.body)
+
+
+def merge_inputs(e: TensorExpr, same: dict[int, int]) -> TensorExpr:
+    """The expression with input k replaced by input same[k] (k not in same stays), and the unused ones dropped."""
+    target = [same.get(k, k) for k in range(len(e.inputs))]
+    kept = sorted(set(target))
+    number = {old: new for new, old in enumerate(kept)}
+
+    def go(s: Scalar) -> Scalar:
+        if isinstance(s, Read):
+            return Read(number[target[s.input]], s.index, s.dtype)
+        return rebuild(s, go, lambda i: i)
+
+    return TensorExpr(tuple(e.inputs[k] for k in kept), e.axes, go(e.body)).canonical
+
+
+def is_map(e: TensorExpr) -> bool:
+    """No reduction: each output element is computed on its own."""
+    return not e.reduces
+
+
+def is_movement(e: TensorExpr) -> bool:
+    """A map without arithmetic: elements are moved, repeated or replaced by constants."""
+    from .expr import When
+
+    return all(isinstance(s, (Read, Const, When)) for s in walk(e.body))
+
+
+def reads_once(e: TensorExpr, position: int) -> bool:
+    """Input `position` is read at one index only, and no two output elements read the same element of it."""
+    reads = [r for r in e.reads if r.input == position]
+    if len(reads) != 1:
+        return False
+    seen: set[Axis] = set()
+    for i in reads[0].index:
+        seen |= i.axes
+    return all(a.extent == 1 or a in seen for a in e.axes)
+
+
+def visits_once(e: TensorExpr, position: int) -> bool:
+    """Input `position` is read at one index only, and each of its elements at most once in the whole computation."""
+    reads = [r for r in e.reads if r.input == position]
+    if len(reads) != 1:
+        return False
+    seen: set[Axis] = set()
+    for i in reads[0].index:
+        seen |= i.axes
+    reduced = [a for r in e.reduces for a in r.axes]
+    return all(a.extent == 1 or a in seen for a in (*e.axes, *reduced)) and all(i.is_affine for i in reads[0].index)
+
+
+def arithmetic(e: TensorExpr) -> int:
+    """Number of distinct scalar operations in the body: a measure of its size."""
+    return sum(1 for s in walk(e.body) if children(s))
+
+
+def identity(t: TensorType) -> TensorExpr:
+    return TensorExpr.build([t], t.shape, lambda x: lambda *i: _read(x, i))
+
+
+def _read(x: Operand, i: tuple[Index, ...]) -> Scalar:
+    return x[i]
+
+
+def has_nested_reduce(e: TensorExpr) -> bool:
+    return any(isinstance(s, Reduce) for r in e.reduces for s in walk(r.body))

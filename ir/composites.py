@@ -1,0 +1,472 @@
+"""Composites: the operators of networks as compositions of primitives. The graph only ever holds the
+primitives.
+
+Each is declared once in the table `COMPOSITES`: a function from `Value`s to a `Value`, its JAX reference, and
+a sampler. The functions are what the front ends call; the table is what tests and documentation read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from . import pooling  # noqa: F401 (adds its rows)
+from .canonical import (
+    add,
+    binary,
+    broadcast,
+    broadcast_to,
+    cast,
+    concat,
+    divide,
+    dot,
+    full_like,
+    index_ramp,
+    maximum,
+    minimum,
+    mul,
+    reduce,
+    reshape,
+    select,
+    slice_,
+    sub,
+    unary,
+    uniform_of,
+)
+from .composite import COMPOSITES, Composite, Sample, along_axis, declare, in_jax, one_tensor
+from .graph import Value
+from .operator import Chooser, require
+from .types import TensorType
+
+Pairs = Sequence[tuple[int, int]]
+
+# --- activations ----------------------------------------------------------------------------------
+
+
+def relu(x: Value) -> Value:
+    return maximum(x, 0)
+
+
+def clip(x: Value, low: float | None, high: float | None) -> Value:
+    """min(max(x, low), high); None leaves that side open."""
+    out = x if low is None else maximum(x, low)
+    return out if high is None else minimum(out, high)
+
+
+def leaky_relu(x: Value, slope: float) -> Value:
+    return select(binary("ge", x, 0), x, mul(x, slope))
+
+
+def elu(x: Value, alpha: float) -> Value:
+    return select(binary("gt", x, 0), x, mul(expm1(minimum(x, 0)), alpha))
+
+
+def selu(x: Value, alpha: float = 1.6732632423543772, gamma: float = 1.0507009873554805) -> Value:
+    return mul(elu(x, alpha), gamma)
+
+
+def celu(x: Value, alpha: float) -> Value:
+    return add(maximum(x, 0), minimum(mul(expm1(divide(minimum(x, 0), alpha)), alpha), 0))
+
+
+def gelu(x: Value, approximate: bool) -> Value:
+    """x * Phi(x); `approximate` by tanh."""
+    if approximate:
+        inner = mul(add(x, mul(mul(mul(x, x), x), 0.044715)), math.sqrt(2 / math.pi))
+        return mul(x, mul(add(unary("tanh", inner), 1), 0.5))
+    return mul(mul(x, add(unary("erf", mul(x, math.sqrt(0.5))), 1)), 0.5)
+
+
+def sigmoid(x: Value) -> Value:
+    return unary("logistic", x)
+
+
+def silu(x: Value) -> Value:
+    return mul(x, sigmoid(x))
+
+
+def hard_sigmoid(x: Value, alpha: float, beta: float) -> Value:
+    """clip(alpha * x + beta, 0, 1)"""
+    return clip(add(mul(x, alpha), beta), 0, 1)
+
+
+def hard_swish(x: Value) -> Value:
+    return mul(x, hard_sigmoid(x, 1 / 6, 0.5))
+
+
+def softplus(x: Value) -> Value:
+    """log(1 + exp(x)), without overflow."""
+    return add(maximum(x, 0), unary("log1p", unary("exp", unary("neg", unary("abs", x)))))
+
+
+def expm1(x: Value) -> Value:
+    """exp(x) - 1 = tanh(x/2) (exp(x) + 1), accurate near 0."""
+    return mul(unary("tanh", mul(x, 0.5)), add(unary("exp", x), 1))
+
+
+def _hard_sigmoid_jax(x: Any, alpha: float, beta: float) -> Any:
+    import jax.numpy as jnp
+
+    return jnp.clip(alpha * x + beta, 0, 1)
+
+
+declare(relu, in_jax("jax.nn.relu"), one_tensor)
+declare(
+    clip,
+    lambda x, low, high: in_jax("jax.numpy.clip")(x, low, high),
+    lambda c: one_tensor(c, low=c.pick((None, -1.0, 0.0)), high=c.pick((None, 1.0, 6.0))),
+)
+declare(
+    leaky_relu,
+    lambda x, slope: in_jax("jax.nn.leaky_relu")(x, slope),
+    lambda c: one_tensor(c, slope=c.pick((0.01, 0.2))),
+)
+declare(
+    elu, lambda x, alpha: in_jax("jax.nn.elu")(x, alpha), lambda c: one_tensor(c, alpha=c.pick((1.0, 0.5)))
+)
+declare(
+    celu, lambda x, alpha: in_jax("jax.nn.celu")(x, alpha), lambda c: one_tensor(c, alpha=c.pick((1.0, 0.7)))
+)
+declare(selu, in_jax("jax.nn.selu"), one_tensor)
+declare(gelu, in_jax("jax.nn.gelu"), lambda c: one_tensor(c, approximate=c.pick((False, True))))
+declare(sigmoid, in_jax("jax.nn.sigmoid"), one_tensor)
+declare(silu, in_jax("jax.nn.silu"), one_tensor)
+declare(hard_sigmoid, _hard_sigmoid_jax, lambda c: one_tensor(c, alpha=0.2, beta=0.5))
+declare(hard_swish, in_jax("jax.nn.hard_swish"), one_tensor)
+declare(softplus, in_jax("jax.nn.softplus"), one_tensor)
+declare(expm1, in_jax("jax.lax.expm1"), one_tensor)
+
+
+# --- rounding and powers --------------------------------------------------------------------------
+
+
+def trunc(x: Value) -> Value:
+    return select(binary("lt", x, 0), unary("ceil", x), unary("floor", x))
+
+
+def round_even(x: Value) -> Value:
+    """To the nearest integer, ties to even."""
+    low = unary("floor", x)
+    odd = sub(low, mul(unary("floor", mul(low, 0.5)), 2))
+    rest = sub(x, low)
+    tie_or_up = select(binary("gt", rest, 0.5), add(low, 1), add(low, odd))
+    return select(binary("lt", rest, 0.5), low, tie_or_up)
+
+
+def integer_power(x: Value, exponent: int) -> Value:
+    """x to an integer power by repeated squaring; negative powers are the reciprocal."""
+    if exponent < 0:
+        one = full_like(x, 1)
+        return divide(one, integer_power(x, -exponent))
+    out, square = None, x
+    while exponent:
+        if exponent & 1:
+            out = square if out is None else mul(out, square)
+        exponent >>= 1
+        if exponent:
+            square = mul(square, square)
+    return full_like(x, 1) if out is None else out
+
+
+def power(x: Value, y: Value) -> Value:
+    """x to the power y; small constant exponents become multiplications and square roots."""
+    exponent = uniform_of(y)
+    if exponent is not None and float(exponent).is_integer() and abs(exponent) <= 16:
+        return broadcast_to(integer_power(x, int(exponent)), np.broadcast_shapes(x.shape, y.shape))
+    if exponent in (0.5, -0.5):
+        root = unary("sqrt" if exponent == 0.5 else "rsqrt", x)
+        return broadcast_to(root, np.broadcast_shapes(x.shape, y.shape))
+    return binary("pow", x, cast(y, x.dtype))
+
+
+declare(trunc, in_jax("jax.numpy.trunc"), one_tensor)
+declare(round_even, in_jax("jax.numpy.round"), one_tensor)
+declare(
+    integer_power,
+    lambda x, exponent: in_jax("jax.lax.integer_pow")(x, exponent),
+    lambda c: one_tensor(c, exponent=c.integer(-3, 6)),
+)
+
+
+# --- reductions -----------------------------------------------------------------------------------
+
+
+def mean(x: Value, axes: Sequence[int], keepdims: bool = False) -> Value:
+    count = math.prod(x.shape[d] for d in axes)
+    return divide(reduce("sum", x, axes, keepdims), count)
+
+
+def softmax(x: Value, axis: int) -> Value:
+    e = unary("exp", sub(x, reduce("max", x, (axis,), True)))
+    return divide(e, reduce("sum", e, (axis,), True))
+
+
+def log_softmax(x: Value, axis: int) -> Value:
+    shifted = sub(x, reduce("max", x, (axis,), True))
+    return sub(shifted, unary("log", reduce("sum", unary("exp", shifted), (axis,), True)))
+
+
+def arg_best(x: Value, kind: str, axis: int, last: bool = False) -> Value:
+    """i32 position of the first (or last) maximum or minimum (`kind`) along an axis, which disappears."""
+    axis %= x.type.rank
+    best = reduce(kind, x, (axis,), True)
+    n = x.shape[axis]
+    ramp = broadcast(index_ramp(x.builder, n, "i32"), x.shape, (axis,))
+    none = full_like(ramp, -1 if last else n)
+    return reduce("max" if last else "min", select(binary("eq", x, best), ramp, none), (axis,))
+
+
+def cumulative(x: Value, kind: str, axis: int, reverse: bool = False) -> Value:
+    """Running sum, product, maximum or minimum: as a window (quadratic in the extent)."""
+    axis %= x.type.rank
+    n = x.shape[axis]
+    window = tuple(n if d == axis else 1 for d in range(x.type.rank))
+    edge = (0, n - 1) if reverse else (n - 1, 0)
+    ones = (1,) * x.type.rank
+    padding = tuple(edge if d == axis else (0, 0) for d in range(x.type.rank))
+    return x.builder.op("window", x, kind=kind, window=window, strides=ones, padding=padding, dilation=ones)
+
+
+def layer_norm(x: Value, scale: Value, shift: Value | None, axis: int, epsilon: float) -> Value:
+    """Zero mean and unit variance over the axes from `axis` on, then scale and shift (broadcast)."""
+    axes = tuple(range(axis % x.type.rank, x.type.rank))
+    centred = sub(x, mean(x, axes, True))
+    variance = mean(mul(centred, centred), axes, True)
+    out = mul(mul(centred, unary("rsqrt", add(variance, epsilon))), scale)
+    return out if shift is None else add(out, shift)
+
+
+def batch_norm(x: Value, scale: Value, shift: Value, mean: Value, variance: Value, epsilon: float) -> Value:
+    """Inference: `x * broadcast(scale') + broadcast(shift')`; both are computed on vectors (axis 1)."""
+    factor = mul(scale, unary("rsqrt", add(variance, epsilon)))
+    offset = sub(shift, mul(mean, factor))
+    return add(mul(x, broadcast(factor, x.shape, (1,))), broadcast(offset, x.shape, (1,)))
+
+
+def _layer_norm_jax(x: Any, scale: Any, shift: Any, axis: int, epsilon: float) -> Any:
+    import jax.numpy as jnp
+
+    axes = tuple(range(axis % x.ndim, x.ndim))
+    return (x - x.mean(axes, keepdims=True)) / jnp.sqrt(x.var(axes, keepdims=True) + epsilon) * scale + shift
+
+
+def _batch_norm_jax(x: Any, scale: Any, shift: Any, mean: Any, variance: Any, epsilon: float) -> Any:
+    import jax.numpy as jnp
+
+    s, b, m, v = (p.reshape((-1,) + (1,) * (x.ndim - 2)) for p in (scale, shift, mean, jnp.abs(variance)))
+    return (x - m) / jnp.sqrt(v + epsilon) * s + b
+
+
+def _batch_norm_positive(
+    x: Value, scale: Value, shift: Value, mean: Value, variance: Value, epsilon: float
+) -> Value:
+    """`batch_norm` of |variance|, for samplers that cannot ask for positive operands."""
+    return batch_norm(x, scale, shift, mean, unary("abs", variance), epsilon)
+
+
+def _cumulative_jax(x: Any, kind: str, axis: int, reverse: bool) -> Any:
+    import jax.lax
+
+    names = {"sum": "cumsum", "prod": "cumprod", "max": "cummax", "min": "cummin"}
+    return getattr(jax.lax, names[kind])(x, axis % x.ndim, reverse)
+
+
+declare(
+    mean,
+    lambda x, axes, keepdims: x.mean(axes, keepdims=keepdims),
+    lambda c: (
+        [TensorType((2, 3, 4))],
+        {"axes": c.pick(((0,), (1, 2), (0, 1, 2))), "keepdims": c.pick((False, True))},
+    ),
+)
+declare(softmax, in_jax("jax.nn.softmax"), along_axis)
+declare(log_softmax, in_jax("jax.nn.log_softmax"), along_axis)
+declare(
+    arg_best,
+    lambda x, kind, axis: in_jax(f"jax.numpy.arg{kind}")(x, axis).astype("int32"),
+    lambda c: ([TensorType((3, 4))], {"kind": c.pick(("max", "min")), "axis": c.integer(-2, 1)}),
+)
+declare(
+    cumulative,
+    _cumulative_jax,
+    lambda c: (
+        [TensorType((3, 4))],
+        {
+            "kind": c.pick(("sum", "prod", "max", "min")),
+            "axis": c.integer(0, 1),
+            "reverse": c.pick((False, True)),
+        },
+    ),
+)
+declare(
+    layer_norm,
+    _layer_norm_jax,
+    lambda c: (
+        [TensorType((2, 3, 4)), *[TensorType((3, 4) if (deep := c.integer(0, 1)) else (4,))] * 2],
+        {"axis": -2 if deep else -1, "epsilon": 1e-5},
+    ),
+)
+COMPOSITES["batch_norm"] = Composite(
+    "batch_norm",
+    _batch_norm_positive,
+    _batch_norm_jax,
+    lambda c: ([TensorType(c.pick(((2, 3, 4, 4), (1, 3, 5)))), *[TensorType((3,))] * 4], {"epsilon": 1e-3}),
+)
+
+
+# --- contractions ---------------------------------------------------------------------------------
+
+
+def matmul(x: Value, y: Value) -> Value:
+    """NumPy's `x @ y`: (..., m, k) by (..., k, n) with broadcast leading axes; vectors lose their axis."""
+    require(x.type.rank > 0 and y.type.rank > 0, "matmul takes no scalars; multiply instead")
+    if y.type.rank == 1:
+        return dot(x, y, ((x.type.rank - 1,), (0,)))
+    if x.type.rank == 1:
+        out = matmul(reshape(x, (1, *x.shape)), y)
+        return reshape(out, (*out.shape[:-2], out.shape[-1]))
+    if all(n == 1 for n in y.shape[:-2]):
+        out = dot(x, reshape(y, y.shape[-2:]), ((x.type.rank - 1,), (0,)))
+        lead = max(y.type.rank - x.type.rank, 0)
+        return reshape(out, (1,) * lead + out.shape)
+    lead = np.broadcast_shapes(x.shape[:-2], y.shape[:-2])
+    n = len(lead)
+    a = _with_batch(x, lead)
+    b = _with_batch(y, lead)
+    return dot(a, b, ((n + 1,), (n,)), (tuple(range(n)), tuple(range(n))))
+
+
+def _with_batch(x: Value, lead: tuple[int, ...]) -> Value:
+    shape = (*lead, *x.shape[-2:])
+    return broadcast(x, shape, range(len(shape) - x.type.rank, len(shape)))
+
+
+def gemm(
+    x: Value,
+    y: Value,
+    bias: Value | None = None,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    transpose_x: bool = False,
+    transpose_y: bool = False,
+) -> Value:
+    """alpha x y + beta bias on matrices, each transposed if asked for; the bias broadcasts."""
+    out = dot(x, y, ((0 if transpose_x else 1,), (1 if transpose_y else 0,)))
+    out = out if alpha == 1 else mul(out, alpha)
+    if bias is None or beta == 0:
+        return out
+    return add(out, bias if beta == 1 else mul(bias, beta))
+
+
+def bias_add(x: Value, bias: Value) -> Value:
+    """A vector added along axis 1 (channels)."""
+    return add(x, broadcast(bias, x.shape, (1,)))
+
+
+def conv(
+    x: Value,
+    w: Value,
+    strides: Sequence[int],
+    padding: Pairs,
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    groups: int = 1,
+) -> Value:
+    """Cross-correlation of N,C,spatial by O,I,kernel."""
+    ones = (1,) * len(strides)
+    return x.builder.op(
+        "conv",
+        x,
+        w,
+        strides=tuple(strides),
+        padding=tuple(tuple(p) for p in padding),
+        lhs_dilation=tuple(lhs_dilation or ones),
+        rhs_dilation=tuple(rhs_dilation or ones),
+        groups=groups,
+    )
+
+
+def split(x: Value, axis: int, sizes: Sequence[int]) -> list[Value]:
+    """Consecutive parts of the given sizes along an axis. Raises `TypeRuleError` if they do not add up."""
+    axis %= x.type.rank
+    require(sum(sizes) == x.shape[axis], f"sizes {tuple(sizes)} do not add up to axis {axis} of {x.type}")
+    parts, begin = [], 0
+    for n in sizes:
+        start = [begin if d == axis else 0 for d in range(x.type.rank)]
+        limit = [begin + n if d == axis else m for d, m in enumerate(x.shape)]
+        parts.append(slice_(x, start, limit))
+        begin += n
+    return parts
+
+
+def take(x: Value, indices: np.ndarray, axis: int) -> Value:
+    """Elements at constant positions along an axis, which the axes of `indices` replace (`numpy.take`)."""
+    axis %= x.type.rank
+    where = indices.reshape(-1).astype(int)
+    require(bool(((where >= -x.shape[axis]) & (where < x.shape[axis])).all()), "an index is out of range")
+    parts = []
+    for begin, count, step in _runs([int(w) % x.shape[axis] for w in where]):
+        start = [begin if d == axis else 0 for d in range(x.type.rank)]
+        limit = [begin + (count - 1) * step + 1 if d == axis else n for d, n in enumerate(x.shape)]
+        parts.append(slice_(x, start, limit, [step if d == axis else 1 for d in range(x.type.rank)]))
+    out = (
+        concat(parts, axis)
+        if parts
+        else slice_(x, [0] * x.type.rank, [0 if d == axis else n for d, n in enumerate(x.shape)])
+    )
+    return reshape(out, (*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]))
+
+
+def _runs(positions: list[int]) -> list[tuple[int, int, int]]:
+    """Positions as (begin, count, step) arithmetic progressions with step > 0."""
+    out: list[tuple[int, int, int]] = []
+    for p in positions:
+        if out:
+            begin, count, step = out[-1]
+            gap = p - (begin + (count - 1) * step)
+            if gap > 0 and (count == 1 or gap == step):
+                out[-1] = (begin, count + 1, gap)
+                continue
+        out.append((p, 1, 1))
+    return out
+
+
+def _matmul_sample(c: Chooser) -> Sample:
+    shapes = (
+        ((3, 4), (4, 5)),
+        ((2, 3, 4), (4, 5)),
+        ((3, 4), (2, 4, 5)),
+        ((2, 1, 3, 4), (5, 4, 2)),
+        ((4,), (4, 5)),
+        ((2, 3, 4), (4,)),
+        ((4,), (4,)),
+        ((4,), (2, 4, 3)),
+        ((3, 4), (1, 1, 4, 2)),
+    )
+    return [TensorType(s) for s in c.pick(shapes)], {}
+
+
+def _gemm_jax(
+    x: Any, y: Any, bias: Any, alpha: float, beta: float, transpose_x: bool, transpose_y: bool
+) -> Any:
+    return alpha * ((x.T if transpose_x else x) @ (y.T if transpose_y else y)) + beta * bias
+
+
+def _gemm_sample(c: Chooser) -> Sample:
+    tx, ty = bool(c.integer(0, 1)), bool(c.integer(0, 1))
+    bias = c.pick(((), (5,), (1, 5), (3, 1), (3, 5)))
+    shapes = ((4, 3) if tx else (3, 4), (5, 4) if ty else (4, 5), bias)
+    attrs = {"alpha": c.pick((1.0, 0.5)), "beta": c.pick((1.0, 2.0)), "transpose_x": tx, "transpose_y": ty}
+    return [TensorType(s) for s in shapes], attrs
+
+
+declare(matmul, in_jax("jax.numpy.matmul"), _matmul_sample)
+declare(gemm, _gemm_jax, _gemm_sample)
+declare(
+    bias_add,
+    lambda x, b: x + b.reshape((-1,) + (1,) * (x.ndim - 2)),
+    lambda c: ([TensorType((2, 3, *(4,) * c.integer(0, 2))), TensorType((3,))], {}),
+)

@@ -1,0 +1,307 @@
+"""Tensor expressions: what an operator computes, element by element, in index notation.
+
+    matmul[i, j] = sum(k) x0[i, k] * x1[k, j]
+
+A `TensorExpr` names one axis per output dimension and a scalar `body`. Scalars read inputs at `Index` expressions,
+apply functions of `scalars.py`, reduce over further axes, and choose by index bounds (`When`: padding). This is a
+value language: no loops, no order, no layout; those are the business of nests (`nest.py`) and of rewrite rules.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Union
+
+from .errors import TypeRuleError
+from .index import Axis, Index, IndexLike
+from .scalars import COMBINERS, scalar
+from .types import TensorType
+
+Bound = tuple[Index, int, int]
+"""(index, lo, hi): holds where lo <= index < hi."""
+
+
+class _Ops:
+    """Arithmetic sugar on scalars."""
+
+    dtype: str
+
+    def __add__(self, o: Scalar | float) -> Scalar:
+        return apply("add", self, o)
+
+    def __sub__(self, o: Scalar | float) -> Scalar:
+        return apply("sub", self, o)
+
+    def __mul__(self, o: Scalar | float) -> Scalar:
+        return apply("mul", self, o)
+
+    def __truediv__(self, o: Scalar | float) -> Scalar:
+        return apply("div", self, o)
+
+    def __neg__(self) -> Scalar:
+        return apply("neg", self)
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash((type(self).__name__, *(getattr(self, f) for f in self.__dataclass_fields__)))  # type: ignore[attr-defined]
+
+    def __hash__(self) -> int:
+        return self._hash
+
+
+@dataclass(frozen=True, eq=True)
+class Read(_Ops):
+    """Element of input number `input` at `index` (one `Index` a dimension, in bounds wherever it is evaluated)."""
+
+    input: int
+    index: tuple[Index, ...]
+    dtype: str
+    __hash__ = _Ops.__hash__
+
+    def __str__(self) -> str:
+        return f"x{self.input}[{', '.join(map(str, self.index))}]"
+
+
+@dataclass(frozen=True, eq=True)
+class Const(_Ops):
+    value: float | int | bool
+    dtype: str
+    __hash__ = _Ops.__hash__
+
+    def __str__(self) -> str:
+        return f"{self.value}"
+
+
+@dataclass(frozen=True, eq=True)
+class IndexValue(_Ops):
+    """An index as a number (iota)."""
+
+    index: Index
+    dtype: str
+    __hash__ = _Ops.__hash__
+
+    def __str__(self) -> str:
+        return f"{self.dtype}({self.index})"
+
+
+@dataclass(frozen=True, eq=True)
+class Apply(_Ops):
+    """A scalar function of `scalars.py` applied to operands."""
+
+    fn: str
+    args: tuple[Scalar, ...]
+    dtype: str
+    __hash__ = _Ops.__hash__
+
+    def __str__(self) -> str:
+        row = scalar(self.fn)
+        if row.infix:
+            return f"({self.args[0]} {row.infix} {self.args[1]})"
+        return f"{self.fn}({', '.join(map(str, self.args))})"
+
+
+@dataclass(frozen=True, eq=True)
+class Cast(_Ops):
+    """Conversion of dtype; float to integer truncates towards zero, as in C and JAX."""
+
+    arg: Scalar
+    dtype: str
+    __hash__ = _Ops.__hash__
+
+    def __str__(self) -> str:
+        return f"{self.dtype}({self.arg})"
+
+
+@dataclass(frozen=True, eq=True)
+class When(_Ops):
+    """`then` where all bounds hold, else `otherwise`; `then` is not evaluated outside (its reads may be out of bounds)."""
+
+    bounds: tuple[Bound, ...]
+    then: Scalar
+    otherwise: Scalar
+    dtype: str
+    __hash__ = _Ops.__hash__
+
+    def __str__(self) -> str:
+        test = " and ".join(f"{lo} <= {i} < {hi}" for i, lo, hi in self.bounds)
+        return f"({self.then} if {test} else {self.otherwise})"
+
+
+@dataclass(frozen=True, eq=True)
+class Reduce(_Ops):
+    """Reduction of `body` over `axes`; `kind` is sum, max, min or prod; accumulated in `dtype`."""
+
+    kind: str
+    axes: tuple[Axis, ...]
+    body: Scalar
+    dtype: str
+    __hash__ = _Ops.__hash__
+
+    def __str__(self) -> str:
+        return f"{self.kind}({', '.join(f'{a}<{a.extent}' for a in self.axes)}) {self.body}"
+
+
+Scalar = Union[Read, Const, IndexValue, Apply, Cast, When, Reduce]  # noqa: UP007
+
+
+def apply(fn: str, *args: Any) -> Scalar:
+    """Apply a scalar function; Python numbers become constants of the dtype of the other operands."""
+    dtypes = [a.dtype for a in args if not isinstance(a, (int, float, bool))]
+    operands = tuple(Const(a, dtypes[-1]) if isinstance(a, (int, float, bool)) else a for a in args)
+    return Apply(fn, operands, scalar(fn).dtype(tuple(o.dtype for o in operands)))
+
+
+def cast(arg: Scalar, dtype: str) -> Scalar:
+    return arg if arg.dtype == dtype else Cast(arg, dtype)
+
+
+def when(bounds: Sequence[tuple[IndexLike, int, int]], then: Scalar, otherwise: Scalar) -> Scalar:
+    """`When` with the bounds that always hold dropped; `otherwise` alone if one never holds."""
+    kept: list[Bound] = []
+    for value, lo, hi in bounds:
+        index = Index.of(value)
+        least, most = index.range
+        if least >= lo and most < hi:
+            continue
+        if most < lo or least >= hi:
+            return otherwise
+        kept.append((index, lo, hi))
+    return When(tuple(dict.fromkeys(kept)), then, otherwise, then.dtype) if kept else then
+
+
+def reduce(kind: str, axes: Sequence[Axis], body: Scalar) -> Scalar:
+    """`Reduce` over the axes of extent other than 1 (an axis of extent 1 reads as index 0)."""
+    if kind not in COMBINERS:
+        raise TypeRuleError(f"reduction kind {kind!r} is not one of {', '.join(COMBINERS)}")
+    kept = tuple(a for a in axes if a.extent != 1)
+    return Reduce(kind, kept, body, body.dtype) if kept else body
+
+
+@dataclass(frozen=True)
+class Operand:
+    """An input of a tensor expression under construction: `x[i, j]` reads it."""
+
+    number: int
+    type: TensorType
+
+    def __getitem__(self, index: IndexLike | tuple[IndexLike, ...]) -> Scalar:
+        parts = index if isinstance(index, tuple) else (index,)
+        if len(parts) != self.type.rank:
+            raise TypeRuleError(f"x{self.number}: {self.type} read with {len(parts)} indices")
+        return Read(self.number, tuple(Index.of(p) for p in parts), self.type.dtype)
+
+
+@dataclass(frozen=True)
+class TensorExpr:
+    """A tensor by its elements: `out[axes] = body`, over inputs of the given types.
+
+    Axes are named `i0, i1, …` by position and reduction axes `r0, r1, …` by order of appearance (`canonical`), so
+    that equal computations are equal values.
+    """
+
+    inputs: tuple[TensorType, ...]
+    axes: tuple[Axis, ...]
+    body: Scalar
+
+    @staticmethod
+    def build(inputs: Sequence[TensorType], shape: Sequence[int], body: Callable[..., Scalar]) -> TensorExpr:
+        """`body(*operands)` returns a function from the output's indices to a scalar."""
+        axes = tuple(Axis(f"i{d}", n) for d, n in enumerate(shape))
+        operands = [Operand(k, t) for k, t in enumerate(inputs)]
+        scalar_body = body(*operands)(*(Index.of(a) for a in axes))
+        return TensorExpr(tuple(inputs), axes, scalar_body).canonical
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(a.extent for a in self.axes)
+
+    @property
+    def type(self) -> TensorType:
+        return TensorType(self.shape, self.body.dtype)
+
+    @cached_property
+    def canonical(self) -> TensorExpr:
+        """The same expression with axes renamed by position and order of appearance."""
+        mapping = {a: Index.of(Axis(f"i{d}", a.extent)) for d, a in enumerate(self.axes)}
+        counter = iter(range(1 << 30))
+        body = rename(self.body, mapping, lambda a: Axis(f"r{next(counter)}", a.extent))
+        return TensorExpr(self.inputs, tuple(Axis(f"i{d}", a.extent) for d, a in enumerate(self.axes)), body)
+
+    @cached_property
+    def reduces(self) -> tuple[Reduce, ...]:
+        """The distinct reductions in the body, outermost first."""
+        return tuple(dict.fromkeys(s for s in walk(self.body) if isinstance(s, Reduce)))
+
+    @cached_property
+    def reads(self) -> tuple[Read, ...]:
+        return tuple(dict.fromkeys(s for s in walk(self.body) if isinstance(s, Read)))
+
+    def __str__(self) -> str:
+        head = ", ".join(f"{a}<{a.extent}" for a in self.axes)
+        args = ", ".join(f"x{k}: {t}" for k, t in enumerate(self.inputs))
+        return f"({args}) -> {self.type}: out[{head}] = {self.body}"
+
+
+def children(s: Scalar) -> tuple[Scalar, ...]:
+    if isinstance(s, Apply):
+        return s.args
+    if isinstance(s, Cast):
+        return (s.arg,)
+    if isinstance(s, When):
+        return (s.then, s.otherwise)
+    if isinstance(s, Reduce):
+        return (s.body,)
+    return ()
+
+
+def walk(s: Scalar) -> Iterator[Scalar]:
+    """All distinct sub-scalars, outermost first."""
+    seen: set[int] = set()
+    stack = [s]
+    while stack:
+        node = stack.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        yield node
+        stack.extend(reversed(children(node)))
+
+
+def rebuild(s: Scalar, f: Callable[[Scalar], Scalar], index: Callable[[Index], Index]) -> Scalar:
+    """`s` with each child replaced by `f(child)` and each index by `index(…)`; bounds are simplified again."""
+    if isinstance(s, Read):
+        return Read(s.input, tuple(index(i) for i in s.index), s.dtype)
+    if isinstance(s, IndexValue):
+        return IndexValue(index(s.index), s.dtype)
+    if isinstance(s, Apply):
+        return Apply(s.fn, tuple(f(a) for a in s.args), s.dtype)
+    if isinstance(s, Cast):
+        return Cast(f(s.arg), s.dtype)
+    if isinstance(s, When):
+        return when([(index(i), lo, hi) for i, lo, hi in s.bounds], f(s.then), f(s.otherwise))
+    if isinstance(s, Reduce):
+        return Reduce(s.kind, s.axes, f(s.body), s.dtype)
+    return s
+
+
+def rename(s: Scalar, mapping: Mapping[Axis, Index], fresh: Callable[[Axis], Axis]) -> Scalar:
+    """Substitute axes by indices; every reduction axis is renamed by `fresh` (equal reductions alike)."""
+    memo: dict[tuple[Scalar, tuple[tuple[Axis, Index], ...]], Scalar] = {}
+
+    def go(node: Scalar, env: dict[Axis, Index], scope: tuple[tuple[Axis, Index], ...]) -> Scalar:
+        key = (node, scope)
+        if key in memo:
+            return memo[key]
+        if isinstance(node, Reduce):
+            pairs = tuple((a, fresh(a)) for a in node.axes)
+            inner_scope = scope + tuple((a, Index.of(b)) for a, b in pairs)
+            body = go(node.body, env | {a: Index.of(b) for a, b in pairs}, inner_scope)
+            out: Scalar = Reduce(node.kind, tuple(b for _, b in pairs), body, node.dtype)
+        else:
+            out = rebuild(node, lambda c: go(c, env, scope), lambda i: i.substitute(env))
+        memo[key] = out
+        return out
+
+    return go(s, dict(mapping), ())

@@ -1,0 +1,301 @@
+"""What each JAX primitive becomes: one entry a primitive in `PRIMITIVES`.
+
+A handler takes the importer, the primitive's parameters and its operands (nodes, or arrays known while
+importing), and returns the result or, for primitives with several results, a list.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from . import canonical as ir
+from . import composites as nn
+from .errors import UnsupportedError
+from .graph import Value
+from .operator import require
+from .types import DTYPES, dtype_of
+
+if TYPE_CHECKING:
+    from .jax_frontend import JaxImporter
+
+Params = dict[str, Any]
+Handler = Callable[..., Any]
+PRIMITIVES: dict[str, Handler] = {}
+
+
+def _on_values(*names: str) -> Callable[[Handler], Handler]:
+    """Register `handler(params, *values)`: every operand is a node."""
+
+    def register(handler: Handler) -> Handler:
+        def call(importer: JaxImporter, params: Params, *ins: Any) -> Any:
+            return handler(params, *(importer.value(x) for x in ins))
+
+        PRIMITIVES.update(dict.fromkeys(names, call))
+        return handler
+
+    return register
+
+
+def _primitive(*names: str) -> Callable[[Handler], Handler]:
+    """Register `handler(importer, params, *operands)`."""
+
+    def register(handler: Handler) -> Handler:
+        PRIMITIVES.update(dict.fromkeys(names, handler))
+        return handler
+
+    return register
+
+
+def _static(x: Any, what: str) -> np.ndarray:
+    if not isinstance(x, np.ndarray):
+        raise UnsupportedError(f"{what} must be known while importing; make it a constant of the function")
+    return x
+
+
+# --- elementwise ----------------------------------------------------------------------------------
+
+_UNARY = "neg abs sign floor ceil sqrt rsqrt exp log log1p tanh logistic erf sin cos not"
+for _name in _UNARY.split():
+    _on_values(_name)(lambda p, x, op=_name: ir.unary(op, x))
+for _name in ["add", "sub", "mul", "max", "min", "eq", "ne", "lt", "le", "gt", "ge", "and", "or"]:
+    _on_values(_name)(lambda p, x, y, op=_name: ir.binary(op, x, y))
+for _name in ["copy", "copy_p", "stop_gradient", "device_put", "sharding_constraint", "pvary", "mesh_cast"]:
+    _on_values(_name)(lambda p, *x: x[0] if len(x) == 1 else list(x))
+
+_on_values("optimization_barrier")(lambda p, *x: list(x))
+_on_values("add_any")(lambda p, x, y: ir.add(x, y))
+_on_values("div")(lambda p, x, y: ir.divide(x, y))
+_on_values("pow")(lambda p, x, y: nn.power(x, y))
+_on_values("integer_pow")(lambda p, x: nn.integer_power(x, p["y"]))
+_on_values("square")(lambda p, x: ir.mul(x, x))
+_on_values("expm1")(lambda p, x: nn.expm1(x))
+_on_values("exp2")(lambda p, x: ir.unary("exp", ir.mul(x, math.log(2))))
+_on_values("erfc")(lambda p, x: ir.sub(1, ir.unary("erf", x)))
+_on_values("tan")(lambda p, x: ir.divide(ir.unary("sin", x), ir.unary("cos", x)))
+_on_values("cosh")(lambda p, x: ir.mul(ir.add(ir.unary("exp", x), ir.unary("exp", ir.unary("neg", x))), 0.5))
+_on_values("sinh")(lambda p, x: ir.mul(ir.sub(nn.expm1(x), nn.expm1(ir.unary("neg", x))), 0.5))
+_on_values("atanh")(
+    lambda p, x: ir.mul(ir.sub(ir.unary("log1p", x), ir.unary("log1p", ir.unary("neg", x))), 0.5)
+)
+_on_values("is_finite")(lambda p, x: ir.binary("lt", ir.unary("abs", x), math.inf))
+_on_values("convert_element_type")(lambda p, x: ir.cast(x, dtype_of(p["new_dtype"])))
+_on_values("clamp")(lambda p, low, x, high: ir.minimum(ir.maximum(x, low), high))
+
+
+@_on_values("round")
+def _round(p: Params, x: Value) -> Value:
+    if int(p["rounding_method"]) == 1:
+        return nn.round_even(x)
+    half = nn.trunc(ir.add(ir.unary("abs", x), 0.5))
+    return ir.mul(half, ir.unary("sign", x))
+
+
+@_on_values("rem")
+def _rem(p: Params, x: Value, y: Value) -> Value:
+    require(DTYPES[x.dtype].kind != "float", "of floats it is not supported")
+    return ir.sub(x, ir.mul(ir.divide(x, y), y))
+
+
+@_on_values("xor")
+def _xor(p: Params, x: Value, y: Value) -> Value:
+    require(x.dtype == "bool", "only of booleans")
+    return ir.binary("ne", x, y)
+
+
+@_primitive("select_n")
+def _select_n(importer: JaxImporter, p: Params, which: Any, *cases: Any) -> Any:
+    if isinstance(which, np.ndarray) and (which == which.flat[0]).all():
+        return cases[int(which.flat[0])]
+    index = importer.value(which)
+    values = [importer.value(c) for c in cases]
+    if index.dtype == "bool":
+        return ir.select(index, values[1], values[0])
+    out = values[-1]
+    for k in reversed(range(len(values) - 1)):
+        out = ir.select(ir.binary("eq", index, k), values[k], out)
+    return out
+
+
+# --- movement -------------------------------------------------------------------------------------
+
+_on_values("broadcast_in_dim")(lambda p, x: ir.broadcast(x, p["shape"], p["broadcast_dimensions"]))
+_on_values("transpose")(lambda p, x: ir.transpose(x, p["permutation"]))
+_on_values("rev")(lambda p, x: ir.reverse(x, p["dimensions"]))
+_on_values("slice")(lambda p, x: ir.slice_(x, p["start_indices"], p["limit_indices"], p["strides"]))
+_on_values("concatenate")(lambda p, *x: ir.concat(x, p["dimension"]))
+_on_values("split")(lambda p, x: nn.split(x, p["axis"], p["sizes"]))
+
+
+@_on_values("reshape")
+def _reshape(p: Params, x: Value) -> Value:
+    require(p.get("dimensions") is None, "with a permutation of dimensions")
+    return ir.reshape(x, p["new_sizes"])
+
+
+@_on_values("squeeze")
+def _squeeze(p: Params, x: Value) -> Value:
+    return ir.reshape(x, [n for d, n in enumerate(x.shape) if d not in p["dimensions"]])
+
+
+@_on_values("expand_dims")
+def _expand_dims(p: Params, x: Value) -> Value:
+    shape = list(x.shape)
+    for d in sorted(p["dimensions"]):
+        shape.insert(d, 1)
+    return ir.reshape(x, shape)
+
+
+@_primitive("pad")
+def _pad(importer: JaxImporter, p: Params, x: Any, value: Any) -> Value:
+    low, high, interior = zip(*p["padding_config"], strict=True) if p["padding_config"] else ((), (), ())
+    number = _static(value, "the padding value").item()
+    return ir.pad(importer.value(x), low, high, interior, number)
+
+
+@_primitive("dynamic_slice")
+def _dynamic_slice(importer: JaxImporter, p: Params, x: Any, *starts: Any) -> Value:
+    v, sizes = importer.value(x), p["slice_sizes"]
+    begin = _clamped(starts, v.shape, sizes)
+    return ir.slice_(v, begin, [b + n for b, n in zip(begin, sizes, strict=True)])
+
+
+def _clamped(starts: Sequence[Any], shape: Sequence[int], sizes: Sequence[int]) -> list[int]:
+    where = [int(_static(s, "the start of a dynamic slice")) for s in starts]
+    return [min(max(w, 0), n - k) for w, n, k in zip(where, shape, sizes, strict=True)]
+
+
+@_primitive("dynamic_update_slice")
+def _dynamic_update_slice(importer: JaxImporter, p: Params, x: Any, update: Any, *starts: Any) -> Value:
+    v, u = importer.value(x), importer.value(update)
+    low = _clamped(starts, v.shape, u.shape)
+    inside = np.zeros(v.shape, bool)
+    inside[tuple(slice(b, b + n) for b, n in zip(low, u.shape, strict=True))] = True
+    if inside.all():
+        return u
+    high = [n - b - k for n, b, k in zip(v.shape, low, u.shape, strict=True)]
+    return ir.select(importer.builder.constant(inside), ir.pad(u, low, high), v)
+
+
+@_primitive("gather")
+def _gather(importer: JaxImporter, p: Params, x: Any, indices: Any) -> Value:
+    """With constant positions: slices, joined (a few dozen positions at most)."""
+    v, where = importer.value(x), _static(indices, "the positions of a gather")
+    numbers, sizes = p["dimension_numbers"], p["slice_sizes"]
+    require(not getattr(numbers, "operand_batching_dims", ()), "with batching dimensions")
+    batch = where.shape[:-1]
+    require(math.prod(batch) <= 256, "with more than 256 positions")
+    collapsed = set(numbers.collapsed_slice_dims)
+    kept = [n for d, n in enumerate(sizes) if d not in collapsed]
+    parts = []
+    for row in where.reshape(-1, where.shape[-1]):
+        start = [0] * v.type.rank
+        for d, s in zip(numbers.start_index_map, row, strict=True):
+            start[d] = min(max(int(s), 0), v.shape[d] - sizes[d])
+        piece = ir.slice_(v, start, [s + n for s, n in zip(start, sizes, strict=True)])
+        parts.append(ir.reshape(piece, (1, *kept)))
+    require(bool(parts), "without positions")
+    out = ir.reshape(ir.concat(parts, 0), (*batch, *kept))
+    offset = list(numbers.offset_dims)
+    order = iter(range(len(batch)))
+    perm = [
+        len(batch) + offset.index(d) if d in offset else next(order) for d in range(len(batch) + len(kept))
+    ]
+    return ir.transpose(out, perm)
+
+
+@_primitive("iota")
+def _iota(importer: JaxImporter, p: Params) -> Value:
+    dtype = dtype_of(p["dtype"])
+    ramp = ir.index_ramp(importer.builder, p["shape"][p["dimension"]], dtype)
+    return ir.broadcast(ramp, p["shape"], (p["dimension"],))
+
+
+# --- reductions -----------------------------------------------------------------------------------
+
+for _kind in ("sum", "max", "min", "prod"):
+    _on_values(f"reduce_{_kind}")(lambda p, x, kind=_kind: ir.reduce(kind, x, p["axes"]))
+    _on_values(f"cum{_kind}")(lambda p, x, kind=_kind: nn.cumulative(x, kind, p["axis"], p["reverse"]))
+
+
+@_on_values("reduce_and")
+def _reduce_and(p: Params, x: Value) -> Value:
+    return ir.cast(ir.reduce("min", ir.cast(x, "u8"), p["axes"]), "bool")
+
+
+@_on_values("reduce_or")
+def _reduce_or(p: Params, x: Value) -> Value:
+    return ir.cast(ir.reduce("max", ir.cast(x, "u8"), p["axes"]), "bool")
+
+
+@_on_values("argmax")
+def _argmax(p: Params, x: Value) -> Value:
+    return ir.cast(nn.arg_best(x, "max", p["axes"][0]), dtype_of(p["index_dtype"]))
+
+
+@_on_values("argmin")
+def _argmin(p: Params, x: Value) -> Value:
+    return ir.cast(nn.arg_best(x, "min", p["axes"][0]), dtype_of(p["index_dtype"]))
+
+
+def _window(p: Params, x: Value, kind: str) -> Value:
+    from .scalars import neutral
+
+    gaps = [d - 1 for d in p["base_dilation"]]
+    zeros = [0] * x.type.rank
+    spread = ir.pad(x, zeros, zeros, gaps, neutral(kind, x.dtype))
+    if all(n == 1 for n in p["window_dimensions"]) and all(k == 1 for k in p["window_strides"]):
+        low, high = zip(*p["padding"], strict=True)
+        return ir.pad(spread, low, high, None, neutral(kind, x.dtype))
+    return x.builder.op(
+        "window",
+        spread,
+        kind=kind,
+        window=p["window_dimensions"],
+        strides=p["window_strides"],
+        padding=p["padding"],
+        dilation=p["window_dilation"],
+    )
+
+
+for _kind in ("sum", "max", "min"):
+    _on_values(f"reduce_window_{_kind}")(lambda p, x, kind=_kind: _window(p, x, kind))
+
+
+# --- contractions ---------------------------------------------------------------------------------
+
+
+def _widened(p: Params, *operands: Value) -> tuple[Value, ...]:
+    """Operands in the type that the result accumulates in; integers are exact there."""
+    wanted = p.get("preferred_element_type")
+    if wanted is None:
+        return operands
+    return tuple(ir.cast(x, dtype_of(wanted)) for x in operands)
+
+
+@_on_values("dot_general")
+def _dot_general(p: Params, x: Value, y: Value) -> Value:
+    contract, batch = p["dimension_numbers"]
+    x, y = _widened(p, x, y)
+    return ir.dot(x, y, tuple(map(tuple, contract)), tuple(map(tuple, batch)))
+
+
+@_on_values("conv_general_dilated")
+def _conv(p: Params, x: Value, w: Value) -> Value:
+    require(p["batch_group_count"] == 1, "with batch groups (the gradient of a grouped convolution)")
+    numbers = p["dimension_numbers"]
+    x, w = _widened(p, x, w)
+    require(x.type.rank > 2, "without spatial axes")
+    out = nn.conv(
+        ir.transpose(x, numbers.lhs_spec),
+        ir.transpose(w, numbers.rhs_spec),
+        p["window_strides"],
+        p["padding"],
+        p["lhs_dilation"],
+        p["rhs_dilation"],
+        p["feature_group_count"],
+    )
+    return ir.transpose(out, [numbers.out_spec.index(d) for d in range(len(numbers.out_spec))])

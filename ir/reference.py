@@ -1,0 +1,101 @@
+"""The reference: a graph evaluated operator by operator in JAX, in its own precision or in float64.
+
+Also `evaluate_expr`, a direct NumPy reading of tensor expressions, which tests hold against the operators' JAX
+references. Nothing here is ever part of a compiled program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .attrs import Attrs
+from .expr import Apply, Cast, Const, IndexValue, Read, Reduce, Scalar, TensorExpr, When
+from .graph import CONSTANT, INPUT, Graph
+from .index import Axis, Index
+from .operator import operator
+from .scalars import COMBINERS, scalar
+from .types import DTYPES
+
+
+def evaluate(graph: Graph, args: Sequence[Any], double: bool = False) -> list[np.ndarray]:
+    """The graph's outputs. With `double`, every float tensor is computed in float64 (results stay float64)."""
+    import jax
+
+    def widen(a: np.ndarray) -> np.ndarray:
+        return a.astype(np.float64) if double and a.dtype.kind == "f" else a
+
+    with jax.enable_x64(True):
+        env: dict[int, Any] = {}
+        feed = dict(zip(graph.inputs, args, strict=True))
+        for k, node in enumerate(graph.nodes):
+            if node.op == INPUT:
+                env[k] = jax.numpy.asarray(widen(np.asarray(feed[k])))
+            elif node.op == CONSTANT:
+                env[k] = jax.numpy.asarray(widen(graph.constants[k]))
+            else:
+                env[k] = apply_reference(node.op, [env[i] for i in node.inputs], node.attrs, double)
+        return [np.asarray(env[o]) for o in graph.outputs]
+
+
+def apply_reference(op: str, arrays: Sequence[Any], attrs: Attrs, double: bool = False) -> Any:
+    """One operator's JAX reference; with `double`, a cast to a float type goes to float64 instead."""
+    if double and op == "cast" and DTYPES[attrs.dtype].kind == "float":
+        attrs = attrs.replace(dtype="f64")
+    return operator(op).reference(*arrays, **attrs)
+
+
+def evaluate_expr(expr: TensorExpr, arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """The tensor that a tensor expression denotes, evaluated on index grids with NumPy and JAX scalar functions."""
+    rank = len(expr.axes)
+    env = {a: np.arange(a.extent).reshape([-1 if k == d else 1 for k in range(rank)]) for d, a in enumerate(expr.axes)}
+    out = _eval(expr.body, arrays, env, rank)
+    return np.broadcast_to(out, expr.shape).astype(DTYPES[expr.body.dtype].numpy if out.dtype.kind != "f" else out.dtype)
+
+
+def _eval(s: Scalar, arrays: Sequence[np.ndarray], env: Mapping[Axis, np.ndarray], rank: int) -> np.ndarray:
+    if isinstance(s, Read):
+        a = arrays[s.input]
+        where = [np.asarray(i.evaluate(env)) for i in s.index]
+        clipped = [np.clip(w, 0, max(n - 1, 0)) for w, n in zip(where, a.shape, strict=True)]
+        return np.asarray(a[tuple(clipped)] if clipped else a)
+    if isinstance(s, Const):
+        return np.asarray(s.value, DTYPES[s.dtype].numpy)
+    if isinstance(s, IndexValue):
+        return np.asarray(s.index.evaluate(env)).astype(DTYPES[s.dtype].numpy)
+    if isinstance(s, Apply):
+        args = [_eval(a, arrays, env, rank) for a in s.args]
+        wide = next((a.dtype for a in args if a.dtype == np.float64), None)
+        return np.asarray(scalar(s.fn).jax(*[_like(a, args, wide) for a in args]))
+    if isinstance(s, Cast):
+        arg = _eval(s.arg, arrays, env, rank)
+        return arg if DTYPES[s.dtype].kind == "float" and arg.dtype == np.float64 else arg.astype(DTYPES[s.dtype].numpy)
+    if isinstance(s, When):
+        inside = np.asarray(True)
+        for index, lo, hi in s.bounds:
+            v = np.asarray(index.evaluate(env))
+            inside = inside & (v >= lo) & (v < hi)
+        return np.where(inside, _eval(s.then, arrays, env, rank), _eval(s.otherwise, arrays, env, rank))
+    return _eval_reduce(s, arrays, env, rank)
+
+
+def _like(a: np.ndarray, args: Sequence[np.ndarray], wide: np.dtype | None) -> np.ndarray:
+    """lax functions take equal shapes and dtypes: broadcast, and widen float constants next to float64 operands."""
+    shape = np.broadcast_shapes(*(b.shape for b in args))
+    return np.broadcast_to(a.astype(wide) if wide is not None and a.dtype.kind == "f" else a, shape)
+
+
+def _eval_reduce(s: Reduce, arrays: Sequence[np.ndarray], env: Mapping[Axis, np.ndarray], rank: int) -> np.ndarray:
+    n = len(s.axes)
+    inner: dict[Axis, np.ndarray] = {a: np.asarray(v).reshape((*np.shape(v), *[1] * n)) for a, v in env.items()}
+    for d, a in enumerate(s.axes):
+        inner[a] = np.arange(a.extent).reshape([1] * rank + [-1 if k == d else 1 for k in range(n)])
+    body = _eval(s.body, arrays, inner, rank + n)
+    full = np.broadcast_to(body, (*body.shape[: body.ndim - n], *(a.extent for a in s.axes))) if body.ndim >= n else (
+        np.broadcast_to(body, tuple(a.extent for a in s.axes))
+    )
+    fn = {"add": np.sum, "max": np.max, "min": np.min, "mul": np.prod}[COMBINERS[s.kind]]
+    axes = tuple(range(full.ndim - n, full.ndim))
+    return np.asarray(fn(full, axis=axes, dtype=full.dtype) if s.kind in ("sum", "prod") else fn(full, axis=axes))

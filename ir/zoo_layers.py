@@ -1,0 +1,299 @@
+"""Layers of the model zoo: each knows its weights, its plain JAX form and its ONNX form.
+
+A layer maps a tensor of shape (N, C, spatial...) or (N, features) to another; a model is a tuple of layers.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+Shape = tuple[int, ...]
+Weights = dict[str, Any]
+
+
+class Layer(Protocol):
+    """weights(rng, shape): float32 arrays by name, He-scaled; out(shape): the output's shape; macs(shape):
+    multiply-adds; jax(weights, x): the layer in plain JAX; onnx(model, weights, x): adds nodes, returns the
+    output's name.
+    """
+
+    def weights(self, rng: np.random.Generator, shape: Shape) -> Weights: ...
+
+    def out(self, shape: Shape) -> Shape: ...
+
+    def macs(self, shape: Shape) -> int: ...
+
+    def jax(self, weights: Weights, x: Any) -> Any: ...
+
+    def onnx(self, model: OnnxWriter, weights: Weights, x: str) -> str: ...
+
+
+class OnnxWriter:
+    """Collects the nodes and initializers of an ONNX graph."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Any] = []
+        self.initializers: list[Any] = []
+
+    def node(self, op: str, *inputs: str, **attrs: Any) -> str:
+        from onnx import helper
+
+        out = f"{op.lower()}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(op, list(inputs), [out], name=out, **attrs))
+        return out
+
+    def tensor(self, array: np.ndarray, name: str) -> str:
+        from onnx import numpy_helper
+
+        unique = f"{name}_{len(self.initializers)}"
+        self.initializers.append(numpy_helper.from_array(array, unique))
+        return unique
+
+
+class _NoWeights:
+    def weights(self, rng: np.random.Generator, shape: Shape) -> Weights:
+        return {}
+
+    def out(self, shape: Shape) -> Shape:
+        return shape
+
+    def macs(self, shape: Shape) -> int:
+        return 0
+
+
+def _normal(rng: np.random.Generator, shape: Shape, scale: float) -> np.ndarray:
+    return (rng.standard_normal(shape) * scale).astype(np.float32)
+
+
+def _pooled(n: int, kernel: int, stride: int, pad: int) -> int:
+    return (n + 2 * pad - kernel) // stride + 1
+
+
+@dataclass(frozen=True)
+class Dense:
+    """x @ w + b"""
+
+    features: int
+
+    def weights(self, rng: np.random.Generator, shape: Shape) -> Weights:
+        w = _normal(rng, (shape[-1], self.features), math.sqrt(2 / shape[-1]))
+        return {"w": w, "b": _normal(rng, (self.features,), 0.1)}
+
+    def out(self, shape: Shape) -> Shape:
+        return (*shape[:-1], self.features)
+
+    def macs(self, shape: Shape) -> int:
+        return math.prod(shape) * self.features
+
+    def jax(self, weights: Weights, x: Any) -> Any:
+        return x @ weights["w"] + weights["b"]
+
+    def onnx(self, model: OnnxWriter, weights: Weights, x: str) -> str:
+        return model.node(
+            "Gemm", x, model.tensor(weights["w"], "dense_w"), model.tensor(weights["b"], "dense_b")
+        )
+
+
+@dataclass(frozen=True)
+class Conv:
+    """2-D cross-correlation, NCHW by OIHW."""
+
+    channels: int
+    kernel: int
+    stride: int = 1
+    pad: int = 0
+    bias: bool = True
+
+    def weights(self, rng: np.random.Generator, shape: Shape) -> Weights:
+        fan_in = shape[1] * self.kernel**2
+        w = _normal(rng, (self.channels, shape[1], self.kernel, self.kernel), math.sqrt(2 / fan_in))
+        return {"w": w} | ({"b": _normal(rng, (self.channels,), 0.1)} if self.bias else {})
+
+    def out(self, shape: Shape) -> Shape:
+        spatial = (_pooled(n, self.kernel, self.stride, self.pad) for n in shape[2:])
+        return (shape[0], self.channels, *spatial)
+
+    def macs(self, shape: Shape) -> int:
+        return math.prod(self.out(shape)) * shape[1] * self.kernel**2
+
+    def jax(self, weights: Weights, x: Any) -> Any:
+        from jax import lax
+
+        pad = ((self.pad, self.pad),) * 2
+        y = lax.conv_general_dilated(x, weights["w"], (self.stride,) * 2, pad)
+        return y + weights["b"].reshape(1, -1, 1, 1) if self.bias else y
+
+    def onnx(self, model: OnnxWriter, weights: Weights, x: str) -> str:
+        inputs = [model.tensor(weights[k], f"conv_{k}") for k in weights]
+        attrs = {"kernel_shape": [self.kernel] * 2, "strides": [self.stride] * 2, "pads": [self.pad] * 4}
+        return model.node("Conv", x, *inputs, **attrs)
+
+
+@dataclass(frozen=True)
+class BatchNorm:
+    """Inference batch norm; `gain` scales the random scales (small at the end of a residual branch)."""
+
+    gain: float = 1.0
+    epsilon: float = 1e-5
+
+    def weights(self, rng: np.random.Generator, shape: Shape) -> Weights:
+        n = (shape[1],)
+        scale = (self.gain * rng.uniform(0.8, 1.2, n)).astype(np.float32)
+        variance = rng.uniform(0.8, 1.2, n).astype(np.float32)
+        return {"scale": scale, "shift": _normal(rng, n, 0.1), "mean": _normal(rng, n, 0.1), "var": variance}
+
+    def out(self, shape: Shape) -> Shape:
+        return shape
+
+    def macs(self, shape: Shape) -> int:
+        return math.prod(shape)
+
+    def jax(self, weights: Weights, x: Any) -> Any:
+        factor = weights["scale"] / np.sqrt(weights["var"] + np.float32(self.epsilon))
+        offset = weights["shift"] - weights["mean"] * factor
+        return x * factor.reshape(1, -1, 1, 1) + offset.reshape(1, -1, 1, 1)
+
+    def onnx(self, model: OnnxWriter, weights: Weights, x: str) -> str:
+        inputs = [model.tensor(weights[k], f"bn_{k}") for k in ("scale", "shift", "mean", "var")]
+        return model.node("BatchNormalization", x, *inputs, epsilon=self.epsilon)
+
+
+class Relu(_NoWeights):
+    def jax(self, weights: Weights, x: Any) -> Any:
+        import jax
+
+        return jax.nn.relu(x)
+
+    def onnx(self, model: OnnxWriter, weights: Weights, x: str) -> str:
+        return model.node("Relu", x)
+
+
+class Flatten(_NoWeights):
+    def out(self, shape: Shape) -> Shape:
+        return (shape[0], math.prod(shape[1:]))
+
+    def jax(self, weights: Weights, x: Any) -> Any:
+        return x.reshape(self.out(x.shape))
+
+    def onnx(self, model: OnnxWriter, weights: Weights, x: str) -> str:
+        return model.node("Flatten", x)
+
+
+@dataclass(frozen=True)
+class MaxPool(_NoWeights):
+    kernel: int
+    stride: int
+    pad: int = 0
+
+    def out(self, shape: Shape) -> Shape:
+        return (*shape[:2], *(_pooled(n, self.kernel, self.stride, self.pad) for n in shape[2:]))
+
+    def jax(self, weights: Weights, x: Any) -> Any:
+        from jax import lax
+
+        pads = ((0, 0), (0, 0), (self.pad, self.pad), (self.pad, self.pad))
+        return lax.reduce_window(
+            x, -np.inf, lax.max, (1, 1, self.kernel, self.kernel), (1, 1, self.stride, self.stride), pads
+        )
+
+    def onnx(self, model: OnnxWriter, weights: Weights, x: str) -> str:
+        attrs = {"kernel_shape": [self.kernel] * 2, "strides": [self.stride] * 2, "pads": [self.pad] * 4}
+        return model.node("MaxPool", x, **attrs)
+
+
+@dataclass(frozen=True)
+class AvgPool(_NoWeights):
+    """Mean of kernel x kernel windows without padding."""
+
+    kernel: int
+    stride: int
+
+    def out(self, shape: Shape) -> Shape:
+        return (*shape[:2], *(_pooled(n, self.kernel, self.stride, 0) for n in shape[2:]))
+
+    def jax(self, weights: Weights, x: Any) -> Any:
+        from jax import lax
+
+        window, strides = (1, 1, self.kernel, self.kernel), (1, 1, self.stride, self.stride)
+        return lax.reduce_window(x, 0.0, lax.add, window, strides, "VALID") * (1 / self.kernel**2)
+
+    def onnx(self, model: OnnxWriter, weights: Weights, x: str) -> str:
+        return model.node("AveragePool", x, kernel_shape=[self.kernel] * 2, strides=[self.stride] * 2)
+
+
+class GlobalAvgPool(_NoWeights):
+    def out(self, shape: Shape) -> Shape:
+        return (*shape[:2], 1, 1)
+
+    def jax(self, weights: Weights, x: Any) -> Any:
+        return x.sum((2, 3), keepdims=True) * (1 / math.prod(x.shape[2:]))
+
+    def onnx(self, model: OnnxWriter, weights: Weights, x: str) -> str:
+        return model.node("GlobalAveragePool", x)
+
+
+@dataclass(frozen=True)
+class Residual:
+    """body(x) + shortcut(x); an empty shortcut is x itself."""
+
+    body: tuple[Layer, ...]
+    shortcut: tuple[Layer, ...] = ()
+
+    def weights(self, rng: np.random.Generator, shape: Shape) -> Weights:
+        return {"body": init(self.body, rng, shape), "shortcut": init(self.shortcut, rng, shape)}
+
+    def out(self, shape: Shape) -> Shape:
+        for layer in self.body:
+            shape = layer.out(shape)
+        return shape
+
+    def macs(self, shape: Shape) -> int:
+        return total_macs(self.body, shape) + total_macs(self.shortcut, shape)
+
+    def jax(self, weights: Weights, x: Any) -> Any:
+        return run_jax(self.body, weights["body"], x) + run_jax(self.shortcut, weights["shortcut"], x)
+
+    def onnx(self, model: OnnxWriter, weights: Weights, x: str) -> str:
+        left = write_onnx(self.body, weights["body"], model, x)
+        return model.node("Add", left, write_onnx(self.shortcut, weights["shortcut"], model, x))
+
+
+def init(layers: tuple[Layer, ...], rng: np.random.Generator, shape: Shape) -> list[Weights]:
+    """Random weights, one dictionary a layer."""
+    out = []
+    for layer in layers:
+        out.append(layer.weights(rng, shape))
+        shape = layer.out(shape)
+    return out
+
+
+def total_macs(layers: tuple[Layer, ...], shape: Shape) -> int:
+    total = 0
+    for layer in layers:
+        total += layer.macs(shape)
+        shape = layer.out(shape)
+    return total
+
+
+def run_jax(layers: tuple[Layer, ...], weights: list[Weights], x: Any) -> Any:
+    for layer, w in zip(layers, weights, strict=True):
+        x = layer.jax(w, x)
+    return x
+
+
+def write_onnx(layers: tuple[Layer, ...], weights: list[Weights], model: OnnxWriter, x: str) -> str:
+    for layer, w in zip(layers, weights, strict=True):
+        x = layer.onnx(model, w, x)
+    return x
+
+
+def arrays(weights: Any) -> list[np.ndarray]:
+    """All arrays in (nested) weights."""
+    if isinstance(weights, np.ndarray):
+        return [weights]
+    parts = weights.values() if isinstance(weights, dict) else weights
+    return [a for part in parts for a in arrays(part)]

@@ -1,0 +1,160 @@
+"""A graph program as an e-graph: encoded, saturated in phases, and read back once as plain arrays of e-nodes.
+
+Phases: rewrites over operators (algebra, layout, algorithm, users' rules), then every operator becomes a kernel,
+then kernels fuse. What comes back holds, for each e-class, the ways to have that tensor: as an input, as a constant
+made at compile time, or as a kernel applied to other e-classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..ir.attrs import Attrs
+from ..ir.graph import CONSTANT, INPUT, Graph
+from ..ir.operator import OPERATORS
+from ..ir.types import TensorType
+from .fusion_rules import FusionRule
+from .host import Host
+from .kernel import Kernel
+from .language import MAX_VARIADIC, analyses, arities, constructor, declarations, lowering_rules, render
+from .rule import GraphRule
+from .saturate import Engine, Limits, SaturationReport, saturate
+
+GRAPH_LIMITS = Limits(nodes=20_000, iterations=24, seconds=20.0)
+
+
+@dataclass(frozen=True)
+class CallNode:
+    """A kernel applied to e-classes."""
+
+    kernel: Kernel
+    args: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class OpNode:
+    """An operator applied to e-classes (kept to evaluate constants)."""
+
+    op: str
+    attrs: Attrs
+    args: tuple[int, ...]
+
+
+@dataclass
+class EClass:
+    """One tensor: its type, the e-nodes that make it, and the input number or constant if it is one."""
+
+    type: TensorType
+    const: bool = False
+    input: int | None = None
+    constant: int | None = None
+    calls: list[CallNode] = field(default_factory=list)
+    ops: list[OpNode] = field(default_factory=list)
+
+
+@dataclass
+class GraphEGraph:
+    """The saturated e-graph. `constants` are the arrays that `EClass.constant` indexes; `outputs` are e-classes."""
+
+    classes: list[EClass]
+    outputs: tuple[int, ...]
+    constants: list[np.ndarray]
+    report: SaturationReport
+
+    @property
+    def enodes(self) -> int:
+        return sum(len(c.calls) + len(c.ops) + (c.input is not None) + (c.constant is not None) for c in self.classes)
+
+
+def _phases(rules: Sequence[GraphRule | FusionRule], host: Host) -> list[list[Any]]:
+    rewrites = render([r for r in rules if isinstance(r, GraphRule)], host)
+    fusions = render([r for r in rules if isinstance(r, FusionRule)], host)
+    dominating = [r.name for r in rules if isinstance(r, FusionRule) and r.dominates]
+    first = [r for r in fusions if r.name in dominating]
+    return [rewrites, lowering_rules(host), first, fusions]
+
+
+def build(graph: Graph, rules: Sequence[GraphRule | FusionRule], limits: Limits = GRAPH_LIMITS) -> GraphEGraph:
+    """Encode and saturate. Raises `RuleError` if a rule's function fails or its sides differ in type."""
+    engine = Engine()
+    with Host() as host:
+        engine.run(declarations())
+        engine.run(analyses(host))
+        phases = _phases(rules, host)
+        engine.run("\n".join({r.name: r.text for phase in phases for r in phase}.values()))
+        constants = _encode(graph, engine, host)
+        counted = {"Input", "Const", "Call"} | {constructor(n, k) for n in OPERATORS for k in arities(n)}
+
+        def raise_error() -> None:
+            if host.error is not None:
+                raise host.error
+
+        report = saturate(
+            engine, phases, limits, analyses="analyses", counted=counted, after_step=raise_error
+        )
+        raise_error()
+        return _read_back(graph, engine, host, constants, report)
+
+
+def _encode(graph: Graph, engine: Engine, host: Host) -> list[np.ndarray]:
+    constants: list[np.ndarray] = []
+    lines = []
+    for k, n in enumerate(graph.nodes):
+        if n.op == INPUT:
+            term = f"(Input {graph.inputs.index(k)})"
+        elif n.op == CONSTANT:
+            term = f"(Const (py-from-int {len(constants)}))"
+            constants.append(graph.constants[k])
+        else:
+            term = _term(n.op, [f"$n{i}" for i in n.inputs], n.attrs, host)
+        lines.append(f"(let $n{k} {term})")
+        if n.op in (INPUT, CONSTANT):
+            lines.append(f"(set (ty $n{k}) (py-from-int {host.intern(n.type)}))")
+        if n.op == CONSTANT:
+            lines.append(f"(is-const $n{k})")
+    engine.run("\n".join(lines))
+    return constants
+
+
+def _term(op: str, args: list[str], attrs: Attrs, host: Host) -> str:
+    """An operator as a term; an n-ary one wider than `MAX_VARIADIC` is chained (concat is associative)."""
+    while len(args) > MAX_VARIADIC:
+        head = f"({constructor(op, MAX_VARIADIC)} {' '.join(args[:MAX_VARIADIC])} (py-from-int {host.intern(attrs)}))"
+        args = [head, *args[MAX_VARIADIC:]]
+    return f"({constructor(op, len(args))} {' '.join(args)} (py-from-int {host.intern(attrs)}))"
+
+
+def _read_back(
+    graph: Graph, engine: Engine, host: Host, constants: list[np.ndarray], report: SaturationReport
+) -> GraphEGraph:
+    egraph = engine.egraph
+    tables = egraph.freeze().functions
+    classes: list[EClass] = []
+    number: dict[Any, int] = {}
+    for row in tables["ty"].rows:
+        number[row.inputs[0]] = len(classes)
+        classes.append(EClass(host.value(egraph.value_to_pyobject(row.output))))
+    for row in tables["is-const"].rows:
+        classes[number[row.inputs[0]]].const = True
+    for row in tables["Input"].rows:
+        classes[number[row.output]].input = egraph.value_to_i64(row.inputs[0])
+    for row in tables["Const"].rows:
+        classes[number[row.output]].constant = egraph.value_to_pyobject(row.inputs[0])
+    for row in tables["Call"].rows:
+        if row.subsumed:
+            continue
+        kernel = host.value(egraph.value_to_pyobject(row.inputs[0]))
+        args = tuple(number[v] for v in egraph.value_to_vec(row.inputs[1]))
+        classes[number[row.output]].calls.append(CallNode(kernel, args))
+    for name in OPERATORS:
+        for n in arities(name):
+            for row in tables[constructor(name, n)].rows if constructor(name, n) in tables else ():
+                attrs = host.value(egraph.value_to_pyobject(row.inputs[-1]))
+                args = tuple(number[v] for v in row.inputs[:-1])
+                classes[number[row.output]].ops.append(OpNode(name, attrs, args))
+    outputs = tuple(number[tables[f"$n{o}"].rows[0].output] for o in graph.outputs)
+    return GraphEGraph(classes, outputs, constants, report)

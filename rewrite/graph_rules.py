@@ -1,0 +1,297 @@
+"""The shipped rules of graph programs: algebra, layout and algorithm. Fusion rules are in `fusion_rules.py`.
+
+Each rule is an equation over the reals; `nestegg check-rules` tests it in float64 on drawn shapes and attributes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..ir.attrs import Attrs
+from ..ir.operator import Chooser
+from ..ir.types import TensorType
+from .fusion_rules import FUSION_RULES, FusionRule
+from .pattern import Environment, op
+from .rule import GraphRule, rule
+
+# --- samplers for rules whose condition random instances seldom meet -------------------------------------------------
+
+
+def _channel_broadcast(c: Chooser) -> Environment:
+    n = c.integer(1, 4)
+    shape = (c.integer(1, 2), n, *(c.integer(1, 4) for _ in range(c.integer(0, 2))))
+    return {"s": TensorType((n,)), "b": Attrs(shape=shape, dims=(1,))}
+
+
+def _conv_scale(c: Chooser) -> Environment:
+    rank = c.integer(1, 2)
+    spatial, kernel = tuple(c.integer(2, 5) for _ in range(rank)), tuple(c.integer(1, 2) for _ in range(rank))
+    groups = c.pick((1, 1, 2))
+    channels, out = groups * c.integer(1, 2), groups * c.integer(1, 3)
+    x, w = TensorType((1, channels, *spatial)), TensorType((out, channels // groups, *kernel))
+    attrs = Attrs(
+        strides=tuple(c.integer(1, 2) for _ in range(rank)),
+        padding=tuple((c.integer(0, 1), c.integer(0, 1)) for _ in range(rank)),
+        lhs_dilation=(1,) * rank,
+        rhs_dilation=(1,) * rank,
+        groups=groups,
+    )
+    from ..ir.operator import operator
+
+    shape = operator("conv").check((x, w), attrs).shape
+    return {"x": x, "w": w, "c": attrs, "s": TensorType((out,)), "b": Attrs(shape=shape, dims=(1,))}
+
+
+def _matmul(c: Chooser, columns: Sequence[int] = (1, 2, 3, 5)) -> Environment:
+    m, k, n = c.integer(1, 4), c.integer(1, 4), c.pick(columns)
+    return {"x": TensorType((m, k)), "w": TensorType((k, n)), "d": Attrs(contract=((1,), (0,)), batch=((), ()))}
+
+
+def _matmul_scale(c: Chooser) -> Environment:
+    env = _matmul(c)
+    shape = (env["x"].shape[0], env["w"].shape[1])
+    return {**env, "s": TensorType(shape[1:]), "b": Attrs(shape=shape, dims=(1,))}
+
+
+# --- algebra ---------------------------------------------------------------------------------------------------------
+
+
+def is_matmul(d: Attrs, x: TensorType, w: TensorType) -> bool:
+    """x[…, k] @ w[k, n]: no batch axes, last axis of x against the first of w."""
+    return d.batch == ((), ()) and w.rank == 2 and d.contract == ((x.rank - 1,), (0,))
+
+
+def scales_columns(d: Attrs, b: Attrs, x: TensorType, w: TensorType) -> bool:
+    """A matmul whose result is multiplied by one factor a column."""
+    return is_matmul(d, x, w) and b.dims == (x.rank - 1,)
+
+
+@rule("algebra", when=lambda b, s, w: b.dims == (1,) and s.shape == w.shape[:1], const=("w", "s"), draw=_conv_scale)
+def scale_into_conv(x, w, s, *, c, b):
+    """A factor per output channel goes into the weights (batch-norm folding, first half)."""
+    return op.mul(op.conv(x, w, c), op.broadcast(s, b)) >> op.conv(
+        x, op.mul(w, op.broadcast(s, shape=lambda w: w.shape, dims=(0,))), c
+    )
+
+
+@rule("algebra", when=scales_columns, const=("w", "s"), draw=_matmul_scale)
+def scale_into_matmul(x, w, s, *, d, b):
+    """A factor per column goes into the weights."""
+    return op.mul(op.dot(x, w, d), op.broadcast(s, b)) >> op.dot(
+        x, op.mul(w, op.broadcast(s, shape=lambda w: w.shape, dims=(1,))), d
+    )
+
+
+@rule("algebra", const=("s", "t"))
+def distribute_constant(x, s, t):
+    """(x + s) * t -> x*t + s*t: moves a bias out of the way of a factor (batch-norm folding, second half)."""
+    return op.mul(op.add(x, s), t) >> op.add(op.mul(x, t), op.mul(s, t))
+
+
+@rule("algebra", const=("s", "t"))
+def add_constants(x, s, t):
+    """(x + s) + t -> x + (s + t)"""
+    return op.add(op.add(x, s), t) >> op.add(x, op.add(s, t))
+
+
+@rule("algebra", const=("s", "t"))
+def multiply_constants(x, s, t):
+    """(x * s) * t -> x * (s * t)"""
+    return op.mul(op.mul(x, s), t) >> op.mul(x, op.mul(s, t))
+
+
+@rule("algebra", const=("s",))
+def subtract_constant(x, s):
+    """x - s -> x + (-s), so that only additions need rules"""
+    return op.sub(x, s) >> op.add(x, op.neg(s))
+
+
+@rule("algebra", const=("s",))
+def divide_by_constant(x, s):
+    """x / s -> x * (s/s/s): one multiplication instead of a division"""
+    return op.div(x, s) >> op.mul(x, op.div(op.div(s, s), s))
+
+
+@rule("algebra", const=("s", "t"))
+def add_broadcasts(s, t, *, b):
+    """broadcast(s) + broadcast(t) -> broadcast(s + t)"""
+    return op.add(op.broadcast(s, b), op.broadcast(t, b)) >> op.broadcast(op.add(s, t), b)
+
+
+@rule("algebra", const=("s", "t"))
+def multiply_broadcasts(s, t, *, b):
+    """broadcast(s) * broadcast(t) -> broadcast(s * t)"""
+    return op.mul(op.broadcast(s, b), op.broadcast(t, b)) >> op.broadcast(op.mul(s, t), b)
+
+
+@rule("algebra", const=("s",))
+def negate_broadcast(s, *, b):
+    """-broadcast(s) -> broadcast(-s)"""
+    return op.neg(op.broadcast(s, b)) >> op.broadcast(op.neg(s), b)
+
+
+@rule("algebra")
+def transpose_transpose(x, *, a, b):
+    """Two permutations are one."""
+    return op.transpose(op.transpose(x, a), b) >> op.transpose(
+        x, perm=lambda a, b: tuple(a.perm[p] for p in b.perm)
+    )
+
+
+@rule("algebra", when=lambda a: a.perm == tuple(range(len(a.perm))))
+def transpose_nothing(x, *, a):
+    """The identity permutation."""
+    return op.transpose(x, a) >> x
+
+
+@rule("algebra")
+def reshape_reshape(x, *, a, b):
+    """Only the last shape counts."""
+    return op.reshape(op.reshape(x, a), b) >> op.reshape(x, b)
+
+
+@rule("algebra", when=lambda a, x: a.shape == x.shape)
+def reshape_nothing(x, *, a):
+    """The same shape."""
+    return op.reshape(x, a) >> x
+
+
+# --- layout ----------------------------------------------------------------------------------------------------------
+
+
+def _pack_again(c: Chooser) -> Environment:
+    factor = c.integer(1, 4)
+    x = TensorType((*(c.integer(1, 3) for _ in range(c.integer(1, 3))), factor))
+    axis = c.integer(0, x.rank - 2)
+    return {"x": x, "u": Attrs(axis=axis), "p": Attrs(axis=axis, factor=factor)}
+
+
+@rule("layout", when=lambda p, u: p.axis == u.axis)
+def unpack_pack(x, *, p, u):
+    """unpack(pack(x)) -> x: a layout and its inverse cancel."""
+    return op.unpack(op.pack(x, p), u) >> x
+
+
+@rule("layout", when=lambda p, u, x: p.axis == u.axis and p.factor == x.shape[-1], draw=_pack_again)
+def pack_unpack(x, *, p, u):
+    """pack(unpack(x)) -> x: two kernels that agree on a layout hand it over as it is."""
+    return op.pack(op.unpack(x, u), p) >> x
+
+
+def blocked_layouts(lanes: int) -> tuple[GraphRule, ...]:
+    """The layout rules for a vector of `lanes` elements: channels, weights and columns in blocks of that many."""
+
+    def conv_like(c: Chooser) -> Environment:
+        x = TensorType((1, lanes * c.integer(1, 2), *([c.integer(2, 3)] * 2)))
+        w = TensorType((lanes * c.integer(1, 2), x.shape[1], *(c.integer(1, 2) for _ in range(2))))
+        attrs = Attrs(strides=(1, 1), padding=((0, 1), (1, 0)), lhs_dilation=(1, 1), rhs_dilation=(1, 1), groups=1)
+        return {"x": x, "w": w, "c": attrs}
+
+    def pool_like(c: Chooser) -> Environment:
+        x = TensorType((1, lanes * c.integer(1, 2), c.integer(2, 4), c.integer(2, 4)))
+        window = (1, 1, c.integer(1, 2), c.integer(1, 2))
+        attrs = Attrs(
+            kind=c.pick(("max", "sum")), window=window, strides=(1, 1, 2, 1), padding=((0, 0),) * 4, dilation=(1,) * 4
+        )
+        return {"x": x, "a": attrs}
+
+    def blocks(n: int) -> bool:
+        return n % lanes == 0
+
+    @rule("layout", when=lambda x, c: x.rank == 4 and c.groups == 1 and blocks(x.shape[1]), draw=conv_like)
+    def block_conv_input(x, w, *, c):
+        """A convolution may read its input with the channels in vector blocks."""
+        return op.conv(x, w, c) >> op.conv(op.unpack(op.pack(x, axis=1, factor=lanes), axis=1), w, c)
+
+    @rule("layout", when=lambda w: w.rank == 4 and blocks(w.shape[0]), draw=conv_like)
+    def block_conv_output(x, w, *, c):
+        """A convolution may write its result with the channels in vector blocks."""
+        return op.conv(x, w, c) >> op.unpack(op.pack(op.conv(x, w, c), axis=1, factor=lanes), axis=1)
+
+    @rule("layout", when=lambda w: w.rank == 4 and blocks(w.shape[0]), const=("w",), draw=conv_like)
+    def block_conv_weights(x, w, *, c):
+        """Constant weights are stored with the output channels in vector blocks, at compile time."""
+        return op.conv(x, w, c) >> op.conv(x, op.unpack(op.pack(w, axis=0, factor=lanes), axis=0), c)
+
+    def channelwise(x: TensorType, a: Attrs) -> bool:
+        return x.rank == 4 and a.window[1] == 1 and a.strides[1] == 1 and a.padding[1] == (0, 0) and blocks(x.shape[1])
+
+    @rule("layout", when=channelwise, draw=pool_like)
+    def block_pool(x, *, a):
+        """Pooling may read and write the channels in vector blocks."""
+        blocked = op.window(op.unpack(op.pack(x, axis=1, factor=lanes), axis=1), a)
+        return op.window(x, a) >> op.unpack(op.pack(blocked, axis=1, factor=lanes), axis=1)
+
+    found = [block_conv_input, block_conv_output, block_conv_weights, block_pool]
+    return tuple(found) + tuple(_panels(lanes, n) for n in (1, 2, 3, 4))
+
+
+def _panels(lanes: int, vectors: int) -> GraphRule:
+    width = lanes * vectors
+
+    def matmul_like(c: Chooser) -> Environment:
+        return _matmul(c, (width, 2 * width))
+
+    def has_panels(d: Attrs, x: TensorType, w: TensorType) -> bool:
+        """A matmul with a whole number of panels of columns."""
+        return is_matmul(d, x, w) and w.shape[1] % width == 0
+
+    def panel_weights(x, w, *, d):
+        """Constant weights of a matmul are stored in panels of columns, each panel contiguous, at compile time."""
+        panels = op.pack(op.transpose(w, perm=(1, 0)), axis=0, factor=width)
+        return op.dot(x, w, d) >> op.dot(x, op.transpose(op.unpack(panels, axis=0), perm=(1, 0)), d)
+
+    panel_weights.__name__ = f"panel_weights_{width}"
+    return rule("layout", when=has_panels, const=("w",), draw=matmul_like)(panel_weights)
+
+
+# --- algorithm -------------------------------------------------------------------------------------------------------
+
+
+def is_padded(c: Attrs) -> bool:
+    """A convolution with padding and no dilation of its input."""
+    return any(p != (0, 0) for p in c.padding) and set(c.lhs_dilation) == {1}
+
+
+@rule("algorithm", when=is_padded)
+def conv_of_padded(x, w, *, c):
+    """A padded convolution is a convolution of a padded tensor: the copy may cost less than tests in the loop."""
+    padded = op.pad(
+        x,
+        low=lambda c: (0, 0, *(p[0] for p in c.padding)),
+        high=lambda c: (0, 0, *(p[1] for p in c.padding)),
+        interior=lambda x: (0,) * x.rank,
+        value=0.0,
+    )
+    return op.conv(x, w, c) >> op.conv(
+        padded,
+        w,
+        strides=lambda c: c.strides,
+        padding=lambda c: ((0, 0),) * len(c.padding),
+        lhs_dilation=lambda c: c.lhs_dilation,
+        rhs_dilation=lambda c: c.rhs_dilation,
+        groups=lambda c: c.groups,
+    )
+
+
+ALGEBRA: tuple[GraphRule, ...] = (
+    scale_into_conv,
+    scale_into_matmul,
+    distribute_constant,
+    add_constants,
+    multiply_constants,
+    subtract_constant,
+    divide_by_constant,
+    add_broadcasts,
+    multiply_broadcasts,
+    negate_broadcast,
+    transpose_transpose,
+    transpose_nothing,
+    reshape_reshape,
+    reshape_nothing,
+)
+
+
+def graph_rules(lanes: int = 16) -> tuple[GraphRule | FusionRule, ...]:
+    """All shipped graph rules, for vectors of `lanes` elements."""
+    return (*ALGEBRA, conv_of_padded, unpack_pack, pack_unpack, *blocked_layouts(lanes), *FUSION_RULES)

@@ -1,0 +1,80 @@
+"""Values that live in Python while egglog reasons about them: types, attribute records, kernels.
+
+The e-graph holds small integers (`PyObject`s that pickle to the same bytes); a `Host` interns the values behind them
+and runs conditions and attribute functions when egglog calls back through `dispatch`. One host is current at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any
+
+from ..ir.errors import NesteggError, RuleError
+
+_current: list[Host] = []
+
+
+class Host:
+    """An intern table and the functions that egglog may call, for one e-graph."""
+
+    def __init__(self) -> None:
+        self._values: list[Any] = []
+        self._ids: dict[tuple[type, Hashable], int] = {}
+        self._functions: list[tuple[str, Callable[..., Any]]] = []
+        self._results: dict[tuple[int, tuple[int, ...]], int | bool] = {}
+        self.error: NesteggError | None = None
+
+    def intern(self, value: Hashable) -> int:
+        key = (type(value), value)
+        if key not in self._ids:
+            self._ids[key] = len(self._values)
+            self._values.append(value)
+        return self._ids[key]
+
+    def value(self, number: int) -> Any:
+        return self._values[number]
+
+    def function(self, name: str, f: Callable[..., Any]) -> int:
+        """Register a function of interned values; it returns a bool, or a value to intern."""
+        self._functions.append((name, f))
+        return len(self._functions) - 1
+
+    def call(self, function: int, numbers: tuple[int, ...]) -> int | bool:
+        key = (function, numbers)
+        if key not in self._results:
+            self._results[key] = self._compute(function, numbers)
+        return self._results[key]
+
+    def _compute(self, function: int, numbers: tuple[int, ...]) -> int | bool:
+        name, f = self._functions[function]
+        try:
+            result = f(*(self._values[n] for n in numbers))
+        except Exception as e:  # an exception may not pass through egglog: it is raised after the run
+            if self.error is None:
+                self.error = e if isinstance(e, NesteggError) else RuleError(f"{name}: {type(e).__name__}: {e}")
+            return False
+        return result if isinstance(result, bool) else self.intern(result)
+
+    def __enter__(self) -> Host:
+        _current.append(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _current.pop()
+
+
+def dispatch(function: int, *numbers: int) -> int | bool:
+    """Entry point of egglog's `py-call`."""
+    return _current[-1].call(function, numbers)
+
+
+#: egglog text that binds `$call` to `dispatch`.
+PRELUDE = f"""(let $call (py-eval "__import__('{__name__}', fromlist=['dispatch']).dispatch" (py-dict) (py-dict)))"""
+
+
+def call_text(function: int, args: list[str]) -> str:
+    return f"(py-call $call (py-from-int {function}) {' '.join(args)})"
+
+
+def test_text(function: int, args: list[str]) -> str:
+    return f"(= true (py-to-bool {call_text(function, args)}))"

@@ -1,0 +1,96 @@
+"""Kernels: what graph extraction chooses between. A kernel is a composed tensor expression with its fusion stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+from ..ir.attrs import Attrs
+from ..ir.compose import arithmetic, compose, has_nested_reduce, is_map, is_movement, reads_once, visits_once
+from ..ir.expr import TensorExpr
+from ..ir.operator import operator
+from ..ir.types import TensorType
+
+MAX_INPUTS = 8
+MAX_SCALARS = 96
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """`expr`, and how far fusion has gone.
+
+    `op`: the operator if nothing is fused yet. `operators`: number of arithmetic operators fused. `closed`: an
+    epilogue has been fused, after which producers are no longer inlined (prologues first, epilogues last, one operator
+    at a time: one order for each fused group, so that the e-graph grows with the number of groups, not of orders).
+    """
+
+    expr: TensorExpr
+    op: str = ""
+    operators: int = 1
+    closed: bool = False
+
+
+@cache
+def of_operator(name: str, attrs: Attrs, *types: TensorType) -> Kernel:
+    """The kernel of one operator."""
+    expr = operator(name).expr(types, attrs)
+    return Kernel(expr, name, 0 if is_movement(expr) else 1)
+
+
+def _fits(consumer: Kernel, i: int, producer: Kernel) -> bool:
+    if i >= len(consumer.expr.inputs):
+        return False
+    inputs = len(consumer.expr.inputs) + len(producer.expr.inputs) - 1
+    return inputs <= MAX_INPUTS and arithmetic(consumer.expr) + arithmetic(producer.expr) <= MAX_SCALARS
+
+
+def _inlines(consumer: Kernel, i: int, producer: Kernel) -> bool:
+    return bool(producer.op) and not consumer.closed and _fits(consumer, i, producer)
+
+
+def prologue_broadcast(consumer: Kernel, i: int, producer: Kernel) -> bool:
+    """A broadcast is read through, never stored: the fused kernel reads less, so the unfused one is dropped."""
+    return producer.op == "broadcast" and _inlines(consumer, i, producer)
+
+
+def prologue_movement(consumer: Kernel, i: int, producer: Kernel) -> bool:
+    """A layout, slice or padding operator may be read through, by any kernel without an epilogue.
+
+    Not `pack`: a kernel that reads through it reads what its operand's own e-class offers already.
+    """
+    if not (_inlines(consumer, i, producer) and is_movement(producer.expr) and producer.op != "pack"):
+        return False
+    return not prologue_broadcast(consumer, i, producer)
+
+
+def prologue_arithmetic(consumer: Kernel, i: int, producer: Kernel) -> bool:
+    """An elementwise operator may be computed where it is read, if that is once an element."""
+    if not (_inlines(consumer, i, producer) and is_map(producer.expr) and producer.operators):
+        return False
+    return is_map(consumer.expr) or visits_once(consumer.expr, i)
+
+
+def _after_reduction(consumer: Kernel, i: int, producer: Kernel) -> bool:
+    if not (consumer.operators <= 1 and is_map(consumer.expr) and not is_map(producer.expr)):
+        return False
+    if not _fits(consumer, i, producer):
+        return False
+    return reads_once(consumer.expr, i) and not has_nested_reduce(producer.expr)
+
+
+def epilogue(consumer: Kernel, i: int, producer: Kernel) -> bool:
+    """A map of one tensor is applied to each result of a reduction as it is made."""
+    return len(consumer.expr.inputs) == 1 and _after_reduction(consumer, i, producer)
+
+
+def epilogue_residual(consumer: Kernel, i: int, producer: Kernel) -> bool:
+    """A map of several tensors (bias, residual add) is applied to each result of a reduction as it is made."""
+    return len(consumer.expr.inputs) > 1 and _after_reduction(consumer, i, producer)
+
+
+@cache
+def fuse(consumer: Kernel, i: int, producer: Kernel) -> Kernel:
+    """The composition; closed once a reduction has an epilogue."""
+    closed = consumer.closed or producer.closed or (is_map(consumer.expr) and not is_map(producer.expr))
+    operators = consumer.operators + producer.operators
+    return Kernel(compose(consumer.expr, i, producer.expr), "", operators, closed)

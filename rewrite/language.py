@@ -1,0 +1,176 @@
+"""The egglog language of graph programs, generated from the operator table, and rules rendered into it.
+
+Tensors are one sort; each operator is a constructor over tensors and an interned attribute record; kernels are
+`Call(kernel, arguments)`. `ty` gives each e-class its type (two different types for one class is a panic: a wrong
+rule dies loudly), `is-const` marks what is known at compile time. Built-in and user rules are rendered alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from ..ir.attrs import EMPTY
+from ..ir.errors import RuleError, TypeRuleError
+from ..ir.operator import OPERATORS, operator
+from .fusion_rules import POSITIONS, FusionRule
+from .host import PRELUDE, Host, call_text, test_text
+from .kernel import fuse, of_operator
+from .pattern import Apply, Pattern, Record, Var, call, records, tensors, type_of
+from .rule import GraphRule
+from .saturate import EggRule
+
+#: Widest n-ary operator that is one e-node; wider ones are chained on import.
+MAX_VARIADIC = 6
+ANALYSES = "analyses"
+
+
+def constructor(op: str, arity: int) -> str:
+    """The egglog constructor of an operator (n-ary operators have one per number of operands)."""
+    return f"op_{op}" if operator(op).arity is not None else f"op_{op}_{arity}"
+
+
+def arities(op: str) -> range:
+    n = operator(op).arity
+    return range(1, MAX_VARIADIC + 1) if n is None else range(n, n + 1)
+
+
+def declarations() -> str:
+    """Sorts, constructors and analyses of the graph language."""
+    lines = [
+        PRELUDE,
+        "(sort T) (sort TV (Vec T))",
+        "(constructor Input (i64) T) (constructor Const (PyObject) T) (constructor Call (PyObject TV) T)",
+        "(function ty (T) PyObject :no-merge)",
+        "(relation is-const (T))",
+        f"(ruleset {ANALYSES})",
+    ]
+    for name in OPERATORS:
+        lines += [f"(constructor {constructor(name, n)} ({'T ' * n}PyObject) T)" for n in arities(name)]
+    return "\n".join(lines)
+
+
+def analyses(host: Host) -> str:
+    """Rules that give every operator e-node its type and spread compile-time constness."""
+    out = []
+    for name in OPERATORS:
+        infer = host.function(f"type rule of {name}", lambda a, *t, _n=name: operator(_n).check(t, a))
+        for n in arities(name):
+            xs, ts = [f"x{k}" for k in range(n)], [f"t{k}" for k in range(n)]
+            node = f"(= e ({constructor(name, n)} {' '.join(xs)} a))"
+            types = " ".join(f"(= {t} (ty {x}))" for t, x in zip(ts, xs, strict=True))
+            const = " ".join(f"(is-const {x})" for x in xs)
+            out.append(f"(rule ({node} {types}) ((set (ty e) {call_text(infer, ['a', *ts])})) :ruleset {ANALYSES})")
+            if n:
+                out.append(f"(rule ({node} {const}) ((is-const e)) :ruleset {ANALYSES})")
+    return "\n".join(out)
+
+
+def lowering_rules(host: Host) -> list[EggRule]:
+    """`op(x…) -> Call(kernel of op, [x…])`, for every operator: what makes an operator executable."""
+    out = []
+    for name in OPERATORS:
+        make = host.function(f"kernel of {name}", lambda a, *t, _n=name: of_operator(_n, a, *t))
+        for n in arities(name):
+            xs, ts = [f"x{k}" for k in range(n)], [f"t{k}" for k in range(n)]
+            types = " ".join(f"(= {t} (ty {x}))" for t, x in zip(ts, xs, strict=True))
+            out.append(
+                f"(rule ((= e ({constructor(name, n)} {' '.join(xs)} a)) {types})"
+                f" ((union e (Call {call_text(make, ['a', *ts])} (vec-of {' '.join(xs)})))) :ruleset lower_operator)"
+            )
+    return [EggRule("lower_operator", "lowering", "lower_operator", "(ruleset lower_operator)\n" + "\n".join(out))]
+
+
+def fusion_rule(r: FusionRule, host: Host) -> EggRule:
+    out = [f"(ruleset {r.name})"]
+    drop = " (subsume (Call k xs))" if r.dominates else ""
+    for i in POSITIONS:
+        test = host.function(r.name, lambda k, p, _i=i: r.when(k, _i, p))
+        make = host.function(r.name, lambda k, p, _i=i: fuse(k, _i, p))
+        out.append(
+            f"(rule ((= e (Call k xs)) (> (vec-length xs) {i}) (= x (vec-get xs {i})) (= x (Call p ys))"
+            f" {test_text(test, ['k', 'p'])})"
+            f" ((union e (Call {call_text(make, ['k', 'p'])} (vec-append (vec-remove xs {i}) ys))){drop})"
+            f' :ruleset {r.name} :name "{r.name}_{i}")'
+        )
+    return EggRule(r.name, r.kind, r.name, "\n".join(out))
+
+
+def graph_rule(r: GraphRule, host: Host) -> EggRule:
+    """An authored rule as egglog text: structure by e-matching, condition and attributes by calling back."""
+    lefts = [w.left for w in r.rewrites]
+    tensor_vars = sorted({n for p in lefts for n in tensors(p)})
+    fixed: dict[str, Apply] = {}
+    facts = [f"(= root{k} {_left(p, fixed)})" for k, p in enumerate(lefts)]
+    facts += [f"(= ty_{v} (ty {v}))" for v in tensor_vars]
+    facts += [f"(is-const {v})" for v in r.const]
+    record_vars = sorted({n for p in lefts for n in records(p)} | set(fixed))
+    names = [*tensor_vars, *record_vars]
+    arguments = [*(f"ty_{v}" for v in tensor_vars), *(f"at_{v}" for v in record_vars)]
+
+    def applies(*values: object) -> bool:
+        env = dict(zip(names, values, strict=True))
+        if any(not _matches(p, env[v]) for v, p in fixed.items()) or not r.holds(env):
+            return False
+        for w in r.rewrites:
+            _check_sides(r, w.left, w.right, env)
+        return True
+
+    facts.append(test_text(host.function(f"{r.where}: rule {r.name}", applies), arguments))
+    actions = [
+        f"(union root{k} {_right(w.right, r, names, arguments, host)})" for k, w in enumerate(r.rewrites)
+    ]
+    text = f"(ruleset {r.name})\n(rule ({' '.join(facts)}) ({' '.join(actions)}) :ruleset {r.name})"
+    return EggRule(r.name, r.kind, r.name, text)
+
+
+def _matches(pattern: Apply, attrs: object) -> bool:
+    return all(attrs[k] == v for k, v in pattern.attrs)  # type: ignore[index, union-attr]
+
+
+def _check_sides(r: GraphRule, left: Apply, right: Pattern, env: dict[str, object]) -> None:
+    """Both sides must have one type; said before egglog is told that they are equal."""
+    try:
+        want, got = type_of(left, env), type_of(right, env)
+    except TypeRuleError as e:
+        raise RuleError(f"{r.where}: rule {r.name}: the right side is ill-typed where the rule applies: {e}") from None
+    if want != got:
+        raise RuleError(f"{r.where}: rule {r.name}: rewrites {want} to {got}; add a condition (when=…)")
+
+
+def _left(p: Pattern, fixed: dict[str, Apply]) -> str:
+    if isinstance(p, Var):
+        return p.name
+    if isinstance(p.attrs, Record):
+        attrs = f"at_{p.attrs.name}"
+    else:
+        name = f"fixed{len(fixed)}"
+        fixed[name] = p
+        attrs = f"at_{name}"
+    return f"({constructor(p.op, len(p.args))} {' '.join(_left(a, fixed) for a in p.args)} {attrs})"
+
+
+def _right(p: Pattern, r: GraphRule, names: Sequence[str], arguments: list[str], host: Host) -> str:
+    if isinstance(p, Var):
+        return p.name
+    args = " ".join(_right(a, r, names, arguments, host) for a in p.args)
+    if isinstance(p.attrs, Record):
+        attrs = f"at_{p.attrs.name}"
+    elif not p.attrs:
+        attrs = f"(py-from-int {host.intern(EMPTY)})"
+    else:
+        attrs = call_text(host.function(f"{r.where}: rule {r.name}", _attribute_function(p, names)), arguments)
+    return f"({constructor(p.op, len(p.args))} {args} {attrs})"
+
+
+def _attribute_function(p: Apply, names: Sequence[str]):  # noqa: ANN202
+    from ..ir.attrs import Attrs
+
+    def make(*values: object) -> Attrs:
+        env = dict(zip(names, values, strict=True))
+        return Attrs(**{k: call(v, env) if callable(v) else v for k, v in p.attrs})  # type: ignore[union-attr]
+
+    return make
+
+
+def render(rules: Iterable[GraphRule | FusionRule], host: Host) -> list[EggRule]:
+    return [fusion_rule(r, host) if isinstance(r, FusionRule) else graph_rule(r, host) for r in rules]

@@ -1,0 +1,284 @@
+"""The loop language: Blocks, the nests that fill them, and how a rule on them is authored.
+
+A `Block(phase, vector, e0, e1, …)` stands for every nest that covers a rectangle of those extents. Phases only go
+forward (parallel -> serial -> tile -> unroll), so the e-graph is acyclic and each e-node is derived once:
+
+    parallel, serial   loops over memory; any order, any number of levels
+    tile               results are in registers, vectorised along `vector`; loops here only reduce
+    unroll             straight-line code; what remains is one vector operation
+
+A rule is a decorated function from a symbolic block and an axis to a nest over smaller blocks; it is instantiated
+for every axis of a kernel and rendered to egglog arithmetic, without calls back into Python:
+
+    @loop_rule("tiling", phase="serial")
+    def peel(b, a):
+        '''Block(e) -> For(a, e_a/f, Block(e with e_a := f)) for every useful factor f'''
+        f, trips = b.factor(a)
+        return For(a, trips, "serial", b.resized(a, f))
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from ..ir.errors import RuleError
+from ..ir.index import Axis
+from ..ir.loops import LoopKernel
+from ..ir.nest import KINDS
+from ..ir.target import Target
+from ..ir.types import DTYPES
+from .saturate import EggRule
+
+PHASES = ("parallel", "serial", "tile", "unroll")
+
+
+@dataclass(frozen=True)
+class Size:
+    """An integer known when the rule runs: arithmetic builds egglog expressions, comparisons build conditions."""
+
+    text: str
+
+    @staticmethod
+    def of(v: Size | int) -> Size:
+        return v if isinstance(v, Size) else Size(str(v))
+
+    def _op(self, op: str, o: Size | int) -> Size:
+        return Size(f"({op} {self.text} {Size.of(o).text})")
+
+    def __add__(self, o: Size | int) -> Size:
+        return self._op("+", o)
+
+    def __sub__(self, o: Size | int) -> Size:
+        return self._op("-", o)
+
+    def __mul__(self, o: Size | int) -> Size:
+        return self._op("*", o)
+
+    def __floordiv__(self, o: Size | int) -> Size:
+        return self._op("/", o)
+
+    def __mod__(self, o: Size | int) -> Size:
+        return self._op("%", o)
+
+    def __lt__(self, o: Size | int) -> str:
+        return f"(< {self.text} {Size.of(o).text})"
+
+    def __le__(self, o: Size | int) -> str:
+        return f"(<= {self.text} {Size.of(o).text})"
+
+    def __gt__(self, o: Size | int) -> str:
+        return f"(> {self.text} {Size.of(o).text})"
+
+    def equals(self, o: Size | int) -> str:
+        return f"(= {self.text} {Size.of(o).text})"
+
+    def differs(self, o: Size | int) -> str:
+        return f"(!= {self.text} {Size.of(o).text})"
+
+
+@dataclass(frozen=True)
+class LoopAxis:
+    """An axis of the kernel at hand: its number, full extent, whether it reduces, whether vectors may run along it.
+
+    `contiguous`: some access walks neighbouring elements along it (if none does along any axis, every axis counts).
+    """
+
+    number: int
+    extent: int
+    reduces: bool
+    contiguous: bool
+
+
+@dataclass(frozen=True)
+class Space:
+    """What rules may ask of the kernel and target: axes, lanes of a vector, register and unrolling budgets, threads."""
+
+    axes: tuple[LoopAxis, ...]
+    lanes: int
+    registers: int
+    unroll: int
+    threads: int
+    blocks_reduction: bool
+
+    @property
+    def spatial(self) -> tuple[LoopAxis, ...]:
+        return tuple(a for a in self.axes if not a.reduces)
+
+    @property
+    def reduced(self) -> tuple[LoopAxis, ...]:
+        return tuple(a for a in self.axes if a.reduces)
+
+
+def space(kernel: LoopKernel, target: Target, threads: int = 1) -> Space:
+    """The schedule space of a kernel on a target."""
+    n = len(kernel.spatial)
+    unit = _contiguous(kernel)
+    axes = tuple(LoopAxis(k, a.extent, k >= n, a in unit) for k, a in enumerate(kernel.axes))
+    widest = max(DTYPES[t].size for t in _dtypes(kernel))
+    lanes = target.lanes(widest)
+    depth = math.prod(a.extent for a in kernel.reduce)
+    # A register tile streams (rows + columns) * depth elements; past the first-level cache, cutting the depth may pay.
+    streamed = depth * widest * 2 > target.caches[0] and sum(t.nbytes for t in kernel.inputs) > target.caches[1]
+    return Space(axes, lanes, target.registers, 8 * target.registers, threads, streamed)
+
+
+def _contiguous(kernel: LoopKernel) -> set[Axis]:
+    addresses = [kernel.out, *(r.index[0] for r in (*kernel.update_reads, *kernel.epilogue_reads))]
+    unit = {a for a in kernel.spatial if any(i.coefficient(a) == 1 for i in addresses)}
+    return unit or set(kernel.spatial)
+
+
+def _dtypes(kernel: LoopKernel) -> set[str]:
+    out = {kernel.epilogue.dtype, *(t.dtype for t in kernel.inputs)}
+    return (out | {kernel.update.dtype}) - {"bool"} if kernel.update is not None else out - {"bool"} or {"u8"}
+
+
+@dataclass
+class Block:
+    """A block with symbolic extents, as a rule sees it. Conditions accumulate as the rule asks."""
+
+    phase: str
+    vector: Size
+    extents: tuple[Size, ...]
+    space: Space
+    facts: list[str] = field(default_factory=list)
+
+    def extent(self, a: LoopAxis) -> Size:
+        return self.extents[a.number]
+
+    def require(self, *facts: str) -> None:
+        """The rule applies only where these comparisons hold."""
+        self.facts.extend(facts)
+
+    def factor(self, a: LoopAxis) -> tuple[Size, Size]:
+        """(f, n/f) for every useful factor 1 <= f < n of the axis's extent n."""
+        self.facts.append(f"(div e{a.number} f t)")
+        return Size("f"), Size("t")
+
+    def cut(self, a: LoopAxis) -> tuple[Size, Size]:
+        """(q, n - q) for every useful place to cut an axis of awkward extent n."""
+        self.facts.append(f"(cut {a.number} e{a.number} q rest)")
+        return Size("q"), Size("rest")
+
+    def resized(self, a: LoopAxis, size: Size | int) -> Block:
+        new = tuple(Size.of(size) if k == a.number else e for k, e in enumerate(self.extents))
+        return replace(self, extents=new)
+
+    def into(self, phase: str, vector: LoopAxis | None = None) -> Block:
+        """The same block in a later phase."""
+        return replace(self, phase=phase, vector=self.vector if vector is None else Size(str(vector.number)))
+
+    def product(self, axes: Sequence[LoopAxis]) -> Size:
+        total = Size("1")
+        for a in axes:
+            total = self.extent(a) if total.text == "1" else total * self.extent(a)
+        return total
+
+    @property
+    def text(self) -> str:
+        inside = " ".join(e.text for e in self.extents)
+        return f"(Block {PHASES.index(self.phase)} {self.vector.text} {inside})"
+
+
+def For(a: LoopAxis, trips: Size | int, kind: str, body: Block) -> str:
+    """A loop over `axis` whose body covers `body`."""
+    return f"(For {a.number} {Size.of(trips).text} {KINDS.index(kind)} {body.text})"
+
+
+def Cat(a: LoopAxis, at: Size, first: Block, second: Block) -> str:
+    """The first `at` indices of the axis, then the rest."""
+    return f"(Cat {a.number} {at.text} {first.text} {second.text})"
+
+
+def Tile(a: LoopAxis | None, body: Block) -> str:
+    """Results in registers from here inward, vectorised along the axis."""
+    return f"(Tile {-1 if a is None else a.number} {body.text})"
+
+
+def Vec(axis: Size | int, lanes: Size | int) -> str:
+    """One vector operation."""
+    return f"(Vec {Size.of(axis).text} {Size.of(lanes).text})"
+
+
+@dataclass(frozen=True)
+class LoopRule:
+    """A rule of loop programs: `make(block, axis)` returns the nest (or Block) that the block may also be.
+
+    It is instantiated for each axis that `over` admits (`any`, `spatial`, `contiguous`, `reduced`, or `none`: once, axis None).
+    """
+
+    name: str
+    kind: str
+    phase: str
+    over: str
+    make: Callable[[Block, LoopAxis], str | Block]
+    when: Callable[[Space], bool]
+    doc: str
+    where: str
+    level: str = "loop"
+
+    @property
+    def condition(self) -> str:
+        return f"{self.phase} phase, {self.over} axis" if self.over != "none" else f"{self.phase} phase"
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.doc}"
+
+    def instances(self, s: Space) -> list[str]:
+        """The rule as egglog text, one form an axis."""
+        if not self.when(s):
+            return []
+        groups: dict[str, Sequence[LoopAxis | None]] = {
+            "any": s.axes, "spatial": s.spatial, "contiguous": [a for a in s.spatial if a.contiguous], "reduced": s.reduced, "none": (None,),
+        }  # fmt: skip
+        out = []
+        for a in groups[self.over]:
+            names = tuple(Size(f"e{k}") for k in range(len(s.axes)))
+            block = Block(self.phase, Size("v"), names, s)
+            before = block.text
+            try:
+                made = self.make(block, a)  # type: ignore[arg-type]
+            except (TypeError, AttributeError, ValueError) as e:
+                raise RuleError(f"{self.where}: rule {self.name}: {e}") from None
+            facts = " ".join(block.facts)
+            right = made.text if isinstance(made, Block) else made
+            out.append(f"(rule ((= b {before}) {facts}) ((union b {right})) :ruleset {self.name})")
+        return out
+
+    def render(self, s: Space) -> EggRule:
+        return EggRule(self.name, self.kind, self.name, "\n".join([f"(ruleset {self.name})", *self.instances(s)]))
+
+
+def loop_rule(
+    kind: str, *, phase: str, over: str = "any", when: Callable[[Space], bool] = lambda s: True
+) -> Callable[[Callable[..., str | Block]], LoopRule]:
+    """Declare a loop rule. Raises `RuleError` for an unknown phase or axis group."""
+
+    def decorate(f: Callable[..., str | Block]) -> LoopRule:
+        where = f"{f.__code__.co_filename}:{f.__code__.co_firstlineno}"
+        if phase not in PHASES or over not in ("any", "spatial", "contiguous", "reduced", "none"):
+            raise RuleError(f"{where}: rule {f.__name__}: phase {phase!r} over {over!r} is not known")
+        doc = " ".join((inspect.getdoc(f) or "").split())
+        return LoopRule(f.__name__, kind, phase, over, f, when, doc, where)
+
+    return decorate
+
+
+def declarations(rank: int) -> str:
+    """Sorts and constructors for kernels of `rank` axes."""
+    sizes = "i64 " * rank
+    return "\n".join(
+        [
+            "(sort N)",
+            f"(constructor Block (i64 i64 {sizes}) N)",
+            "(constructor For (i64 i64 i64 N) N)",
+            "(constructor Cat (i64 i64 N N) N)",
+            "(constructor Tile (i64 N) N)",
+            "(constructor Vec (i64 i64) N)",
+            "(relation div (i64 i64 i64))",
+            "(relation cut (i64 i64 i64 i64))",
+        ]
+    )

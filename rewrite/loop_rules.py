@@ -1,0 +1,133 @@
+"""The shipped rules of loop programs: tiling, order, tails, register tiles, vectorisation, unrolling, threads.
+
+There is no interchange rule: all orders and all multi-level tilings share the Block e-classes, because peeling any
+axis first is a rule for every axis.
+"""
+
+from __future__ import annotations
+
+from .loop_language import Block, Cat, For, LoopAxis, LoopRule, Space, Tile, Vec, loop_rule
+
+
+def _threaded(s: Space) -> bool:
+    return s.threads > 1
+
+
+@loop_rule("parallel", phase="parallel", over="spatial", when=_threaded)
+def peel_parallel(b: Block, a: LoopAxis) -> str:
+    """Block(e) -> parallel For(a, e_a/f, Block(e with e_a := f))"""
+    f, trips = b.factor(a)
+    return For(a, trips, "parallel", b.resized(a, f).into("serial"))
+
+
+@loop_rule("parallel", phase="parallel", over="none")
+def run_serially(b: Block, a: None) -> Block:
+    """A kernel need not be parallel."""
+    return b.into("serial")
+
+
+@loop_rule("tiling", phase="serial", over="spatial")
+def peel(b: Block, a: LoopAxis) -> str:
+    """Block(e) -> For(a, e_a/f, Block(e with e_a := f)) for every factor f of e_a"""
+    f, trips = b.factor(a)
+    return For(a, trips, "serial", b.resized(a, f))
+
+
+@loop_rule("tiling", phase="serial", over="reduced", when=lambda s: s.blocks_reduction)
+def block_reduction(b: Block, a: LoopAxis) -> str:
+    """A reduction axis is cut outside the register tile: partial results wait in memory between the pieces."""
+    f, trips = b.factor(a)
+    return For(a, trips, "serial", b.resized(a, f))
+
+
+@loop_rule("tiling", phase="serial", over="spatial")
+def cut_tail(b: Block, a: LoopAxis) -> str:
+    """Block(n) -> Cat(a, q, Block(q), Block(n - q)) where n has no good factors: a main part and a tail"""
+    q, rest = b.cut(a)
+    return Cat(a, q, b.resized(a, q), b.resized(a, rest))
+
+
+@loop_rule("vectorize", phase="serial", over="contiguous")
+def tile_registers(b: Block, a: LoopAxis) -> str:
+    """Block(e) -> Tile(a, Block(e)): one accumulator a result, in vectors along `a`, if the registers hold them all"""
+    s = b.space
+    vectors = (b.extent(a) + (s.lanes - 1)) // s.lanes
+    others = b.product([x for x in s.spatial if x != a])
+    b.require(others * vectors + vectors + 1 <= s.registers)
+    return Tile(a, b.into("tile", vector=a))
+
+
+@loop_rule("vectorize", phase="serial", over="none", when=lambda s: not s.spatial)
+def tile_scalar(b: Block, a: None) -> str:
+    """A kernel with a single result keeps it in a register."""
+    return Tile(None, b.into("tile"))
+
+
+@loop_rule("tiling", phase="tile", over="reduced")
+def peel_reduction(b: Block, a: LoopAxis) -> str:
+    """Block(e) -> For(a, e_a/f, Block(e with e_a := f)) around results held in registers"""
+    f, trips = b.factor(a)
+    return For(a, trips, "serial", b.resized(a, f))
+
+
+@loop_rule("unroll", phase="tile", over="none")
+def unroll_rest(b: Block, a: None) -> Block:
+    """The rest of the tile becomes straight-line code, if that is short."""
+    b.require(b.product(b.space.axes) <= b.space.unroll * b.space.lanes)
+    b.require(b.product(b.space.reduced) <= b.space.lanes)
+    return b.into("unroll")
+
+
+@loop_rule("unroll", phase="unroll")
+def unroll(b: Block, a: LoopAxis) -> str:
+    """Block(e) -> unrolled For(a, e_a, Block(e with e_a := 1)) for an axis that is not the vector axis"""
+    e = b.extent(a)
+    b.require(e > 1, b.vector.differs(a.number))
+    order = [*b.space.reduced, *b.space.spatial]
+    for x in order[: order.index(a)]:  # in one order: that of straight-line code is for LLVM's scheduler
+        distance = b.vector - x.number
+        b.require((b.extent(x) - 1) * distance * distance <= 0)
+    return For(a, e, "unroll", b.resized(a, 1))
+
+
+@loop_rule("vectorize", phase="unroll", over="spatial")
+def split_vectors(b: Block, a: LoopAxis) -> str:
+    """Block(n) -> unrolled For(a, n/f, Vec(f)): a row of several vectors"""
+    s = b.space
+    b.require(b.vector.equals(a.number), *(b.extent(x).equals(1) for x in s.axes if x != a))
+    f, trips = b.factor(a)
+    b.require(b.extent(a) > s.lanes, f <= s.lanes, f * 2 > s.lanes)
+    return For(a, trips, "unroll", b.resized(a, f))
+
+
+@loop_rule("vectorize", phase="unroll", over="spatial")
+def vectorize(b: Block, a: LoopAxis) -> str:
+    """Block(n) -> Vec(a, n) if n lanes fit a register"""
+    s = b.space
+    b.require(b.vector.equals(a.number), *(b.extent(x).equals(1) for x in s.axes if x != a))
+    b.require(b.extent(a) <= s.lanes)
+    return Vec(a.number, b.extent(a))
+
+
+@loop_rule("vectorize", phase="unroll", over="none", when=lambda s: not s.spatial)
+def point(b: Block, a: None) -> str:
+    """Block(1, …, 1) -> one scalar operation"""
+    b.require(*(b.extent(x).equals(1) for x in b.space.axes))
+    return Vec(-1, 1)
+
+
+LOOP_RULES: tuple[LoopRule, ...] = (
+    peel_parallel,
+    run_serially,
+    peel,
+    block_reduction,
+    cut_tail,
+    tile_registers,
+    tile_scalar,
+    peel_reduction,
+    unroll_rest,
+    unroll,
+    split_vectors,
+    vectorize,
+    point,
+)

@@ -1,0 +1,156 @@
+"""How a rule is authored: a decorated Python function whose body is the two sides.
+
+    @rule("algebra", when=lambda b: b.dims == (1,))
+    def scale_into_conv(x, w, s, *, c, b):
+        '''A per-channel factor after a convolution goes into its weights.'''
+        return op.mul(op.conv(x, w, c), op.broadcast(s, b)) >> op.conv(x, op.mul(w, …), c)
+
+Positional parameters are tensor variables, keyword-only ones attribute records. From this one declaration come the
+egglog rewrite, the listing, the statistics line and the property test (`nestegg.testing.check_rule`). Users write
+rules in their own files with the same decorator; nothing is special about ours.
+"""
+
+from __future__ import annotations
+
+import inspect
+import runpy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..ir.errors import NesteggError, RuleError
+from .pattern import Environment, Record, Rewrite, Var, call, functions, parameters, records, tensors
+
+KINDS = ("algebra", "layout", "algorithm", "precision", "fusion", "lowering", "tiling", "vectorize", "unroll", "parallel")
+
+
+@dataclass(frozen=True)
+class GraphRule:
+    """A rewrite rule of graph programs.
+
+    `when`: condition over types and attributes (None: always). `const`: tensor variables that must be known at
+    compile time. `rewrites`: the left and right sides (several lefts must match together). `draw`: optional sampler
+    of instances for the property test, a function of a `Chooser` returning a partial binding.
+    """
+
+    name: str
+    kind: str
+    doc: str
+    variables: tuple[str, ...]
+    rewrites: tuple[Rewrite, ...]
+    when: Callable[..., bool] | None
+    const: tuple[str, ...]
+    draw: Callable[..., Environment] | None
+    file: str
+    line: int
+    level: str = "graph"
+
+    def holds(self, env: Environment) -> bool:
+        return self.when is None or bool(call(self.when, env))
+
+    @property
+    def condition(self) -> str:
+        """The condition as text."""
+        parts = [f"{c} constant" for c in self.const]
+        if self.when is not None:
+            parts.append(condition_text(self.when))
+        return " and ".join(parts) or "always"
+
+    @property
+    def where(self) -> str:
+        return f"{self.file}:{self.line}"
+
+    def __str__(self) -> str:
+        return f"{self.name}: " + "; ".join(map(str, self.rewrites)) + f"  if {self.condition}"
+
+
+def condition_text(f: Callable[..., Any]) -> str:
+    if f.__name__ != "<lambda>":
+        return f"{f.__name__}({', '.join(parameters(f))})"
+    try:
+        source = inspect.getsource(f)
+    except OSError:
+        return f"<condition on {', '.join(parameters(f))}>"
+    text = source[source.index("lambda") :].split(":", 1)[1].strip()
+    depth = 0
+    for k, ch in enumerate(text):
+        depth += (ch in "([{") - (ch in ")]}")
+        if depth < 0 or (ch == "," and depth == 0) or ch == "\n" and depth == 0:
+            return " ".join(text[:k].split())
+    return " ".join(text.split())
+
+
+def rule(
+    kind: str,
+    *,
+    when: Callable[..., bool] | None = None,
+    const: Sequence[str] = (),
+    draw: Callable[..., Environment] | None = None,
+) -> Callable[[Callable[..., Any]], GraphRule]:
+    """Declare a graph rule. Raises `RuleError` naming the file and line of a malformed one."""
+
+    def decorate(f: Callable[..., Any]) -> GraphRule:
+        file, line = f.__code__.co_filename, f.__code__.co_firstlineno
+        try:
+            return _make(f, kind, when, tuple(const), draw, file, line)
+        except RuleError as e:
+            raise RuleError(f"{file}:{line}: rule {f.__name__}: {e}") from None
+
+    return decorate
+
+
+def _make(f: Any, kind: str, when: Any, const: tuple[str, ...], draw: Any, file: str, line: int) -> GraphRule:
+    if kind not in KINDS:
+        raise RuleError(f"kind {kind!r} is not one of {', '.join(KINDS)}")
+    signature = inspect.signature(f).parameters.values()
+    tensor_vars = [p.name for p in signature if p.kind is not inspect.Parameter.KEYWORD_ONLY]
+    record_vars = [p.name for p in signature if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    try:
+        body = f(*map(Var, tensor_vars), **{r: Record(r) for r in record_vars})
+    except NesteggError as e:
+        raise RuleError(str(e)) from None
+    rewrites = (body,) if isinstance(body, Rewrite) else body
+    if not isinstance(rewrites, tuple) or not all(isinstance(r, Rewrite) for r in rewrites) or not rewrites:
+        raise RuleError("the body must return `left >> right`, or a tuple of those")
+    bound = {n for r in rewrites for n in (*tensors(r.left), *records(r.left))}
+    used = {n for r in rewrites for n in (*tensors(r.right), *records(r.right))}
+    asked = {n for r in rewrites for g in (*functions(r.left), *functions(r.right)) for n in parameters(g)}
+    asked |= set(parameters(when)) if when else set()
+    for names, what in ((used, "the right side uses"), (asked, "a condition or attribute asks for"), (set(const), "const names")):
+        if names - bound:
+            raise RuleError(f"{what} {', '.join(sorted(names - bound))}, which the left side does not bind")
+    for r in rewrites:
+        if any(True for _ in functions(r.left)):
+            raise RuleError("attributes on the left side are fixed values or one record variable, not functions")
+    doc = " ".join((inspect.getdoc(f) or "").split())
+    return GraphRule(f.__name__, kind, doc, (*tensor_vars, *record_vars), rewrites, when, const, draw, file, line)
+
+
+def load_rules(path: str | Path) -> list[GraphRule]:
+    """The rules that a Python file declares at its top level. Raises `RuleError` naming the file and line at fault."""
+    path = Path(path)
+    if not path.is_file():
+        raise RuleError(f"{path}: no such file of rules")
+    try:
+        names = runpy.run_path(str(path), run_name="nestegg_rules")
+    except NesteggError:
+        raise
+    except SyntaxError as e:
+        raise RuleError(f"{path}:{e.lineno}: {e.msg}") from None
+    except Exception as e:
+        line = _line_in(e, str(path))
+        raise RuleError(f"{path}:{line}: {type(e).__name__}: {e}") from None
+    found = [v for v in names.values() if isinstance(v, GraphRule) and Path(v.file) == path]
+    if not found:
+        raise RuleError(f"{path}: declares no rule; decorate a function with `@nestegg.rule(kind)`")
+    return found
+
+
+def _line_in(error: BaseException, path: str) -> int:
+    line, tb = 0, error.__traceback__
+    while tb is not None:
+        if tb.tb_frame.f_code.co_filename == path:
+            line = tb.tb_lineno
+        tb = tb.tb_next
+    return line

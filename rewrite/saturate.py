@@ -1,0 +1,154 @@
+"""The saturation driver, one for both levels: phases of rules under limits, with a report per rule.
+
+Each rule runs as a ruleset of its own, one iteration at a time, so that its matches, new e-nodes and seconds are its
+own and the limits are looked at between any two rules. Limits are counts before they are seconds: with the defaults,
+results do not depend on the machine's speed unless the report says `seconds`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When saturation stops. `nodes`: e-nodes; `iterations`: rounds over a phase's rules; `seconds`: the seat belt."""
+
+    nodes: int = 1_000_000
+    iterations: int = 64
+    seconds: float = 60.0
+
+
+@dataclass(frozen=True)
+class EggRule:
+    """A rule ready for egglog: `text` holds one or more `(rule …)` forms in ruleset `ruleset`."""
+
+    name: str
+    kind: str
+    ruleset: str
+    text: str
+
+
+@dataclass
+class RuleStats:
+    """What one rule did. `enodes` are rows it added to the e-graph."""
+
+    name: str
+    kind: str
+    matches: int = 0
+    enodes: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class SaturationReport:
+    """`stopped_by` is `saturated`, or the first limit hit: `nodes`, `iterations` or `seconds`."""
+
+    stopped_by: str = "saturated"
+    iterations: int = 0
+    enodes: int = 0
+    seconds: float = 0.0
+    rules: dict[str, RuleStats] = field(default_factory=dict)
+    growth: list[int] = field(default_factory=list)
+
+    def absorb(self, other: SaturationReport) -> None:
+        """Add another run's figures (the loop level's many e-graphs make one table)."""
+        self.iterations += other.iterations
+        self.enodes += other.enodes
+        self.seconds += other.seconds
+        if self.stopped_by == "saturated":
+            self.stopped_by = other.stopped_by
+        for name, s in other.rules.items():
+            mine = self.rules.setdefault(name, RuleStats(name, s.kind))
+            mine.matches += s.matches
+            mine.enodes += s.enodes
+            mine.seconds += s.seconds
+
+
+class Engine:
+    """An egglog e-graph driven through its text form."""
+
+    def __init__(self) -> None:
+        from egglog.bindings import EGraph
+
+        self.egraph = EGraph()
+
+    def run(self, text: str) -> list[Any]:
+        return self.egraph.run_program(*self.egraph.parse_program(text))
+
+    def size(self, counted: Iterable[str] | None = None) -> int:
+        sizes = self.run("(print-size)")[0].sizes
+        wanted = None if counted is None else set(counted)
+        return sum(n for name, n in sizes if wanted is None or name in wanted)
+
+
+def saturate(
+    engine: Engine,
+    phases: Sequence[Sequence[EggRule]],
+    limits: Limits,
+    *,
+    analyses: str = "",
+    counted: Iterable[str] | None = None,
+    after_step: Any = None,
+) -> SaturationReport:
+    """Run each phase to saturation in turn. `analyses` names a ruleset saturated after every rule."""
+    report = SaturationReport()
+    start = time.perf_counter()
+    counted = None if counted is None else set(counted)
+    size = engine.size(counted)
+    settle = f"(run-schedule (saturate (run {analyses})))" if analyses else ""
+    if settle:
+        engine.run(settle)
+    for phase in phases:
+        steps = [(r, report.rules.setdefault(r.name, RuleStats(r.name, r.kind))) for r in phase]
+        active = True
+        rounds = 0
+        while active:
+            active = False
+            if rounds >= limits.iterations:
+                report.stopped_by = "iterations"
+                break
+            rounds += 1
+            report.iterations += 1
+            for r, stats in steps:
+                size, changed = _step(engine, r, stats, settle, counted, size)
+                active |= changed
+                if after_step is not None:
+                    after_step()
+                limit = _exceeded(limits, size, start)
+                if limit:
+                    report.stopped_by = limit
+                    break
+            report.growth.append(size)
+            if report.stopped_by in ("nodes", "seconds"):
+                break
+        if report.stopped_by in ("nodes", "seconds"):
+            break
+    report.enodes = size
+    report.seconds = time.perf_counter() - start
+    return report
+
+
+def _step(
+    engine: Engine, r: EggRule, stats: RuleStats, settle: str, counted: set[str] | None, size: int
+) -> tuple[int, bool]:
+    begun = time.perf_counter()
+    report = engine.run(f"(run-schedule (run {r.ruleset}))")[0].report
+    if settle and report.updated:
+        engine.run(settle)
+    stats.seconds += time.perf_counter() - begun
+    stats.matches += sum(report.num_matches_per_rule.values())
+    if not report.updated:
+        return size, False
+    after = engine.size(counted)
+    stats.enodes += max(after - size, 0)
+    return after, True
+
+
+def _exceeded(limits: Limits, size: int, start: float) -> str:
+    if size > limits.nodes:
+        return "nodes"
+    return "seconds" if time.perf_counter() - start > limits.seconds else ""

@@ -1,0 +1,172 @@
+"""Extraction against brute force, against e-graphs of others, and at size."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nestegg.extract import (
+    EGraphBuilder,
+    ExtractionError,
+    FlatEGraph,
+    extract,
+    extract_file,
+    validate,
+)
+from nestegg.extract.greedy import greedy_choice
+from nestegg.extract.ilp import complete, solve_region
+from nestegg.extract.lns import NeighbourhoodSearch
+from nestegg.extract.result import dag_cost, restrict
+from nestegg.extract.tree import tree_choice
+
+from .graphs import brute_force, egraphs, stress
+
+DATA = Path(__file__).parent / "data"
+BEST_KNOWN = {
+    "babble_it10": 203,
+    "egg_diff_power_harder": 6,
+    "egg_integ_part2": 4,
+    "eggcc-bril_simple_loop.bril": 13,
+    "rover_box_filter_5iteration_egraph": 1819,
+    "set_covering_test": 2,
+    "tensat_resnet50_acyclic": 4.41599,
+    "tensat_vgg_acyclic": 4.86677,
+}
+
+
+def shared_product() -> FlatEGraph:
+    """``q = mul(x, w) @4, k = mul(x, v) @4``, or halves of one merged product @5: worth it only together."""
+    b = EGraphBuilder()
+    b.node("x", "x", 0)
+    b.node("q", "mul", 4, ["x"])
+    b.node("k", "mul", 4, ["x"])
+    b.node("qk", "merged", 5, ["x"])
+    b.node("q", "left", 0.5, ["qk"])
+    b.node("k", "right", 0.5, ["qk"])
+    b.root("q")
+    b.root("k")
+    return b.build()
+
+
+def test_sharing_pays_only_for_the_ilp() -> None:
+    egraph = shared_product()
+    assert extract(egraph, "tree").cost == 8
+    result = extract(egraph)
+    assert (result.cost, result.bound, result.gap, result.optimal) == (6, 6, 0, True)
+    assert "cost 6, bound 6 (optimal)" in str(result)
+
+
+@given(egraphs())
+@settings(max_examples=300, deadline=None)
+def test_ilp_is_optimal(egraph: FlatEGraph) -> None:
+    best = brute_force(egraph)
+    if math.isinf(best):
+        for method in ("ilp", "greedy", "tree"):
+            with pytest.raises(ExtractionError, match="no finite term"):
+                extract(egraph, method)
+        return
+    result = extract(egraph, time_limit=10)
+    assert validate(egraph, result.choice)
+    assert result.cost == pytest.approx(best) and result.optimal
+    assert result.cost == pytest.approx(dag_cost(egraph, result.choice))
+    for method in ("greedy", "tree"):
+        other = extract(egraph, method)
+        assert validate(egraph, other.choice) and best <= other.cost + 1e-9
+        assert other.bound <= best
+
+
+@given(egraphs(max_classes=5), st.data())
+@settings(max_examples=120, deadline=None)
+def test_budget(egraph: FlatEGraph, data: st.DataObject) -> None:
+    weights = data.draw(
+        st.lists(st.sampled_from([0.0, 1.0, 2.0]), min_size=egraph.n_nodes, max_size=egraph.n_nodes)
+    )
+    limit = data.draw(st.integers(0, 6))
+    best = brute_force(egraph, weights, limit)
+    if math.isinf(best):
+        with pytest.raises(ExtractionError):
+            extract(egraph, budgets=[(weights, limit)])
+        return
+    result = extract(egraph, budgets=[(weights, limit)])
+    chosen = result.choice[result.choice >= 0]
+    assert result.cost == pytest.approx(best) and result.optimal
+    assert np.asarray(weights)[chosen].sum() <= limit + 1e-6
+
+
+@given(egraphs(max_classes=12, max_nodes=4), st.integers(0, 3))
+@settings(max_examples=60, deadline=None)
+def test_neighbourhoods_keep_programs_valid(egraph: FlatEGraph, seed: int) -> None:
+    choice = tree_choice(egraph)
+    if any(choice[root] < 0 for root in egraph.roots):
+        return
+    start = complete(egraph, restrict(egraph, choice))
+    search = NeighbourhoodSearch(egraph, start, solve_region, seed)
+    search.size = 3
+    found = search.run(time.perf_counter() + 0.1)
+    assert validate(egraph, found) and dag_cost(egraph, found) <= dag_cost(egraph, choice) + 1e-9
+    everything = FlatEGraph(**{**vars_of(egraph), "roots": tuple(np.flatnonzero(found >= 0).tolist())})
+    assert validate(everything, found), "classes outside the program must stay acyclic as well"
+
+
+def vars_of(egraph: FlatEGraph) -> dict:
+    return {name: getattr(egraph, name) for name in FlatEGraph.__dataclass_fields__}
+
+
+@pytest.mark.parametrize("name", BEST_KNOWN)
+def test_best_known(name: str) -> None:
+    result = extract_file(DATA / f"{name}.json", "ilp", 20)
+    assert result["valid"]
+    assert result["cost"] == pytest.approx(BEST_KNOWN[name], rel=1e-5)
+    assert result["bound"] == pytest.approx(result["cost"])
+
+
+@pytest.mark.parametrize("back", [0.0, 0.4], ids=["acyclic", "cyclic"])
+def test_time_limit_at_size(back: float) -> None:
+    egraph = stress(1, 8000, 33000, back, 60)
+    if back:
+        assert np.bincount(egraph.scc).max() > 5000
+    begun = time.perf_counter()
+    result = extract(egraph, time_limit=3)
+    assert time.perf_counter() - begun < 3 + 1.5
+    assert validate(egraph, result.choice)
+    assert result.bound <= result.cost and 0 <= result.gap <= 1
+    assert result.cost <= min(dag_cost(egraph, tree_choice(egraph)), dag_cost(egraph, greedy_choice(egraph)))
+
+
+def test_same_answer_twice() -> None:
+    egraph = stress(3, 60, 200, 0.3, 10)
+    first, second = extract(egraph), extract(egraph)
+    assert first.optimal
+    assert first.choice.tolist() == second.choice.tolist()
+
+
+def test_validate_refuses() -> None:
+    b = EGraphBuilder()
+    b.node("a", "f", 1, ["b"])
+    b.node("b", "g", 1, ["a"])
+    b.node("b", "leaf", 1)
+    b.root("a")
+    egraph = b.build()
+    assert validate(egraph, {0: 0, 1: 2})
+    assert not validate(egraph, {0: 0, 1: 1}), "a cycle"
+    assert not validate(egraph, {0: 0}), "a child without a node"
+    assert not validate(egraph, {1: 2}), "a root without a node"
+    assert not validate(egraph, {0: 2, 1: 2}), "a node of another class"
+
+
+def test_refusals_say_what_to_do() -> None:
+    egraph = shared_product()
+    with pytest.raises(ExtractionError, match="use 'ilp', 'greedy' or 'tree'"):
+        extract(egraph, "best")
+    with pytest.raises(ExtractionError, match="cannot keep budgets: use 'ilp'"):
+        extract(egraph, "tree", budgets=[([0.0] * egraph.n_nodes, 1)])
+    with pytest.raises(ExtractionError, match="raise a limit"):
+        extract(egraph, budgets=[([1.0] * egraph.n_nodes, 1)])
+    with pytest.raises(ExtractionError, match="for each of the 6 e-nodes"):
+        extract(egraph, budgets=[([-1.0] * egraph.n_nodes, 1)])
