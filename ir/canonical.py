@@ -16,6 +16,7 @@ import numpy as np
 
 from .graph import CONSTANT, GraphBuilder, Node, Value
 from .operator import require
+from .scalars import neutral
 from .types import DTYPES
 
 Operand = Value | float | int | bool
@@ -270,9 +271,10 @@ def reduce(kind: str, x: Value, axes: Sequence[int], keepdims: bool = False) -> 
     """sum, max, min or prod over axes; they disappear, or stay with extent 1."""
     axes = tuple(sorted(d % x.type.rank for d in axes)) if x.type.rank else ()
     moving = tuple(d for d in axes if x.shape[d] != 1)
-    out = x.builder.op("reduce", x, kind=kind, axes=moving) if moving else x
     shape = [1 if d in axes else n for d, n in enumerate(x.shape) if keepdims or d not in axes]
-    return reshape(out, shape)
+    if x.type.size == 0 and moving:
+        return x.builder.full(shape, neutral(kind, x.dtype), x.dtype)
+    return reshape(x.builder.op("reduce", x, kind=kind, axes=moving) if moving else x, shape)
 
 
 def dot(x: Value, y: Value, contract: tuple, batch: tuple = ((), ())) -> Value:

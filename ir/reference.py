@@ -99,3 +99,25 @@ def _eval_reduce(s: Reduce, arrays: Sequence[np.ndarray], env: Mapping[Axis, np.
     fn = {"add": np.sum, "max": np.max, "min": np.min, "mul": np.prod}[COMBINERS[s.kind]]
     axes = tuple(range(full.ndim - n, full.ndim))
     return np.asarray(fn(full, axis=axes, dtype=full.dtype) if s.kind in ("sum", "prod") else fn(full, axis=axes))
+
+
+def xla(graph: Graph) -> Any:
+    """The graph as one `jax.jit` function in its own precision: what XLA makes of it. Returns NumPy arrays."""
+    import jax
+
+    def run(*args: Any) -> list[Any]:
+        env: dict[int, Any] = dict(zip(graph.inputs, args, strict=True))
+        for k, node in enumerate(graph.nodes):
+            if node.op == CONSTANT:
+                env[k] = jax.numpy.asarray(graph.constants[k])
+            elif node.op != INPUT:
+                env[k] = apply_reference(node.op, [env[i] for i in node.inputs], node.attrs)
+        return [env[o] for o in graph.outputs]
+
+    jitted = jax.jit(run)
+
+    def call(*args: Any) -> list[np.ndarray]:
+        with jax.enable_x64(True):
+            return [np.asarray(o) for o in jitted(*args)]
+
+    return call

@@ -1,0 +1,382 @@
+"""The pipeline: a JAX function or an ONNX file to a callable, through both e-graphs.
+
+    import -> graph e-graph -> graph extraction (which searches loop e-graphs of the kernels it needs) -> LLVM -> call
+
+Every stage's result is kept on `Compiled` and can be written out (`dump_to`).
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .codegen.program import Buffer, Executable, KernelCall, Program
+from .costmodel.roofline import Roofline
+from .extract.choose import GraphChoice, Step, choose, constant_values
+from .extract.search import KernelSearch
+from .ir.attrs import Attrs
+from .ir.compose import identity
+from .ir.errors import CallError, ImportFailure, NesteggError
+from .ir.graph import Graph
+from .ir.imported import ImportedProgram
+from .ir.loops import lower
+from .ir.reference import apply_reference, evaluate, xla
+from .ir.target import Target
+from .ir.target import target as target_named
+from .ir.types import DTYPES, TensorType, dtype_of
+from .report import Report, Verification
+from .rewrite.graph_egraph import GRAPH_LIMITS, GraphEGraph, build
+from .rewrite.graph_rules import graph_rules
+from .rewrite.loop_language import LoopRule
+from .rewrite.loop_rules import LOOP_RULES
+from .rewrite.rule import GraphRule, load_rules
+from .rewrite.saturate import Limits
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to compile.
+
+    target: `cpu` (this machine) or the name of a target. threads: None for one. rules: rules besides the shipped ones,
+    or files of them. graph_limits: when graph saturation stops. extraction: `ilp` or `greedy`. time_limit: seconds for
+    one graph extraction.
+    """
+
+    target: str = "cpu"
+    threads: int | None = None
+    rules: tuple[GraphRule | LoopRule | str | Path, ...] = ()
+    graph_limits: Limits = GRAPH_LIMITS
+    extraction: str = "ilp"
+    time_limit: float = 10.0
+
+    @property
+    def workers(self) -> int:
+        threads = self.threads or 1
+        if threads < 1:
+            raise NesteggError(f"threads={threads}: give 1 or more")
+        return threads
+
+
+def import_program(source: Any, *example_args: Any, shapes: Any = None) -> ImportedProgram:
+    """The graph of a JAX function, an `.onnx` file, an ONNX model, or `zoo:NAME`."""
+    if isinstance(source, ImportedProgram):
+        return source
+    if isinstance(source, (str, Path)):
+        text = str(source)
+        if text.startswith("zoo:"):
+            from .ir import zoo
+            from .ir.jax_frontend import from_jax
+
+            fn, args = zoo.jax_model(text[4:])
+            return from_jax(fn, *args)
+        from .ir.onnx_frontend import from_onnx
+
+        return from_onnx(source, shapes)
+    if hasattr(source, "SerializeToString"):
+        from .ir.onnx_frontend import from_onnx
+
+        return from_onnx(source, shapes)
+    if callable(source):
+        from .ir.jax_frontend import from_jax
+
+        return from_jax(source, *example_args)
+    raise ImportFailure(f"cannot optimize a {type(source).__name__}: give a JAX function, an .onnx file or zoo:NAME")
+
+
+class Compiled:
+    """An optimized program. Call it like the original; arguments may be NumPy or JAX arrays.
+
+    graph: the imported graph. egraph: the saturated graph e-graph. choice: the extracted graph program. program: the
+    kernels with their nests and buffers (prints as text). Not to be built directly: see `optimize`.
+    """
+
+    def __init__(
+        self,
+        imported: ImportedProgram,
+        egraph: GraphEGraph,
+        choice: GraphChoice,
+        program: Program,
+        search: KernelSearch,
+        seconds: dict[str, float],
+    ) -> None:
+        self.imported, self.graph, self.egraph = imported, imported.graph, egraph
+        self.choice, self.program, self.search, self.seconds = choice, program, search, seconds
+        self._types = imported.graph.input_types
+        self._results = imported.graph.output_types
+        self._verified: Verification | None = None
+        begun = time.perf_counter()
+        self.executable = Executable(program)
+        self.seconds["codegen"] = time.perf_counter() - begun
+
+    @property
+    def compile_s(self) -> float:
+        """Seconds from the imported graph to machine code."""
+        return sum(self.seconds.values())
+
+    def __call__(self, *args: Any) -> Any:
+        """Run. Raises `CallError` if the arguments differ in number, structure, shape or dtype from the example's."""
+        leaves = self.imported.flatten(*args)
+        arrays = [self._array(k, leaf) for k, leaf in enumerate(leaves)]
+        outputs = [np.empty(t.shape, DTYPES[t.dtype].numpy) for t in self._results]
+        self.executable.run(arrays, outputs)
+        results: list[Any] = list(outputs)
+        if any(type(leaf).__module__.startswith("jax") for leaf in leaves):
+            import jax.numpy as jnp
+
+            results = [jnp.asarray(o) for o in outputs]
+        return self.imported.unflatten(results)
+
+    def _array(self, k: int, leaf: Any) -> np.ndarray:
+        want = self._types[k]
+        array = np.asarray(leaf)
+        if array.shape != want.shape or array.dtype != DTYPES[want.dtype].numpy:
+            name = self.imported.input_names[k]
+            raise CallError(
+                f"argument {k} ({name}) is {array.dtype}{list(array.shape)}; this program was optimized for {want}: "
+                "convert it, or optimize again for the new type"
+            )
+        return np.ascontiguousarray(array)
+
+    def example_inputs(self, seed: int = 0) -> list[np.ndarray]:
+        """Random inputs of the right types: normal for floats, small integers otherwise."""
+        rng = np.random.default_rng(seed)
+
+        def draw(t: TensorType) -> np.ndarray:
+            kind = DTYPES[t.dtype].kind
+            if kind == "float":
+                return rng.standard_normal(t.shape).astype(DTYPES[t.dtype].numpy)
+            return rng.integers(0, 2 if kind == "bool" else 8, t.shape).astype(DTYPES[t.dtype].numpy)
+
+        return [draw(t) for t in self._types]
+
+    def verify(self, *args: Any, seed: int = 0) -> Verification:
+        """Compare with the graph in float64, beside XLA in the graph's own precision (on `args`, or random inputs)."""
+        inputs = [np.asarray(a) for a in self.imported.flatten(*args)] if args else self.example_inputs(seed)
+        outputs = [np.empty(t.shape, DTYPES[t.dtype].numpy) for t in self._results]
+        self.executable.run([np.ascontiguousarray(a) for a in inputs], outputs)
+        exact = evaluate(self.graph, inputs, double=True)
+        peer = xla(self.graph)(*inputs)
+        self._verified = Verification.of(outputs, peer, exact)
+        return self._verified
+
+    def report(self) -> Report:
+        """What was rewritten, chosen and predicted; with the last verification."""
+        return Report.of(self, self._verified)
+
+    def dump_to(self, folder: str | Path) -> None:
+        """Write every stage: graph.txt, egraph.txt, chosen.txt, kernels.txt, module.ll, module.s, module.o."""
+        from .codegen.jit import assembly
+
+        where = Path(folder)
+        where.mkdir(parents=True, exist_ok=True)
+        (where / "graph.txt").write_text(str(self.graph) + "\n")
+        (where / "egraph.txt").write_text(_egraph_text(self.egraph) + "\n")
+        (where / "chosen.txt").write_text(_chosen_text(self.choice) + "\n")
+        (where / "kernels.txt").write_text(str(self.program) + "\n")
+        (where / "module.ll").write_text(self.program.llvm)
+        (where / "module.s").write_text(assembly(self.program.llvm, self.program.target))
+        (where / "module.o").write_bytes(self.program.object)
+
+
+def _egraph_text(egraph: GraphEGraph) -> str:
+    lines = []
+    for k, c in enumerate(egraph.classes):
+        what = " const" if c.const else ""
+        lines.append(f"c{k}: {c.type}{what}")
+        if c.input is not None:
+            lines.append(f"  input {c.input}")
+        if c.constant is not None:
+            lines.append(f"  constant {c.constant}")
+        lines += [f"  {n.op}({', '.join(f'c{a}' for a in n.args)}; {n.attrs!r})" for n in c.ops]
+        lines += [f"  call({', '.join(f'c{a}' for a in n.args)}): {n.kernel.expr}" for n in c.calls]
+    return "\n".join(lines)
+
+
+def _chosen_text(choice: GraphChoice) -> str:
+    lines = []
+    for s in choice.steps:
+        args = ", ".join(f"c{a}" for a in s.args)
+        cost = "alias" if s.nest is None else f"{s.seconds * 1e6:.2f} us"
+        lines.append(f"c{s.result} = ({args})   {cost}")
+        lines += [f"    {line}" for line in str(s.kernel).splitlines()]
+    return "\n".join(lines)
+
+
+def optimize(
+    source: Any,
+    *example_args: Any,
+    target: str = "cpu",
+    threads: int | None = None,
+    rules: Sequence[GraphRule | LoopRule | str | Path] = (),
+    options: Options | None = None,
+    progress: Progress = lambda message: None,
+) -> Compiled:
+    """Optimize a JAX function (with example arguments), an `.onnx` file, or `zoo:NAME` into a `Compiled` program.
+
+    Raises `NesteggError` (a subclass that says where and what to do) for what cannot be imported or compiled.
+    """
+    chosen = options or Options(target, threads, tuple(rules))
+    progress("importing")
+    imported = import_program(source, *example_args)
+    return compile_graph(imported, chosen, progress)
+
+
+def compile_graph(imported: ImportedProgram, options: Options, progress: Progress = lambda m: None) -> Compiled:
+    """From an imported graph to a compiled program."""
+    machine = target_named(options.target)
+    extra = list(_load(options.rules))
+    lanes = machine.lanes()
+    seconds: dict[str, float] = {}
+    begun = time.perf_counter()
+
+    def lap(stage: str) -> None:
+        nonlocal begun
+        seconds[stage] = time.perf_counter() - begun
+        begun = time.perf_counter()
+
+    progress("saturating the graph e-graph")
+    mine = [r for r in extra if isinstance(r, GraphRule)]
+    egraph = build(imported.graph, [*mine, *graph_rules(lanes)], options.graph_limits)
+    lap("graph saturation")
+    loops = [r for r in extra if isinstance(r, LoopRule)]
+    search = KernelSearch(
+        Roofline(machine, options.workers), machine, options.workers, [*LOOP_RULES, *loops], progress=progress
+    )
+    choice = choose(egraph, search, method=options.extraction, time_limit=options.time_limit)
+    lap("extraction and scheduling")
+    progress("folding constants")
+    program = plan_program(imported.graph, egraph, choice, search, machine, options.workers)
+    lap("constants")
+    progress("generating machine code")
+    return Compiled(imported, egraph, choice, program, search, seconds)
+
+
+def _load(rules: Sequence[GraphRule | LoopRule | str | Path]) -> Sequence[Any]:
+    out: list[Any] = []
+    for r in rules:
+        out += load_rules(r) if isinstance(r, (str, Path)) else [r]
+    return out
+
+
+def _fold(op: str, args: list[np.ndarray], attrs: object) -> np.ndarray:
+    """One operator on constants, in float64, rounded once to the operator's type."""
+    import jax
+
+    assert isinstance(attrs, Attrs)
+    from .ir.operator import operator
+
+    types = tuple(TensorType(a.shape, dtype_of(a)) for a in args)
+    result = operator(op).check(types, attrs)
+    moves = operator(op).family == "movement"
+    with jax.enable_x64(True):
+        wide = args if moves else [a.astype(np.float64) if a.dtype == np.float32 else a for a in args]
+        value = np.asarray(apply_reference(op, wide, attrs, double=not moves))
+    return np.ascontiguousarray(value.astype(DTYPES[result.dtype].numpy))
+
+
+class _Buffers:
+    """Assigns buffers to e-classes."""
+
+    def __init__(self) -> None:
+        self.all: list[Buffer] = []
+        self.of: dict[int, int] = {}
+
+    def add(self, buffer: Buffer) -> int:
+        self.all.append(buffer)
+        return len(self.all) - 1
+
+
+def plan_program(
+    graph: Graph, egraph: GraphEGraph, choice: GraphChoice, search: KernelSearch, machine: Target, threads: int
+) -> Program:
+    """Buffers and kernel calls of an extracted graph program; constants are evaluated here, once."""
+    buffers = _Buffers()
+    for k, c in enumerate(egraph.classes):
+        if c.input is not None:
+            buffers.of[k] = buffers.add(Buffer(c.type, "input", c.input))
+    wanted = [a for s in choice.steps for a in s.args] + list(egraph.outputs)
+    folded = list(dict.fromkeys(a for a in wanted if egraph.classes[a].const))
+    values = constant_values(egraph, folded, _fold)
+    for index, c in enumerate(folded):
+        buffers.of[c] = buffers.add(Buffer(egraph.classes[c].type, "constant", index))
+    direct = _direct_outputs(egraph, choice)
+    calls: list[KernelCall] = []
+    for s in choice.steps:
+        if s.nest is None:
+            buffers.of[s.result] = buffers.of[s.args[0]]
+            continue
+        place = direct.get(s.result)
+        kind = Buffer(egraph.classes[s.result].type, "temporary") if place is None else (
+            Buffer(graph.output_types[place], "output", place)
+        )
+        buffers.of[s.result] = buffers.add(kind)
+        calls.append(_call(s, buffers, len(calls)))
+    for place, c in enumerate(egraph.outputs):
+        if buffers.all[buffers.of[c]] != Buffer(graph.output_types[place], "output", place):
+            calls.append(_copy(graph.output_types[place], place, buffers, buffers.of[c], search, len(calls)))
+    return Program(tuple(buffers.all), tuple(calls), tuple(values[c] for c in folded), machine, threads)
+
+
+def _direct_outputs(egraph: GraphEGraph, choice: GraphChoice) -> dict[int, int]:
+    """E-class whose kernel may write straight into an output: the class itself, or what it is an alias of."""
+    made = {s.result: s for s in choice.steps}
+    out: dict[int, int] = {}
+    for place, c in enumerate(egraph.outputs):
+        while c in made and made[c].nest is None:
+            c = made[c].args[0]
+        if c in made:
+            out.setdefault(c, place)
+    return out
+
+
+def _call(s: Step, buffers: _Buffers, number: int) -> KernelCall:
+    assert s.nest is not None
+    args = tuple(buffers.of[a] for a in s.args)
+    return KernelCall(f"kernel{number}", s.kernel, s.nest, args, buffers.of[s.result], s.seconds)
+
+
+def _copy(type: TensorType, place: int, buffers: _Buffers, source: int, search: KernelSearch, number: int) -> KernelCall:
+    """An output that is an input, a constant, or another output: copied."""
+    kernel = lower(identity(type))
+    schedule = search.schedule(kernel)
+    result = buffers.add(Buffer(type, "output", place))
+    return KernelCall(f"kernel{number}", kernel, schedule.nest, (source,), result, schedule.seconds)
+
+
+def jit(fn: Callable[..., Any] | None = None, **options: Any) -> Any:
+    """Decorator: optimize at the first call for each structure, shapes and dtypes of the arguments.
+
+        @nestegg.jit
+        def f(x): ...
+    """
+    if fn is None:
+        return lambda f: jit(f, **options)
+    import functools
+
+    compiled: dict[Any, Compiled] = {}
+
+    @functools.wraps(fn)
+    def call(*args: Any) -> Any:
+        import jax
+
+        leaves, tree = jax.tree.flatten(args)
+        key = (tree, tuple((np.shape(x), str(np.asarray(x).dtype)) for x in leaves))
+        if key not in compiled:
+            compiled[key] = optimize(fn, *args, **options)
+        return compiled[key](*args)
+
+    call.compiled = compiled  # type: ignore[attr-defined]
+    return call
+
+
+def default_threads() -> int:
+    """Threads to use when asked for all."""
+    return len(os.sched_getaffinity(0))

@@ -1,0 +1,234 @@
+"""Graph extraction: which kernels compute the outputs, with the costs of kernels taken from the loop level.
+
+A kernel's cost is the best nest of its loop e-graph, which takes time to find; most kernels of a graph e-graph are
+never worth it. So costs start as lower bounds, the best program is extracted, the kernels it uses are searched, and
+the extraction is repeated until every kernel in the best program has its true cost. Since the others only have lower
+bounds, that program is as good as if all had been searched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+
+from ..ir.compose import merge_inputs
+from ..ir.errors import NesteggError, UnsupportedError
+from ..ir.expr import Const, Read, Scalar, TensorExpr, rebuild, walk
+from ..ir.loops import LoopKernel, lower
+from ..ir.nest import Nest
+from ..rewrite.graph_egraph import CallNode, GraphEGraph
+from . import extract
+from .flat import EGraphBuilder
+from .result import Extraction
+
+#: Seconds to call a kernel, besides its work.
+CALL_OVERHEAD = 5e-8
+
+
+class KernelCosts(Protocol):
+    """Where costs of kernels come from. Both give seconds."""
+
+    def bound(self, kernel: LoopKernel) -> float:
+        """A lower bound, quick."""
+        ...
+
+    def search(self, kernels: Sequence[LoopKernel]) -> list[tuple[Nest, float]]:
+        """The best nest of each kernel and its predicted seconds (remembered by the implementation)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Step:
+    """A kernel applied: `args` are e-classes, `result` the e-class it makes."""
+
+    kernel: LoopKernel
+    args: tuple[int, ...]
+    result: int
+    nest: Nest | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class GraphChoice:
+    """The chosen program: steps in order, and the extraction's figures (its cost is in seconds)."""
+
+    steps: tuple[Step, ...]
+    extraction: Extraction
+    rounds: int
+    searched: int
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    owner: int
+    kernel: LoopKernel
+    args: tuple[int, ...]
+
+
+def choose(egraph: GraphEGraph, costs: KernelCosts, *, method: str = "ilp", time_limit: float = 10.0) -> GraphChoice:
+    """Extract the program with the least predicted time. Raises `NesteggError` if an output cannot be computed."""
+    candidates = _candidates(egraph)
+    seconds: dict[LoopKernel, float] = {}
+    found: dict[LoopKernel, tuple[Nest, float]] = {}
+    for c in candidates:
+        if c.kernel not in seconds:
+            seconds[c.kernel] = 0.0 if c.kernel.is_alias else costs.bound(c.kernel)
+    rounds = 0
+    while True:
+        rounds += 1
+        extraction, chosen = _extract(egraph, candidates, seconds, method, time_limit)
+        todo = list(dict.fromkeys(c.kernel for c in chosen if not c.kernel.is_alias and c.kernel not in found))
+        if not todo:
+            break
+        for kernel, result in zip(todo, costs.search(todo), strict=True):
+            found[kernel] = result
+            seconds[kernel] = result[1]
+    steps = [
+        Step(c.kernel, c.args, c.owner, *(found.get(c.kernel) or (None, 0.0))) for c in _ordered(chosen)
+    ]
+    return GraphChoice(tuple(steps), extraction, rounds, len(found))
+
+
+def _extract(
+    egraph: GraphEGraph,
+    candidates: Sequence[_Candidate],
+    seconds: dict[LoopKernel, float],
+    method: str,
+    time_limit: float,
+) -> tuple[Extraction, list[_Candidate]]:
+    b = EGraphBuilder()
+    for k, c in enumerate(candidates):
+        overhead = 0.0 if c.kernel.is_alias else CALL_OVERHEAD
+        b.node(f"c{c.owner}", f"kernel{k}", (seconds[c.kernel] + overhead) * 1e6, [f"c{a}" for a in c.args], str(k))
+    have = {c.owner for c in candidates}
+    needed = {a for c in candidates for a in c.args} | set(egraph.outputs)
+    for a in sorted(needed):
+        e = egraph.classes[a]
+        if e.input is not None or e.const:
+            b.node(f"c{a}", "leaf", 0.0, [], "leaf")
+        elif a not in have:
+            b.node(f"c{a}", "unsupported", 1e12, [], "unsupported")
+    for o in dict.fromkeys(egraph.outputs):
+        b.root(f"c{o}")
+    flat = b.build()
+    result = extract(flat, method, time_limit)
+    names = [flat.node_name[n] for n in result.choice if n >= 0]
+    if "unsupported" in names:
+        raise UnsupportedError("no kernel computes one of the tensors of this graph; see `graph` for its operators")
+    chosen = [candidates[int(n)] for n in names if n != "leaf"]
+    return replace(result, cost=result.cost * 1e-6, bound=result.bound * 1e-6), chosen
+
+
+def _ordered(chosen: Sequence[_Candidate]) -> list[_Candidate]:
+    """Topological order, depth first from the last: a tensor is made shortly before it is used."""
+    makes = {c.owner: c for c in chosen}
+    out: list[_Candidate] = []
+    done: set[int] = set()
+
+    def visit(owner: int) -> None:
+        if owner in done or owner not in makes:
+            return
+        done.add(owner)
+        for a in makes[owner].args:
+            visit(a)
+        out.append(makes[owner])
+
+    for c in chosen:
+        visit(c.owner)
+    return out
+
+
+def _candidates(egraph: GraphEGraph) -> list[_Candidate]:
+    """The lowerable kernel calls of every e-class that is not known at compile time, each once."""
+    scalars = _uniform(egraph)
+    out: dict[tuple[int, LoopKernel, tuple[int, ...]], _Candidate] = {}
+    for owner, e in enumerate(egraph.classes):
+        if e.const or e.input is not None:
+            continue
+        for call in e.calls:
+            if owner in call.args:
+                continue
+            expr, args = canonical_call(call, scalars)
+            try:
+                kernel = lower(expr)
+            except UnsupportedError:
+                continue
+            out.setdefault((owner, kernel, args), _Candidate(owner, kernel, args))
+    return list(out.values())
+
+
+def _uniform(egraph: GraphEGraph) -> dict[int, float | int | bool]:
+    """E-class -> value, for the constants that are one number."""
+    out: dict[int, float | int | bool] = {}
+    for c, e in enumerate(egraph.classes):
+        if e.constant is not None and egraph.constants[e.constant].size == 1:
+            out[c] = egraph.constants[e.constant].reshape(()).item()
+    return out
+
+
+def canonical_call(
+    call: CallNode, scalars: dict[int, float | int | bool]
+) -> tuple[TensorExpr, tuple[int, ...]]:
+    """A call with single numbers as literals, each argument once, and arguments in the order of their first reading."""
+    expr, args = call.kernel.expr, call.args
+    literal = {k: scalars[a] for k, a in enumerate(args) if a in scalars}
+    if literal:
+        expr = _with_literals(expr, literal)
+    first: dict[int, int] = {}
+    same = {k: first.setdefault(a, k) for k, a in enumerate(args)}
+    order = list(dict.fromkeys(same[s.input] for s in walk(expr.body) if isinstance(s, Read)))
+    number = {k: order.index(same[k]) for k in range(len(args)) if same[k] in order}
+    renumbered = TensorExpr(tuple(expr.inputs[k] for k in order), expr.axes, _renumber(expr.body, number))
+    return merge_inputs(renumbered, {}), tuple(args[k] for k in order)
+
+
+def _with_literals(expr: TensorExpr, literal: dict[int, float | int | bool]) -> TensorExpr:
+    def go(s: Scalar) -> Scalar:
+        if isinstance(s, Read) and s.input in literal:
+            return Const(literal[s.input], s.dtype)
+        return rebuild(s, go, lambda i: i)
+
+    return TensorExpr(expr.inputs, expr.axes, go(expr.body))
+
+
+def _renumber(body: Scalar, number: dict[int, int]) -> Scalar:
+    def go(s: Scalar) -> Scalar:
+        if isinstance(s, Read):
+            return Read(number[s.input], s.index, s.dtype)
+        return rebuild(s, go, lambda i: i)
+
+    return go(body)
+
+
+def constant_values(
+    egraph: GraphEGraph, wanted: Sequence[int], apply: Callable[[str, list[np.ndarray], object], np.ndarray]
+) -> dict[int, np.ndarray]:
+    """The arrays of compile-time e-classes, made by any chain of operators from the constants (all are equal)."""
+    values: dict[int, np.ndarray] = {}
+    open_classes: set[int] = set()
+
+    def make(c: int) -> np.ndarray | None:
+        if c in values:
+            return values[c]
+        e = egraph.classes[c]
+        if e.constant is not None:
+            values[c] = egraph.constants[e.constant]
+            return values[c]
+        if c in open_classes:
+            return None
+        open_classes.add(c)
+        for node in e.ops:
+            args = [make(a) for a in node.args]
+            if all(a is not None for a in args):
+                values[c] = apply(node.op, [a for a in args if a is not None], node.attrs)
+                break
+        open_classes.discard(c)
+        return values.get(c)
+
+    for c in wanted:
+        if make(c) is None:
+            raise NesteggError(f"constant of e-class {c} cannot be evaluated: its operators are circular")
+    return {c: values[c] for c in wanted}

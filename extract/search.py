@@ -1,0 +1,64 @@
+"""The best nest of each distinct kernel, found once: saturate its loop e-graph, extract under a cost model, remember."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ..ir.loops import LoopKernel
+from ..ir.nest import Nest
+from ..ir.target import Target
+from ..rewrite.loop_egraph import LOOP_LIMITS, build
+from ..rewrite.loop_language import LoopRule
+from ..rewrite.loop_rules import LOOP_RULES
+from ..rewrite.saturate import Limits, SaturationReport
+from .beam import extract_nests
+from .costmodel import CostModel
+
+
+@dataclass(frozen=True)
+class KernelSchedule:
+    """What the search found for a kernel: its nest, predicted seconds, and the size of the space it was chosen from."""
+
+    nest: Nest
+    seconds: float
+    enodes: int
+    programs: int
+    stopped_by: str
+
+
+class KernelSearch:
+    """Searches kernels' loop e-graphs. `report` gathers the rules' figures over all of them."""
+
+    def __init__(
+        self,
+        model: CostModel,
+        target: Target,
+        threads: int = 1,
+        rules: Sequence[LoopRule] = LOOP_RULES,
+        limits: Limits = LOOP_LIMITS,
+        progress: Callable[[str], None] = lambda message: None,
+    ) -> None:
+        self.model, self.target, self.threads = model, target, threads
+        self.rules, self.limits, self.progress = tuple(rules), limits, progress
+        self.schedules: dict[LoopKernel, KernelSchedule] = {}
+        self.report = SaturationReport()
+
+    def bound(self, kernel: LoopKernel) -> float:
+        return self.model.bound(kernel)
+
+    def search(self, kernels: Sequence[LoopKernel]) -> list[tuple[Nest, float]]:
+        return [(s.nest, s.seconds) for s in map(self.schedule, kernels)]
+
+    def schedule(self, kernel: LoopKernel) -> KernelSchedule:
+        """The best nest of one kernel."""
+        if kernel not in self.schedules:
+            self.progress(f"scheduling kernel {len(self.schedules) + 1} ({kernel.points} points)")
+            egraph = build(kernel, self.target, self.threads, self.rules, self.limits)
+            best = extract_nests(egraph, self.model)[0]
+            self.report.absorb(egraph.report)
+            programs = egraph.programs[egraph.root]
+            self.schedules[kernel] = KernelSchedule(
+                best.nest, best.seconds, egraph.enodes, programs, egraph.report.stopped_by
+            )
+        return self.schedules[kernel]

@@ -1,0 +1,117 @@
+"""What the compiler did, as data: `Report.to_json()` is what `nestegg optimize --json` prints.
+
+Rendering as a table is in `cli.py`, as HTML in `report_html.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from .compiler import Compiled
+
+#: A compiled model may be this many times less accurate than XLA in the same precision.
+ACCURACY_FACTOR = 4.0
+ACCURACY_FLOOR = 1e-6
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Largest error relative to the largest magnitude of each output, against float64: nestegg's and XLA's."""
+
+    ok: bool
+    max_rel_err: float
+    xla_rel_err: float
+
+    @staticmethod
+    def of(got: Sequence[np.ndarray], peer: Sequence[np.ndarray], exact: Sequence[np.ndarray]) -> Verification:
+        mine, xla = _error(got, exact), _error(peer, exact)
+        return Verification(bool(mine <= ACCURACY_FACTOR * xla + ACCURACY_FLOOR), mine, xla)
+
+
+def _error(got: Sequence[np.ndarray], exact: Sequence[np.ndarray]) -> float:
+    worst = 0.0
+    for g, e in zip(got, exact, strict=True):
+        g64, e64 = np.asarray(g, np.float64), np.asarray(e, np.float64)
+        if not e64.size:
+            continue
+        same = (g64 == e64) | (np.isnan(g64) & np.isnan(e64))
+        finite = np.isfinite(e64)
+        scale = max(float(np.abs(e64[finite]).max(initial=0.0)), 1e-30)
+        with np.errstate(invalid="ignore"):
+            off = np.where(same, 0.0, np.abs(g64 - e64) / scale)
+        worst = max(worst, float("inf") if np.isnan(off).any() else float(off.max()))
+    return worst
+
+
+@dataclass(frozen=True)
+class Report:
+    """`json` is the whole report; the rest of the code reads it from there."""
+
+    json: dict[str, Any]
+
+    @staticmethod
+    def of(compiled: Compiled, verification: Verification | None) -> Report:
+        c = compiled
+        graph, loops = c.egraph.report, c.search.report
+        memory = c.program.memory
+        found = c.search.schedules
+        kernels = [
+            {
+                "name": call.name,
+                "expression": str(call.kernel),
+                "enodes": found[call.kernel].enodes,
+                "programs": found[call.kernel].programs,
+                "points": call.kernel.points,
+                "schedule": call.schedule,
+                "stopped_by": found[call.kernel].stopped_by,
+                "predicted_us": call.seconds * 1e6,
+            }
+            for call in c.program.calls
+        ]
+        e = c.choice.extraction
+        return Report(
+            {
+                "source": c.imported.source,
+                "target": c.program.target.cpu,
+                "threads": c.program.threads,
+                "verify": None if verification is None else vars(verification),
+                "graph": {
+                    "operators": c.graph.operator_counts,
+                    "enodes": c.egraph.enodes,
+                    "eclasses": len(c.egraph.classes),
+                    "seconds": graph.seconds,
+                    "stopped_by": graph.stopped_by,
+                    "growth": graph.growth,
+                    "rules": [vars(s) for s in graph.rules.values()],
+                },
+                "loops": {
+                    "enodes": loops.enodes,
+                    "seconds": loops.seconds,
+                    "stopped_by": loops.stopped_by,
+                    "kernels_searched": len(found),
+                    "rules": [vars(s) for s in loops.rules.values()],
+                },
+                "kernels": kernels,
+                "extraction": {
+                    "method": e.method,
+                    "cost": e.cost,
+                    "bound": e.bound,
+                    "gap": e.gap,
+                    "optimal": e.optimal,
+                    "rounds": c.choice.rounds,
+                },
+                "memory": {"peak": memory.peak, "largest_live_set": memory.live, "sum_of_tensors": memory.total},
+                "predicted_us": sum(k["predicted_us"] for k in kernels),
+                "seconds": c.seconds,
+                "compile_s": c.compile_s,
+                "fallbacks": [],
+            }
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        return self.json
