@@ -9,26 +9,28 @@ changes with the loop; a loop around one that does not fit brings in everything 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache, cached_property
 
 import numpy as np
 
 from ..ir.expr import Apply, Cast, Read, Scalar, When, walk
 from ..ir.index import Index
 from ..ir.loops import LoopKernel
-from ..ir.nest import KINDS, PARALLEL, SERIAL
+from ..ir.nest import KINDS, PARALLEL, SERIAL, UNROLL
 from ..ir.scalars import scalar
 from ..ir.target import Target
 from ..ir.types import DTYPES
-from ..rewrite.loop_egraph import LoopEGraph
-from ..rewrite.loop_language import PHASES
+from ..rewrite.loop_egraph import FOR, VEC, LoopEGraph
+from ..rewrite.loop_language import PHASES, space
 
 LINE = 64  # bytes
 LOOP_OVERHEAD = 1.0  # cycles an iteration
 TILE_OVERHEAD = 6.0  # cycles to enter and leave a register tile
 FORK_JOIN = 3000.0  # cycles to hand work to the pool and wait
+WARM = 0.8  # share of a cache that a working set may fill
 OVERLAP = 0.25  # share of the lesser costs that the greatest does not hide
 
-SERIAL_KIND, PARALLEL_KIND = KINDS.index(SERIAL), KINDS.index(PARALLEL)
+SERIAL_KIND, PARALLEL_KIND, UNROLL_KIND = (KINDS.index(k) for k in (SERIAL, PARALLEL, UNROLL))
 TILE_PHASE = PHASES.index("tile")
 
 
@@ -100,16 +102,15 @@ class Roofline:
         return Scorer(egraph, self.target, self.threads)
 
     def bound(self, kernel: LoopKernel) -> float:
-        """Arithmetic at full rate, and every buffer moved once at the bandwidth of L2."""
+        """The best register tile of any shape, at no cost for the loops around it, and every buffer moved once."""
+        rates = Rates(kernel, self.target)
+        rank = len(kernel.axes)
+        whole = np.array([kernel.extents], np.int64).reshape(1, rank)
+        moved = sum(float(footprint(a, whole)[0]) for a in rates.accesses)
+        cycles = rates.best_tile() / self.threads
         t = self.target
-        size = max(DTYPES[kernel.epilogue.dtype].size, 1)
-        results = np.prod([a.extent for a in kernel.spatial], initial=1.0)
-        work = kernel.points * update_cost(kernel) + results * scalar_cost(kernel.epilogue) if kernel.reduce else (
-            results * scalar_cost(kernel.epilogue)
-        )
-        cycles = work / t.lanes(size) / t.fma_per_cycle
-        moved = min(kernel.out_type.nbytes, results * size) / t.bandwidth[0]
-        return max(cycles, moved) / self.threads / (t.ghz * 1e9)
+        traffic = [moved / self.threads, *(moved if moved > t.caches[k] * WARM else 0.0 for k in (1, 2))]
+        return float(seconds(t, np.array([cycles, *traffic])))
 
 
 def update_cost(kernel: LoopKernel) -> float:
@@ -119,6 +120,131 @@ def update_cost(kernel: LoopKernel) -> float:
     return max(1.0, extra if product else extra + 1.0)
 
 
+def seconds(t: Target, state: np.ndarray) -> np.ndarray:
+    """Time of (cycles, bytes into L1, into L2, into L3) on the last axis: the greatest, and a share of the rest."""
+    costs = np.stack([state[..., 0], *(state[..., k + 1] / b for k, b in enumerate(t.bandwidth))], axis=-1)
+    most = costs.max(axis=-1)
+    return (most + OVERLAP * (costs.sum(axis=-1) - most)) / (t.ghz * 1e9)
+
+
+class Rates:
+    """Cycles of straight-line code and of finishing a register tile, for arrays of blocks (one row of extents each)."""
+
+    def __init__(self, kernel: LoopKernel, target: Target) -> None:
+        self.kernel, self.t = kernel, target
+        self.lanes = space(kernel, target).lanes
+        self.spatial = len(kernel.spatial)
+        self.updates = [access(kernel, r.index[0], r.dtype, _guarded(kernel.update, r)) for r in kernel.update_reads]
+        self.extras = [access(kernel, r.index[0], r.dtype, _guarded(kernel.epilogue, r)) for r in kernel.epilogue_reads]
+        self.out = access(kernel, kernel.out, kernel.epilogue.dtype, False)
+        self.accesses = [*self.updates, *self.extras, self.out]
+        self.update_cost, self.epilogue_cost = update_cost(kernel), scalar_cost(kernel.epilogue)
+
+    def _along(self, domain: np.ndarray, v: np.ndarray) -> np.ndarray:
+        """Extent along the vector axis."""
+        if not domain.shape[1]:
+            return np.ones(len(domain), np.int64)
+        return np.where(v >= 0, domain[np.arange(len(v)), np.maximum(v, 0)], 1)
+
+    def _others(self, domain: np.ndarray, v: np.ndarray, which: np.ndarray) -> np.ndarray:
+        """Product of the extents of the axes `which`, without the vector axis."""
+        kept = np.where(which[None, :], domain, 1).astype(float)
+        if kept.shape[1]:
+            at = np.arange(len(v))
+            kept[at, np.maximum(v, 0)] = np.where(v >= 0, 1.0, kept[at, np.maximum(v, 0)])
+        return kept.prod(axis=1)
+
+    def loads(self, a: Access, domain: np.ndarray, v: np.ndarray) -> np.ndarray:
+        """Cycles of load ports for the distinct elements that straight-line code over a block reads."""
+        count = self._others(domain, v, a.strides != 0)
+        along = self._along(domain, v)
+        stride = np.where(v >= 0, a.strides[np.maximum(v, 0)], 0) if len(a.strides) else np.zeros(len(v))
+        contiguous = count * -(-along // self.lanes) / self.t.loads_per_cycle
+        broadcast = count * 0.5 / self.t.loads_per_cycle
+        gathered = count * along * 1.5
+        cycles = np.where(stride == 0, broadcast, np.where(stride == a.size, contiguous, gathered))
+        if not a.affine:
+            cycles = cycles + gathered
+        return cycles * 3 + 2.0 * count if a.guarded else cycles
+
+    def region(self, domain: np.ndarray, v: np.ndarray) -> np.ndarray:
+        """Cycles of the straight-line code that fills a block."""
+        if self.kernel.update is None:
+            return np.zeros(len(domain))
+        every = np.ones(domain.shape[1], bool)
+        operations = self._others(domain, v, every) * -(-self._along(domain, v) // self.lanes)
+        arithmetic = operations * self.update_cost / self.t.fma_per_cycle
+        loads = sum((self.loads(a, domain, v) for a in self.updates), np.zeros(len(v)))
+        latency = self.t.latency * domain[:, self.spatial :].prod(axis=1)
+        front_end = operations * 1.3 / 4.0
+        spill = np.where(operations > 512, operations * 0.3, 0.0)  # falls out of the micro-op cache
+        return np.maximum(np.maximum(arithmetic, loads), np.maximum(latency, front_end)) + 0.1 * loads + spill
+
+    def finish(self, domain: np.ndarray, v: np.ndarray) -> np.ndarray:
+        """Cycles of the epilogue and the stores of a register tile (the reduction axes of `domain` do not count)."""
+        results = domain.copy()
+        results[:, self.spatial :] = 1
+        along = self._along(results, v)
+        rows = self._others(results, v, np.ones(domain.shape[1], bool))
+        vectors = rows * -(-along // self.lanes)
+        work = vectors * self.epilogue_cost / self.t.fma_per_cycle
+        work = work + sum((self.loads(a, results, v) for a in self.extras), np.zeros(len(v)))
+        stride = np.where(v >= 0, self.out.strides[np.maximum(v, 0)], 0) if domain.shape[1] else np.zeros(len(v))
+        scattered = (stride != self.out.size) & (along > 1)
+        store = np.where(scattered, rows * along * 1.5, vectors / self.t.stores_per_cycle)
+        overhead = TILE_OVERHEAD if self.kernel.update is not None else 0.0
+        return np.maximum(work, store) + 0.3 * np.minimum(work, store) + overhead
+
+    def vectors(self, domain: np.ndarray, v: np.ndarray) -> np.ndarray:
+        """Vector registers that the results of a block take."""
+        results = domain.copy()
+        results[:, self.spatial :] = 1
+        rows = self._others(results, v, np.ones(domain.shape[1], bool))
+        return rows * -(-self._along(results, v) // self.lanes)
+
+    def best_tile(self) -> float:
+        """Cycles of the whole domain at the rate of the best register tile, whether or not its extents divide."""
+        k = self.kernel
+        extents = [a.extent for a in k.spatial]
+        results, depth = float(np.prod(extents, initial=1.0)), float(np.prod([a.extent for a in k.reduce], initial=1.0))
+        candidates = [a.number for a in space(k, self.t).spatial if a.contiguous] or [-1]
+        best = np.inf
+        for axis in candidates:
+            shapes = _tile_shapes(extents, axis, self.lanes, self.t.registers)
+            domain = np.ones((len(shapes), len(k.axes)), np.int64)
+            if extents:
+                domain[:, : self.spatial] = shapes
+            v = np.full(len(shapes), axis)
+            cycles = self.region(domain, v) * depth + self.finish(domain, v)
+            best = min(best, float((cycles / domain.prod(axis=1)).min()))
+        return best * results
+
+
+@cache
+def _tile_sizes(extent: int, most: int) -> tuple[int, ...]:
+    return tuple(range(1, min(extent, most) + 1))
+
+
+def _tile_shapes(extents: list[int], vector: int, lanes: int, registers: int) -> np.ndarray:
+    """All register tiles of at most `registers` results: extents along every spatial axis."""
+    shapes: list[tuple[int, ...]] = [()]
+    used: list[int] = [1]
+    for k, n in enumerate(extents):
+        grown, taken = [], []
+        for shape, u in zip(shapes, used, strict=True):
+            if k == vector:
+                sizes = [s for s in (*range(1, min(n, lanes) + 1), *range(2 * lanes, n + 1, lanes)) if s <= lanes * registers]
+                options = [(s, -(-s // lanes)) for s in sizes if s in (n, lanes) or s % lanes == 0 or s == min(n, lanes)]
+            else:
+                options = [(s, s) for s in _tile_sizes(n, registers // u)]
+            for s, cost in options:
+                if u * cost < registers:
+                    grown.append((*shape, s))
+                    taken.append(u * cost)
+        shapes, used = grown, taken
+    return np.array(shapes, np.int64).reshape(len(shapes), len(extents))
+
+
 class Scorer:
     """The roofline on one loop e-graph; per-class quantities are computed once, for all classes together."""
 
@@ -126,65 +252,20 @@ class Scorer:
 
     def __init__(self, egraph: LoopEGraph, target: Target, threads: int) -> None:
         self.g, self.t, self.threads = egraph, target, threads
-        k = self.kernel = egraph.kernel
-        self.updates = [access(k, r.index[0], r.dtype, _guarded(k.update, r)) for r in k.update_reads]
-        self.extras = [access(k, r.index[0], r.dtype, _guarded(k.epilogue, r)) for r in k.epilogue_reads]
-        self.out = access(k, k.out, k.epilogue.dtype, False)
-        self.accesses = [*self.updates, *self.extras, self.out]
-        self.print = np.stack([footprint(a, egraph.domain) for a in self.accesses], axis=1)
+        k = egraph.kernel
+        self.rates = Rates(k, target)
+        self.print = np.stack([footprint(a, egraph.domain) for a in self.rates.accesses], axis=1)
+        self.varies = np.stack([a.strides != 0 for a in self.rates.accesses], axis=1)
         self.whole = self.print.sum(axis=1)
-        self.results = np.prod(egraph.domain[:, : len(k.spatial)], axis=1)
         self.depth = np.prod(egraph.domain[:, len(k.spatial) :], axis=1)
         self.full_depth = int(np.prod([a.extent for a in k.reduce], initial=1))
-        self.lanes = egraph.space.lanes
-
-    # --- straight-line code -----------------------------------------------------------------------------------------
-
-    def _vectors(self, domain: np.ndarray, v: np.ndarray) -> np.ndarray:
-        along = np.where(v >= 0, domain[np.arange(len(v)), np.maximum(v, 0)], 1)
-        return -(-along // self.lanes)
-
-    def _loads(self, a: Access, domain: np.ndarray, v: np.ndarray) -> np.ndarray:
-        """Cycles of load ports for the distinct elements that straight-line code over a block reads."""
-        moves = a.strides != 0
-        at = np.arange(len(v))
-        vv = np.maximum(v, 0)
-        others = np.where(moves[None, :], domain, 1).astype(float)
-        others[at, vv] = 1
-        count = others.prod(axis=1)
-        stride = np.where(v >= 0, a.strides[vv], 0)
-        along = np.where(v >= 0, domain[at, vv], 1)
-        contiguous = count * -(-along // self.lanes) / self.t.loads_per_cycle
-        broadcast = count * 0.5 / self.t.loads_per_cycle
-        gathered = count * along * 1.5
-        cycles = np.where(stride == 0, broadcast, np.where(stride == a.size, contiguous, gathered))
-        if not a.affine:
-            cycles = cycles + gathered
-        return cycles * (1 if not a.guarded else 3) + (2.0 * count if a.guarded else 0)
-
-    def _region(self, classes: np.ndarray, v: np.ndarray) -> np.ndarray:
-        """Cycles of the straight-line code that fills a block."""
-        if self.kernel.update is None:
-            return np.zeros(len(classes))
-        domain = self.g.domain[classes]
-        at = np.arange(len(v))
-        others = domain.astype(float).copy()
-        others[at, np.maximum(v, 0)] = np.where(v >= 0, 1, others[at, np.maximum(v, 0)])
-        operations = others.prod(axis=1) * self._vectors(domain, v)
-        arithmetic = operations * update_cost(self.kernel) / self.t.fma_per_cycle
-        loads = sum((self._loads(a, domain, v) for a in self.updates), np.zeros(len(v)))
-        latency = self.t.latency * self.depth[classes]
-        front_end = operations * 1.3 / 4.0
-        spill = np.where(operations > 512, operations * 0.3, 0.0)  # falls out of the micro-op cache
-        return np.maximum(np.maximum(arithmetic, loads), np.maximum(latency, front_end)) + 0.1 * loads + spill
-
-    # --- steps ------------------------------------------------------------------------------------------------------
 
     def leaf(self, nodes: np.ndarray) -> np.ndarray:
         g = self.g
         owner = g.owner[nodes]
         state = np.zeros((len(nodes), self.width))
-        state[:, 0] = np.where(g.phase[owner] <= TILE_PHASE, self._region(owner, g.axis[nodes]), 0.0)
+        region = self.rates.region(g.domain[owner], g.axis[nodes])
+        state[:, 0] = np.where(g.phase[owner] <= TILE_PHASE, region, 0.0)
         state[:, 1:] = self.whole[owner][:, None]
         return state
 
@@ -192,94 +273,64 @@ class Scorer:
         g = self.g
         owner, child, trips = g.owner[nodes], g.child[nodes], g.count[nodes].astype(float)
         out = np.empty_like(body)
-        serial = g.kind[nodes] == SERIAL_KIND
-        parallel = g.kind[nodes] == PARALLEL_KIND
+        serial, parallel = g.kind[nodes] == SERIAL_KIND, g.kind[nodes] == PARALLEL_KIND
         rounds = np.where(parallel, np.ceil(trips / self.threads), trips)
         looped = rounds[:, None] * (body[:, :, 0] + LOOP_OVERHEAD) + np.where(parallel, FORK_JOIN, 2.0)[:, None]
         # An unrolled loop at the top of straight-line code stands for the whole of it.
-        top = ~serial & ~parallel & (g.phase[owner] <= TILE_PHASE)
         region = np.zeros(len(nodes))
+        top = ~serial & ~parallel & (g.phase[owner] <= TILE_PHASE)
         if top.any():
-            region[top] = self._region(owner[top], self._vector_of(nodes[top]))
+            region[top] = self.rates.region(g.domain[owner[top]], self._vector_of(nodes[top]))
         out[:, :, 0] = np.where((serial | parallel)[:, None], looped, region[:, None])
-        varies = np.stack([a.strides != 0 for a in self.accesses], axis=1)[g.axis[nodes]]
-        again = (self.print[child] * np.where(varies, trips[:, None], 1.0)).sum(axis=1)
+        again = (self.print[child] * np.where(self.varies[g.axis[nodes]], trips[:, None], 1.0)).sum(axis=1)
         share = np.where(parallel, rounds / trips, 1.0)
         for level in range(3):
-            capacity = self.t.caches[level] * 0.8
+            capacity = self.t.caches[level] * WARM
             fits, inner_fits = self.whole[owner] <= capacity, self.whole[child] <= capacity
-            moved = np.where(
-                inner_fits[:, None], again[:, None], trips[:, None] * body[:, :, level + 1]
-            )
+            moved = np.where(inner_fits[:, None], again[:, None], trips[:, None] * body[:, :, level + 1])
             out[:, :, level + 1] = np.where(fits[:, None], self.whole[owner][:, None], moved) * share[:, None]
         return out
 
     def _vector_of(self, nodes: np.ndarray) -> np.ndarray:
         """The vector axis of unrolled nodes: that of the Vec below them."""
         g = self.g
-        v = np.full(len(nodes), -1, np.int64)
         current = nodes.copy()
-        for _ in range(64):
-            leafs = g.op[current] == 3
-            v = np.where(leafs, g.axis[current], v)
-            if leafs.all():
-                break
-            first = self._first_node[np.maximum(g.child[current], 0)]
-            current = np.where(leafs, current, first)
-        return v
+        while (inner := g.op[current] != VEC).any():
+            current = np.where(inner, self._straight[np.maximum(g.child[current], 0)], current)
+        return g.axis[current]
 
-    @property
-    def _first_node(self) -> np.ndarray:
-        if not hasattr(self, "_first"):
-            g = self.g
-            self._first = np.zeros(len(g.phase), np.int64)
-            unrolled = np.flatnonzero((g.op == 3) | ((g.op == 0) & (g.kind == KINDS.index("unroll"))))
-            self._first[g.owner[unrolled][::-1]] = unrolled[::-1]
-        return self._first
+    @cached_property
+    def _straight(self) -> np.ndarray:
+        """For each class, its first e-node of straight-line code."""
+        g = self.g
+        first = np.zeros(len(g.phase), np.int64)
+        nodes = np.flatnonzero((g.op == VEC) | ((g.op == FOR) & (g.kind == UNROLL_KIND)))[::-1]
+        first[g.owner[nodes]] = nodes
+        return first
 
     def tile(self, nodes: np.ndarray, body: np.ndarray) -> np.ndarray:
         g = self.g
         owner, v = g.owner[nodes], g.axis[nodes]
-        domain = g.domain[owner].copy()
-        domain[:, len(self.kernel.spatial) :] = 1
-        rows = domain.astype(float)
-        at, vv = np.arange(len(v)), np.maximum(v, 0)
-        along = np.where(v >= 0, domain[at, vv], 1)
-        rows[at, vv] = np.where(v >= 0, 1, rows[at, vv]) if domain.shape[1] else 1
-        vectors = rows.prod(axis=1) * self._vectors(domain, v)
-        cost = scalar_cost(self.kernel.epilogue)
-        final = vectors * cost / self.t.fma_per_cycle
-        final = final + sum((self._loads(a, domain, v) for a in self.extras), np.zeros(len(v)))
-        stride = np.where(v >= 0, self.out.strides[vv], 0)
-        scattered = (stride != self.out.size) & (along > 1)
-        store = np.where(scattered, rows.prod(axis=1) * along * 1.5, vectors / self.t.stores_per_cycle)
+        domain = g.domain[owner]
         partial = self.depth[owner] < self.full_depth
-        spill = np.where(partial, vectors * (1 / self.t.loads_per_cycle + 1 / self.t.stores_per_cycle), 0.0)
+        again = self.rates.vectors(domain, v) * (1 / self.t.loads_per_cycle + 1 / self.t.stores_per_cycle)
         out = body.copy()
-        overhead = TILE_OVERHEAD if self.kernel.update is not None else 0.0
-        out[:, :, 0] += (np.maximum(final, store) + 0.3 * np.minimum(final, store) + spill + overhead)[:, None]
+        out[:, :, 0] += (self.rates.finish(domain, v) + np.where(partial, again, 0.0))[:, None]
         return out
 
     def cat(self, nodes: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
         return first + second
 
     def score(self, owners: np.ndarray, states: np.ndarray) -> np.ndarray:
-        return self._seconds(states)
+        return seconds(self.t, states)
 
     def total(self, state: np.ndarray) -> float:
-        """Seconds of a whole nest whose operands are where they fit (warm)."""
+        """Seconds of a whole nest whose operands lie in the smallest cache that holds them."""
         warm = state.copy()
         for level in (1, 2):
-            if self.whole[self.g.root] <= self.t.caches[level] * 0.8:
+            if self.whole[self.g.root] <= self.t.caches[level] * WARM:
                 warm[level + 1] = 0.0
-        return float(self._seconds(warm))
-
-    def _seconds(self, states: np.ndarray) -> np.ndarray:
-        costs = np.stack(
-            [states[..., 0], *(states[..., k + 1] / b for k, b in enumerate(self.t.bandwidth))], axis=-1
-        )
-        most = costs.max(axis=-1)
-        return (most + OVERLAP * (costs.sum(axis=-1) - most)) / (self.t.ghz * 1e9)
+        return float(seconds(self.t, warm))
 
 
 def _guarded(s: Scalar | None, read: Read) -> bool:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..ir.loops import LoopKernel
 from ..ir.nest import Nest
 from ..ir.target import Target
-from ..rewrite.loop_egraph import LOOP_LIMITS, build
-from ..rewrite.loop_language import LoopRule
+from ..rewrite.loop_egraph import LOOP_LIMITS, LoopEGraph, build
+from ..rewrite.loop_language import LoopRule, Space, space
 from ..rewrite.loop_rules import LOOP_RULES
 from ..rewrite.saturate import Limits, SaturationReport
 from .beam import extract_nests
 from .costmodel import CostModel
+
+
+#: Loop e-graphs kept in memory at a time.
+SPACES_KEPT = 24
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ class KernelSearch:
         self.rules, self.limits, self.progress = tuple(rules), limits, progress
         self.schedules: dict[LoopKernel, KernelSchedule] = {}
         self.report = SaturationReport()
+        self._spaces: dict[Space, LoopEGraph] = {}
 
     def bound(self, kernel: LoopKernel) -> float:
         return self.model.bound(kernel)
@@ -54,11 +59,20 @@ class KernelSearch:
         """The best nest of one kernel."""
         if kernel not in self.schedules:
             self.progress(f"scheduling kernel {len(self.schedules) + 1} ({kernel.points} points)")
-            egraph = build(kernel, self.target, self.threads, self.rules, self.limits)
+            egraph = self._egraph(kernel)
             best = extract_nests(egraph, self.model)[0]
-            self.report.absorb(egraph.report)
             programs = egraph.programs[egraph.root]
             self.schedules[kernel] = KernelSchedule(
                 best.nest, best.seconds, egraph.enodes, programs, egraph.report.stopped_by
             )
         return self.schedules[kernel]
+
+    def _egraph(self, kernel: LoopKernel) -> LoopEGraph:
+        """The kernel's loop e-graph; kernels with the same space (epilogues differ, say) share one."""
+        key = space(kernel, self.target, self.threads)
+        if key not in self._spaces:
+            if len(self._spaces) >= SPACES_KEPT:
+                self._spaces.pop(next(iter(self._spaces)))
+            self._spaces[key] = build(kernel, self.target, self.threads, self.rules, self.limits)
+            self.report.absorb(self._spaces[key].report)
+        return replace(self._spaces[key], kernel=kernel)

@@ -402,6 +402,13 @@ def split(x: Value, axis: int, sizes: Sequence[int]) -> list[Value]:
     return parts
 
 
+def tile(x: Value, times: Sequence[int]) -> Value:
+    """The tensor repeated along each axis (`numpy.tile` with one number an axis)."""
+    pairs = [n for pair in zip(times, x.shape, strict=True) for n in pair]
+    spread = broadcast(x, pairs, range(1, 2 * x.type.rank, 2))
+    return reshape(spread, [t * n for t, n in zip(times, x.shape, strict=True)])
+
+
 def take(x: Value, indices: np.ndarray, axis: int) -> Value:
     """Elements at constant positions along an axis, which the axes of `indices` replace (`numpy.take`)."""
     axis %= x.type.rank

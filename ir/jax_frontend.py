@@ -73,6 +73,7 @@ class JaxImporter:
         self.name = name
         self.builder = GraphBuilder()
         self.env: dict[Any, Known] = {}
+        self.place = ""
 
     def type_of(self, aval: Any, what: str) -> TensorType:
         try:
@@ -143,10 +144,11 @@ class JaxImporter:
         inner = next(eqn.params[k] for k in ("jaxpr", "call_jaxpr", "fun_jaxpr") if k in eqn.params)
         jaxpr, consts = (inner.jaxpr, inner.consts) if hasattr(inner, "consts") else (inner, [])
         outer, self.env = self.env, {}
+        place, self.place = self.place, _place(eqn) or self.place
         for var, x in zip(jaxpr.invars, ins, strict=True):
             self.write(var, x)
         outs = self.run(jaxpr, consts)
-        self.env = outer
+        self.env, self.place = outer, place
         return outs
 
     def fold(self, eqn: Any, ins: Sequence[Any]) -> Sequence[Known]:
@@ -156,7 +158,7 @@ class JaxImporter:
     def refuse(self, eqn: Any, why: str) -> NoReturn:
         """Raise `UnsupportedError` naming function, place, primitive, operand types."""
         types = ", ".join(str(v.aval) if hasattr(v, "aval") else "?" for v in eqn.invars)
-        place = _place(eqn)
+        place = _place(eqn) or self.place
         where = f"{self.name}{f' ({place})' if place else ''}"
         raise UnsupportedError(
             f"{where}: JAX primitive {eqn.primitive.name}({types}) is not supported: {why}"

@@ -127,6 +127,7 @@ _on_values("transpose")(lambda p, x: ir.transpose(x, p["permutation"]))
 _on_values("rev")(lambda p, x: ir.reverse(x, p["dimensions"]))
 _on_values("slice")(lambda p, x: ir.slice_(x, p["start_indices"], p["limit_indices"], p["strides"]))
 _on_values("concatenate")(lambda p, *x: ir.concat(x, p["dimension"]))
+_on_values("tile")(lambda p, x: nn.tile(x, p["reps"]))
 _on_values("split")(lambda p, x: nn.split(x, p["axis"], p["sizes"]))
 
 
@@ -134,6 +135,13 @@ _on_values("split")(lambda p, x: nn.split(x, p["axis"], p["sizes"]))
 def _reshape(p: Params, x: Value) -> Value:
     require(p.get("dimensions") is None, "with a permutation of dimensions")
     return ir.reshape(x, p["new_sizes"])
+
+
+@_on_values("stack")
+def _stack(p: Params, *x: Value) -> Value:
+    shape = list(x[0].shape)
+    shape.insert(p["axis"], 1)
+    return ir.concat([ir.reshape(v, shape) for v in x], p["axis"])
 
 
 @_on_values("squeeze")
@@ -171,13 +179,44 @@ def _clamped(starts: Sequence[Any], shape: Sequence[int], sizes: Sequence[int]) 
 @_primitive("dynamic_update_slice")
 def _dynamic_update_slice(importer: JaxImporter, p: Params, x: Any, update: Any, *starts: Any) -> Value:
     v, u = importer.value(x), importer.value(update)
-    low = _clamped(starts, v.shape, u.shape)
-    inside = np.zeros(v.shape, bool)
-    inside[tuple(slice(b, b + n) for b, n in zip(low, u.shape, strict=True))] = True
-    if inside.all():
-        return u
-    high = [n - b - k for n, b, k in zip(v.shape, low, u.shape, strict=True)]
-    return ir.select(importer.builder.constant(inside), ir.pad(u, low, high), v)
+    return _updated(v, u, _clamped(starts, v.shape, u.shape), "replace")
+
+
+def _updated(x: Value, update: Value, low: Sequence[int], how: str) -> Value:
+    """`x` with the window at `low` replaced by `update`, or with `update` added to it."""
+    high = [n - b - k for n, b, k in zip(x.shape, low, update.shape, strict=True)]
+    spread = ir.pad(update, low, high)
+    if how == "add":
+        return ir.add(x, spread)
+    inside = np.zeros(x.shape, bool)
+    inside[tuple(slice(b, b + n) for b, n in zip(low, update.shape, strict=True))] = True
+    return spread if inside.all() else ir.select(x.builder.constant(inside), spread, x)
+
+
+def _scatter(importer: JaxImporter, p: Params, x: Any, indices: Any, updates: Any, how: str) -> Value:
+    """At constant positions, one update after the other; updates out of range are dropped."""
+    out, u, where = importer.value(x), importer.value(updates), _static(indices, "the positions of a scatter")
+    numbers = p["dimension_numbers"]
+    require(not getattr(numbers, "operand_batching_dims", ()), "with batching dimensions")
+    window = list(numbers.update_window_dims)
+    batch = [d for d in range(u.type.rank) if d not in window]
+    rows = where.reshape(-1, where.shape[-1])
+    require(len(rows) <= 64, "with more than 64 positions")
+    rest = iter(u.shape[d] for d in window)
+    shape = [1 if d in numbers.inserted_window_dims else next(rest) for d in range(out.type.rank)]
+    pieces = ir.reshape(ir.transpose(u, batch + window), (len(rows), *shape))
+    for k, row in enumerate(rows):
+        low = [0] * out.type.rank
+        for d, s in zip(numbers.scatter_dims_to_operand_dims, row, strict=True):
+            low[d] = int(s)
+        if all(0 <= b <= n - m for b, n, m in zip(low, out.shape, shape, strict=True)):
+            piece = ir.slice_(pieces, [k] + [0] * len(shape), [k + 1, *shape])
+            out = _updated(out, ir.reshape(piece, shape), low, how)
+    return out
+
+
+_primitive("scatter")(lambda *operands: _scatter(*operands, how="replace"))
+_primitive("scatter-add", "scatter_add")(lambda *operands: _scatter(*operands, how="add"))
 
 
 @_primitive("gather")

@@ -28,7 +28,7 @@ ACCUMULATOR = -1
 class LoopKernel:
     """A kernel over flat buffers.
 
-    `inputs`: the buffers read. `spatial`, `reduce`: axes, each of extent > 1. `kind`: the reduction, or "" for a map
+    `inputs`: the buffers read (flat, as `out_type`). `spatial`, `reduce`: axes, each of extent > 1. `kind`: the reduction, or "" for a map
     (then `update` is None and `epilogue` computes the value). Reads carry one address. `out`: address written.
     `fill`: value of the elements of `out_type` that the domain does not write (padding), if any.
     """
@@ -116,7 +116,12 @@ def lower(expr: TensorExpr) -> LoopKernel:
     out = _flat(out_index, strides)
     kernel = LoopKernel(expr.inputs, axes, reduce_axes, kind, update, epilogue, out, expr.type, fill)
     kernel = _map_reads(kernel, lambda r: Read(r.input, (_flat(r.index, expr.inputs[r.input].strides),), r.dtype))
-    return _canonical(_merge_axes(_split_axes(kernel)))
+    flat = replace(kernel, inputs=tuple(map(_flat_type, expr.inputs)), out_type=_flat_type(expr.type))
+    return _canonical(_merge_axes(_split_axes(flat)))
+
+
+def _flat_type(t: TensorType) -> TensorType:
+    return t.with_shape((t.size,))
 
 
 def _flat(index: Sequence[Index], strides: Sequence[int]) -> Index:

@@ -21,6 +21,22 @@ from .onnx_ops import HANDLERS, Known, OnnxCall
 from .types import DTYPES, TensorType, dtype_of
 
 OLDEST_OPSET = 7
+_MOVEMENT = frozenset(
+    [
+        "Cast",
+        "Concat",
+        "Expand",
+        "Gather",
+        "Identity",
+        "Reshape",
+        "Slice",
+        "Split",
+        "Squeeze",
+        "Tile",
+        "Transpose",
+        "Unsqueeze",
+    ]
+)
 Shapes = Mapping[str, Sequence[int]]
 
 
@@ -278,7 +294,7 @@ class _Importer:
             return self._if(node, attrs, ins, env, opset)
         if (local := self.functions.get((node.domain, node.op_type))) is not None:
             return self._inline(local, node, ins, opset)
-        if domain == "" and all(not isinstance(x, Value) for x in ins):
+        if domain == "" and _is_foldable(node.op_type, ins):
             folded = self._fold(node, ins, opset)
             if folded is not None:
                 return folded
@@ -325,12 +341,6 @@ class _Importer:
 
     def _fold(self, node: Any, ins: Sequence[Any], opset: int) -> list[Known | None] | None:
         """The node's outputs by ONNX' own reference implementation; None if that does not apply."""
-        if (
-            node.op_type in ("Loop", "Scan")
-            or node.op_type.startswith("Random")
-            or node.op_type == "Bernoulli"
-        ):
-            return None
         if node.op_type == "Constant" and node.attribute[0].name == "value":
             return [self._attribute(node.attribute[0], node)]
         from onnx import helper
@@ -407,6 +417,19 @@ def _bound(node: Any, given: Mapping[str, Any]) -> Any:
             out.attribute.append(given[a.ref_attr_name])
             out.attribute[-1].name = a.name
     return out
+
+
+def _is_foldable(op: str, ins: Sequence[Known | None]) -> bool:
+    """Small constants, index arithmetic and movement; arithmetic on weights stays in the graph, for the
+    rules.
+    """
+    if op in ("Loop", "Scan", "Bernoulli") or op.startswith("Random"):
+        return False
+    arrays = [x for x in ins if x is not None]
+    if any(isinstance(x, Value) for x in arrays):
+        return False
+    small = all(x.dtype.kind != "f" or math.prod(x.shape) <= 64 for x in arrays if isinstance(x, np.ndarray))
+    return small or op in _MOVEMENT or op not in HANDLERS
 
 
 def _type_proto(x: Known | None) -> Any:

@@ -326,11 +326,7 @@ def _expand(c: OnnxCall) -> Value:
 
 @onnx_op("Tile")
 def _tile(c: OnnxCall) -> Value:
-    x = c.value()
-    times = [int(n) for n in c.static(1, "the repeats").reshape(-1)]
-    pairs = [n for pair in zip(times, x.shape, strict=True) for n in pair]
-    spread = ir.broadcast(x, pairs, range(1, 2 * x.type.rank, 2))
-    return ir.reshape(spread, [t * n for t, n in zip(times, x.shape, strict=True)])
+    return nn.tile(c.value(), [int(n) for n in c.static(1, "the repeats").reshape(-1)])
 
 
 @onnx_op("Concat")

@@ -618,7 +618,7 @@ def _dot_free(rank: int, contract: Sequence[int], batch: Sequence[int]) -> list[
 def _dot_type(t: Types, a: Attrs) -> TensorType:
     x, y = t
     (cx, cy), (bx, by) = a.contract, a.batch
-    require(x.dtype == y.dtype, "operands of one dtype; cast first")
+    require(x.dtype == y.dtype != "bool", "operands of one dtype other than bool; cast first")
     require(len(cx) == len(cy) and len(bx) == len(by), "contract and batch name axes in pairs")
     for axes, rank in (((*cx, *bx), x.rank), ((*cy, *by), y.rank)):
         require(len(set(axes)) == len(axes) and all(0 <= d < rank for d in axes), f"axes {axes} of a rank-{rank} operand")
@@ -698,7 +698,7 @@ def _conv_type(t: Types, a: Attrs) -> TensorType:
     x, w = t
     n = x.rank - 2
     require(x.rank == w.rank and n >= 1, "input is N,C,spatial and weights are O,I,kernel of the same rank")
-    require(x.dtype == w.dtype, "operands of one dtype; cast first")
+    require(x.dtype == w.dtype != "bool", "operands of one dtype other than bool; cast first")
     lengths = {len(a.strides), len(a.padding), len(a.lhs_dilation), len(a.rhs_dilation)}
     require(lengths == {n}, f"strides, padding and dilations need {n} entries")
     require(min((*a.strides, *a.lhs_dilation, *a.rhs_dilation, a.groups)) >= 1, "strides, dilations, groups are >= 1")

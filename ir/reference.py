@@ -6,7 +6,7 @@ references. Nothing here is ever part of a compiled program.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,52 +47,120 @@ def apply_reference(op: str, arrays: Sequence[Any], attrs: Attrs, double: bool =
     return operator(op).reference(*arrays, **attrs)
 
 
-def evaluate_expr(expr: TensorExpr, arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """The tensor that a tensor expression denotes, evaluated on index grids with NumPy and JAX scalar functions."""
+def evaluate_expr(expr: TensorExpr, arrays: Sequence[np.ndarray], double: bool = False) -> np.ndarray:
+    """The tensor that a tensor expression denotes, evaluated on index grids with NumPy.
+
+    With `double`, every float of the expression is float64, whatever its dtype says (as `evaluate(double=True)`);
+    otherwise float64 operands still widen the floats they meet.
+    """
     rank = len(expr.axes)
     env = {a: np.arange(a.extent).reshape([-1 if k == d else 1 for k in range(rank)]) for d, a in enumerate(expr.axes)}
-    out = _eval(expr.body, arrays, env, rank)
+    given = [a.astype(np.float64) if double and a.dtype.kind == "f" else a for a in arrays]
+    with np.errstate(all="ignore"):
+        out = _eval(expr.body, _Operands(given, double), env, rank)
     return np.broadcast_to(out, expr.shape).astype(DTYPES[expr.body.dtype].numpy if out.dtype.kind != "f" else out.dtype)
 
 
-def _eval(s: Scalar, arrays: Sequence[np.ndarray], env: Mapping[Axis, np.ndarray], rank: int) -> np.ndarray:
+class _Operands:
+    """The arrays that an expression reads, and whether its floats are all float64."""
+
+    def __init__(self, arrays: Sequence[np.ndarray], double: bool) -> None:
+        self.arrays, self.double = arrays, double
+
+    def dtype(self, name: str) -> np.dtype:
+        return np.dtype(np.float64) if self.double and DTYPES[name].kind == "float" else DTYPES[name].numpy
+
+
+def _eval(s: Scalar, x: _Operands, env: Mapping[Axis, np.ndarray], rank: int) -> np.ndarray:
     if isinstance(s, Read):
-        a = arrays[s.input]
+        a = x.arrays[s.input]
         where = [np.asarray(i.evaluate(env)) for i in s.index]
         clipped = [np.clip(w, 0, max(n - 1, 0)) for w, n in zip(where, a.shape, strict=True)]
         return np.asarray(a[tuple(clipped)] if clipped else a)
     if isinstance(s, Const):
-        return np.asarray(s.value, DTYPES[s.dtype].numpy)
+        return np.asarray(s.value, x.dtype(s.dtype))
     if isinstance(s, IndexValue):
-        return np.asarray(s.index.evaluate(env)).astype(DTYPES[s.dtype].numpy)
+        return np.asarray(s.index.evaluate(env)).astype(x.dtype(s.dtype))
     if isinstance(s, Apply):
-        args = [_eval(a, arrays, env, rank) for a in s.args]
+        args = [_eval(a, x, env, rank) for a in s.args]
         wide = next((a.dtype for a in args if a.dtype == np.float64), None)
-        return np.asarray(scalar(s.fn).jax(*[_like(a, args, wide) for a in args]))
+        return np.asarray(_numpy(s.fn)(*[_like(a, wide) for a in args]))
     if isinstance(s, Cast):
-        arg = _eval(s.arg, arrays, env, rank)
-        return arg if DTYPES[s.dtype].kind == "float" and arg.dtype == np.float64 else arg.astype(DTYPES[s.dtype].numpy)
+        arg = _eval(s.arg, x, env, rank)
+        keeps = DTYPES[s.dtype].kind == "float" and arg.dtype == np.float64
+        return arg if keeps else arg.astype(x.dtype(s.dtype))
     if isinstance(s, When):
         inside = np.asarray(True)
         for index, lo, hi in s.bounds:
             v = np.asarray(index.evaluate(env))
             inside = inside & (v >= lo) & (v < hi)
-        return np.where(inside, _eval(s.then, arrays, env, rank), _eval(s.otherwise, arrays, env, rank))
-    return _eval_reduce(s, arrays, env, rank)
+        return np.where(inside, _eval(s.then, x, env, rank), _eval(s.otherwise, x, env, rank))
+    return _eval_reduce(s, x, env, rank)
 
 
-def _like(a: np.ndarray, args: Sequence[np.ndarray], wide: np.dtype | None) -> np.ndarray:
-    """lax functions take equal shapes and dtypes: broadcast, and widen float constants next to float64 operands."""
-    shape = np.broadcast_shapes(*(b.shape for b in args))
-    return np.broadcast_to(a.astype(wide) if wide is not None and a.dtype.kind == "f" else a, shape)
+def _like(a: np.ndarray, wide: np.dtype | None) -> np.ndarray:
+    """Float constants are widened next to float64 operands."""
+    return a.astype(wide) if wide is not None and a.dtype.kind == "f" else a
 
 
-def _eval_reduce(s: Reduce, arrays: Sequence[np.ndarray], env: Mapping[Axis, np.ndarray], rank: int) -> np.ndarray:
+_NUMPY: dict[str, Callable[..., Any]] = {
+    "add": np.add,
+    "sub": np.subtract,
+    "mul": np.multiply,
+    "div": np.divide,
+    "max": np.maximum,
+    "min": np.minimum,
+    "pow": np.power,
+    "neg": np.negative,
+    "abs": np.abs,
+    "sign": np.sign,
+    "floor": np.floor,
+    "ceil": np.ceil,
+    "sqrt": np.sqrt,
+    "rsqrt": lambda a: 1 / np.sqrt(a),
+    "exp": np.exp,
+    "log": np.log,
+    "log1p": np.log1p,
+    "tanh": np.tanh,
+    "sin": np.sin,
+    "cos": np.cos,
+    "eq": np.equal,
+    "ne": np.not_equal,
+    "lt": np.less,
+    "le": np.less_equal,
+    "gt": np.greater,
+    "ge": np.greater_equal,
+    "and": np.bitwise_and,
+    "or": np.bitwise_or,
+    "not": np.bitwise_not,
+    "select": np.where,
+}
+
+
+def _numpy(fn: str) -> Callable[..., Any]:
+    """A scalar function in NumPy or SciPy; one that a user declared falls back to its JAX reference."""
+    if fn in _NUMPY:
+        return _NUMPY[fn]
+    if fn in ("logistic", "erf"):
+        import scipy.special
+
+        return scipy.special.expit if fn == "logistic" else scipy.special.erf
+
+    def by_jax(*args: np.ndarray) -> np.ndarray:
+        import jax
+
+        with jax.enable_x64(True):
+            return np.asarray(scalar(fn).jax(*np.broadcast_arrays(*args)))
+
+    return by_jax
+
+
+def _eval_reduce(s: Reduce, x: _Operands, env: Mapping[Axis, np.ndarray], rank: int) -> np.ndarray:
     n = len(s.axes)
     inner: dict[Axis, np.ndarray] = {a: np.asarray(v).reshape((*np.shape(v), *[1] * n)) for a, v in env.items()}
     for d, a in enumerate(s.axes):
         inner[a] = np.arange(a.extent).reshape([1] * rank + [-1 if k == d else 1 for k in range(n)])
-    body = _eval(s.body, arrays, inner, rank + n)
+    body = _eval(s.body, x, inner, rank + n)
     full = np.broadcast_to(body, (*body.shape[: body.ndim - n], *(a.extent for a in s.axes))) if body.ndim >= n else (
         np.broadcast_to(body, tuple(a.extent for a in s.axes))
     )

@@ -123,5 +123,7 @@ def neutral(kind: str, dtype: str) -> float | int:
         return 0 if kind == "sum" else 1
     if DTYPES[dtype].kind == "float":
         return float("-inf") if kind == "max" else float("inf")
+    if dtype == "bool":
+        return kind == "min"
     info = np.iinfo(DTYPES[dtype].numpy)
     return int(info.min if kind == "max" else info.max)

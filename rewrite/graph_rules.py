@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from ..ir.attrs import Attrs
 from ..ir.operator import Chooser
-from ..ir.types import TensorType
+from ..ir.types import DTYPES, TensorType
 from .fusion_rules import FUSION_RULES, FusionRule
 from .pattern import Environment, op
 from .rule import GraphRule, rule
@@ -100,7 +100,7 @@ def multiply_constants(x, s, t):
     return op.mul(op.mul(x, s), t) >> op.mul(x, op.mul(s, t))
 
 
-@rule("algebra", const=("s",))
+@rule("algebra", when=lambda s: DTYPES[s.dtype].kind in ("float", "int"), const=("s",))
 def subtract_constant(x, s):
     """x - s -> x + (-s), so that only additions need rules"""
     return op.sub(x, s) >> op.add(x, op.neg(s))
@@ -112,13 +112,13 @@ def divide_by_constant(x, s):
     return op.div(x, s) >> op.mul(x, op.div(op.div(s, s), s))
 
 
-@rule("algebra", const=("s", "t"))
+@rule("algebra", when=lambda s, t: s.shape == t.shape, const=("s", "t"))
 def add_broadcasts(s, t, *, b):
     """broadcast(s) + broadcast(t) -> broadcast(s + t)"""
     return op.add(op.broadcast(s, b), op.broadcast(t, b)) >> op.broadcast(op.add(s, t), b)
 
 
-@rule("algebra", const=("s", "t"))
+@rule("algebra", when=lambda s, t: s.shape == t.shape, const=("s", "t"))
 def multiply_broadcasts(s, t, *, b):
     """broadcast(s) * broadcast(t) -> broadcast(s * t)"""
     return op.mul(op.broadcast(s, b), op.broadcast(t, b)) >> op.broadcast(op.mul(s, t), b)

@@ -130,7 +130,7 @@ def cuts(n: int, lanes: int, contiguous: bool) -> list[int]:
     return sorted(p for p in places if 0 < p < n)
 
 
-def _facts(s: Space) -> str:
+def facts(s: Space) -> str:
     """The relations `div` (useful factors) and `cut` of every extent that can occur."""
     lines: list[str] = []
     extents: set[int] = set()
@@ -163,7 +163,7 @@ def build(
     rank = len(s.axes)
     engine = Engine()
     phases: list[list[Any]] = [[r.render(s) for r in rules if r.phase == p and r.instances(s)] for p in PHASES]
-    engine.run("\n".join([declarations(rank), *(r.text for p in phases for r in p), _facts(s)]))
+    engine.run("\n".join([declarations(rank), *(r.text for p in phases for r in p), facts(s)]))
     root = f"(let $root (Block 0 -1 {' '.join(str(a.extent) for a in s.axes)}))"
     engine.run(root)
     report = saturate(engine, phases, limits, counted=("Block", "For", "Cat", "Tile", "Vec"))

@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 from hypothesis import strategies as st
+
 from nestegg.ir.types import DTYPES, TensorType
 
 T = TypeVar("T")

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from nestegg.ir import canonical as ir
 from nestegg.ir import composites as nn
 from nestegg.ir.composites import COMPOSITES

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from nestegg.ir.errors import TypeRuleError
 from nestegg.ir.graph import GraphBuilder
 from nestegg.ir.reference import evaluate

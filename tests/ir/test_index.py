@@ -5,6 +5,7 @@ import itertools
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from nestegg.ir.index import Axis, Index
 
 I, J = Axis("i", 6), Axis("j", 8)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from nestegg.ir import ops  # noqa: F401 (fills the table)
+
+from nestegg.ir import ops
 from nestegg.ir.errors import TypeRuleError, UnknownNameError
 from nestegg.ir.operator import OPERATORS, Reject, operator
 from nestegg.ir.reference import apply_reference, evaluate_expr

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from nestegg.ir import zoo
 from nestegg.ir.errors import UnknownNameError
 from nestegg.ir.jax_frontend import from_jax

@@ -1,0 +1,195 @@
+"""Numbers for tests and the meaning of patterns, kernels and nests in NumPy and in JAX, float64 throughout."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from ..ir.attrs import Attrs
+from ..ir.expr import Read, Reduce, Scalar, TensorExpr, rebuild
+from ..ir.graph import GraphBuilder
+from ..ir.loops import ACCUMULATOR, LoopKernel
+from ..ir.nest import Nest, points
+from ..ir.operator import operator
+from ..ir.reference import evaluate, evaluate_expr
+from ..ir.scalars import COMBINERS, SCALARS, neutral
+from ..ir.types import DTYPES, TensorType
+from ..rewrite.pattern import Environment, Pattern, Var, instantiate, resolve
+
+Domain = tuple[float, float]
+Arrays = Mapping[str, np.ndarray]
+
+DOMAIN: Domain = (-2.0, 2.0)
+RTOL = 1e-9
+
+
+# --- data ------------------------------------------------------------------------------------------------------------
+
+
+def array_of(type: TensorType, seed: int, domain: Domain = DOMAIN, style: str = "uniform") -> np.ndarray:
+    """An array of the type with values inside `domain`. Floats are float64.
+
+    `style`: `uniform`; `integers`, small ones, which read easily and hold zeros; or `one value` everywhere.
+    """
+    rng = np.random.default_rng(seed)
+    dtype, kind = DTYPES[type.dtype].numpy, DTYPES[type.dtype].kind
+    lo, hi = domain
+    if kind == "bool":
+        return rng.integers(0, 2, type.shape).astype(bool)
+    if kind in ("int", "uint") or style != "uniform":
+        least, most = (0 if kind == "uint" else -3), 3
+        shape = type.shape if style != "one value" else ()
+        values = np.broadcast_to(rng.integers(least, most + 1, shape), type.shape)
+        inside = values if kind != "float" else np.clip(values, lo + 0.01 * min(hi - lo, 1), hi)
+        return np.array(inside, np.float64 if kind == "float" else dtype)
+    lo, hi = max(lo, -4.0), min(hi, 4.0)
+    return np.asarray(rng.uniform(lo + 0.01 * (hi - lo), hi, type.shape))
+
+
+def data_sets(pattern: Pattern, env: Environment, seed: int) -> Iterator[dict[str, np.ndarray]]:
+    """Arrays for the tensor variables of a binding, the most readable set first; a function of binding and seed."""
+    wanted = domains(pattern)
+    names = [n for n, t in env.items() if isinstance(t, TensorType)]
+    start = zlib.crc32(repr(sorted(env.items(), key=lambda p: p[0])).encode()) + seed
+    for k, style in enumerate(("integers", "uniform", "one value")):
+        yield {
+            n: array_of(env[n], start + 101 * k + 7 * d, wanted.get(n, DOMAIN), style) for d, n in enumerate(names)
+        }
+
+
+def domains(pattern: Pattern) -> dict[str, Domain]:
+    """Tensor variables to which a function of restricted domain is applied directly."""
+    found: dict[str, Domain] = {}
+    if isinstance(pattern, Var):
+        return found
+    own = SCALARS[pattern.op].domain if pattern.op in SCALARS else None
+    for a in pattern.args:
+        inner = {a.name: own} if isinstance(a, Var) and own is not None else domains(a)
+        for name, (lo, hi) in inner.items():
+            had = found.get(name, (lo, hi))
+            found[name] = (max(lo, had[0]), min(hi, had[1]))
+    return found
+
+
+# --- patterns --------------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=4096)
+def expr_of(op: str, attrs: Attrs, types: tuple[TensorType, ...]) -> TensorExpr:
+    return operator(op).expr(types, attrs)
+
+
+def in_numpy(pattern: Pattern, env: Environment, arrays: Arrays) -> np.ndarray:
+    """The pattern's value by the tensor expressions of its operators. Raises `TypeRuleError` if it is ill-typed."""
+    return _in_numpy(pattern, env, arrays)[1]
+
+
+def _in_numpy(pattern: Pattern, env: Environment, arrays: Arrays) -> tuple[TensorType, np.ndarray]:
+    if isinstance(pattern, Var):
+        return env[pattern.name], arrays[pattern.name]
+    parts = [_in_numpy(a, env, arrays) for a in pattern.args]
+    attrs = resolve(pattern, env)
+    types = tuple(t for t, _ in parts)
+    result = operator(pattern.op).check(types, attrs)
+    return result, evaluate_expr(expr_of(pattern.op, attrs, types), [v for _, v in parts], double=True)
+
+
+def in_jax(patterns: Sequence[Pattern], env: Environment, arrays: Arrays) -> list[np.ndarray]:
+    """The patterns' values by the JAX references of their operators, in float64."""
+    builder = GraphBuilder()
+    values = {n: builder.input(t, n) for n, t in env.items() if isinstance(t, TensorType)}
+    graph = builder.finish([instantiate(p, env, builder, values) for p in patterns])
+    return evaluate(graph, [arrays[n] for n in values], double=True)
+
+
+def first_difference(want: np.ndarray, got: np.ndarray) -> tuple[int, ...] | None:
+    """Index of the first element that differs. Where `want` is not finite, the mathematics says nothing: skipped."""
+    if want.shape != got.shape:
+        return (0,) * want.ndim
+    if want.dtype.kind in "biu":
+        wrong = np.asarray(want != got)
+    else:
+        finite = np.isfinite(want)
+        scale = max(1.0, float(np.max(np.abs(want[finite]), initial=0.0)))
+        with np.errstate(invalid="ignore"):
+            close = np.abs(want - got) <= RTOL * np.abs(want) + RTOL * scale
+        wrong = np.asarray(finite & ~close)
+    return tuple(int(k) for k in np.argwhere(wrong)[0]) if wrong.any() else None
+
+
+def says_something(value: np.ndarray) -> bool:
+    """Some element is finite (or an integer)."""
+    return value.size == 0 or value.dtype.kind != "f" or bool(np.isfinite(value).any())
+
+
+# --- kernels and nests -----------------------------------------------------------------------------------------------
+
+
+def evaluate_kernel(kernel: LoopKernel, arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """What a loop kernel writes, whatever the order of its loops; floats in float64."""
+    inline = kernel.epilogue
+    if kernel.update is not None:
+        total: Scalar = kernel.update
+        if kernel.reduce:
+            total = Reduce(kernel.kind, kernel.reduce, kernel.update, kernel.update.dtype)
+        inline = _replace_accumulator(kernel.epilogue, total)
+    flat = tuple(TensorType((t.size,), t.dtype) for t in kernel.inputs)
+    values = evaluate_expr(
+        TensorExpr(flat, kernel.spatial, inline), [np.reshape(a, -1) for a in arrays], double=True
+    )
+    grid = {a: np.arange(a.extent).reshape([-1 if k == d else 1 for k in range(values.ndim)])
+            for d, a in enumerate(kernel.spatial)}  # fmt: skip
+    return _written(kernel, np.asarray(kernel.out.evaluate(grid)), values)
+
+
+def evaluate_nest(kernel: LoopKernel, nest: Nest, arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """What the kernel writes if its points are visited by `nest`, one by one and in that order."""
+    visited = np.array(list(points(nest, len(kernel.axes))), np.int64).reshape(-1, len(kernel.axes))
+    axes = tuple(kernel.axes)
+    flat = tuple(TensorType((t.size,), t.dtype) for t in kernel.inputs)
+    given = [np.reshape(a, -1) for a in arrays]
+    spatial_shape = tuple(a.extent for a in kernel.spatial)
+    cell = np.ravel_multi_index(tuple(visited[:, : len(spatial_shape)].T), spatial_shape) if spatial_shape else (
+        np.zeros(len(visited), np.int64)
+    )
+    if kernel.update is None:
+        each = evaluate_expr(TensorExpr(flat, axes, kernel.epilogue), given, double=True)
+        values = np.full(int(np.prod(spatial_shape)), np.nan if each.dtype.kind == "f" else 0, each.dtype)
+        values[cell] = each[tuple(visited.T)]
+        values = values.reshape(spatial_shape)
+    else:
+        each = evaluate_expr(TensorExpr(flat, axes, kernel.update), given, double=True)
+        start = neutral(kernel.kind, kernel.update.dtype)
+        sums = np.full(int(np.prod(spatial_shape)), start, each.dtype)
+        combine = {"add": np.add, "max": np.maximum, "min": np.minimum, "mul": np.multiply}[COMBINERS[kernel.kind]]
+        combine.at(sums, cell, each[tuple(visited.T)])
+        done = TensorType(spatial_shape, kernel.update.dtype)
+        whole = Read(len(flat), tuple(_index(a) for a in kernel.spatial), done.dtype)
+        expr = TensorExpr((*flat, done), kernel.spatial, _replace_accumulator(kernel.epilogue, whole))
+        values = evaluate_expr(expr, [*given, sums.reshape(spatial_shape)], double=True)
+    grid = {a: np.arange(a.extent).reshape([-1 if k == d else 1 for k in range(values.ndim)])
+            for d, a in enumerate(kernel.spatial)}  # fmt: skip
+    return _written(kernel, np.asarray(kernel.out.evaluate(grid)), values)
+
+
+def _index(a):  # noqa: ANN001, ANN202
+    from ..ir.index import Index
+
+    return Index.of(a)
+
+
+def _replace_accumulator(s: Scalar, value: Scalar) -> Scalar:
+    def go(n: Scalar) -> Scalar:
+        return value if isinstance(n, Read) and n.input == ACCUMULATOR else rebuild(n, go, lambda i: i)
+
+    return go(s)
+
+
+def _written(kernel: LoopKernel, addresses: np.ndarray, values: np.ndarray) -> np.ndarray:
+    fill = kernel.fill.value if kernel.fill is not None else (np.nan if values.dtype.kind == "f" else 0)
+    out = np.full(kernel.out_type.size, fill, values.dtype)
+    out[np.broadcast_to(addresses, values.shape)] = values
+    return out.reshape(kernel.out_type.shape)
