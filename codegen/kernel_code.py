@@ -221,6 +221,7 @@ class KernelCode:
         with self.builder.goto_entry_block():
             memory = self.builder.alloca(memory_type(dtype), ir.Constant(I32, count))
             memory.align = 64
+            memory.type = POINTER  # llvmlite's allocas still have typed pointers
         self.partial = (memory, block, at)
         fill = neutral_element(self.kernel.kind, dtype, 1)
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from .errors import TypeRuleError
 from .graph import CONSTANT, GraphBuilder, Node, Value
 from .operator import require
 from .scalars import neutral
@@ -58,11 +59,21 @@ def full_like(x: Value, number: float | bool, dtype: str | None = None) -> Value
     return x.builder.full(x.shape, number, dtype or x.dtype)
 
 
+def common_shape(*values: Value) -> tuple[int, ...]:
+    """The shape they broadcast to. Raises `TypeRuleError` if there is none."""
+    try:
+        return np.broadcast_shapes(*(v.shape for v in values))
+    except ValueError:
+        raise TypeRuleError(
+            f"{', '.join(str(v.type) for v in values)} do not broadcast to one shape"
+        ) from None
+
+
 def binary(op: str, x: Operand, y: Operand) -> Value:
     """An elementwise operator of two operands under NumPy's broadcasting; numbers take the other's dtype."""
     a = x if isinstance(x, Value) else full_like(_value(y), x)
     b = y if isinstance(y, Value) else full_like(_value(x), y)
-    shape = np.broadcast_shapes(a.shape, b.shape)
+    shape = common_shape(a, b)
     a, b = _spread(broadcast_to(a, shape), broadcast_to(b, shape))
     if op in COMMUTATIVE:
         a, b = commute(a, b)
@@ -151,7 +162,7 @@ def unary(op: str, x: Value) -> Value:
 
 def select(condition: Value, then: Value, otherwise: Value) -> Value:
     """Elementwise `then if condition else otherwise` under NumPy's broadcasting."""
-    shape = np.broadcast_shapes(condition.shape, then.shape, otherwise.shape)
+    shape = common_shape(condition, then, otherwise)
     return then.builder.op("select", *(broadcast_to(v, shape) for v in (condition, then, otherwise)))
 
 

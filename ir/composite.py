@@ -53,9 +53,9 @@ def in_jax(path: str) -> Callable[..., Any]:
 
 
 def one_tensor(c: Chooser, **attrs: Any) -> Sample:
-    return [TensorType(c.pick(((), (5,), (3, 4))))], attrs
+    return [TensorType(c.pick(((3, 4), ())))], attrs
 
 
 def along_axis(c: Chooser) -> Sample:
-    shape = c.pick(((4,), (3, 5), (2, 3, 4)))
+    shape = c.pick(((2, 3, 4), (4,)))
     return [TensorType(shape)], {"axis": c.integer(-len(shape), len(shape) - 1)}

@@ -20,6 +20,7 @@ from .canonical import (
     broadcast,
     broadcast_to,
     cast,
+    common_shape,
     concat,
     divide,
     dot,
@@ -175,10 +176,10 @@ def power(x: Value, y: Value) -> Value:
     """x to the power y; small constant exponents become multiplications and square roots."""
     exponent = uniform_of(y)
     if exponent is not None and float(exponent).is_integer() and abs(exponent) <= 16:
-        return broadcast_to(integer_power(x, int(exponent)), np.broadcast_shapes(x.shape, y.shape))
+        return broadcast_to(integer_power(x, int(exponent)), common_shape(x, y))
     if exponent in (0.5, -0.5):
         root = unary("sqrt" if exponent == 0.5 else "rsqrt", x)
-        return broadcast_to(root, np.broadcast_shapes(x.shape, y.shape))
+        return broadcast_to(root, common_shape(x, y))
     return binary("pow", x, cast(y, x.dtype))
 
 

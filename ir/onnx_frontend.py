@@ -22,20 +22,10 @@ from .types import DTYPES, TensorType, dtype_of
 
 OLDEST_OPSET = 7
 _MOVEMENT = frozenset(
-    [
-        "Cast",
-        "Concat",
-        "Expand",
-        "Gather",
-        "Identity",
-        "Reshape",
-        "Slice",
-        "Split",
-        "Squeeze",
-        "Tile",
-        "Transpose",
-        "Unsqueeze",
-    ]
+    {
+        *("Cast", "Concat", "Expand", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Tile"),
+        *("Transpose", "Unsqueeze"),
+    }
 )
 Shapes = Mapping[str, Sequence[int]]
 

@@ -72,6 +72,9 @@ class Size:
     def __gt__(self, o: Size | int) -> str:
         return f"(> {self.text} {Size.of(o).text})"
 
+    def __ge__(self, o: Size | int) -> str:
+        return f"(>= {self.text} {Size.of(o).text})"
+
     def equals(self, o: Size | int) -> str:
         return f"(= {self.text} {Size.of(o).text})"
 
@@ -151,6 +154,8 @@ class Block:
 
     def require(self, *facts: str) -> None:
         """The rule applies only where these comparisons hold."""
+        if not all(isinstance(f, str) for f in facts):
+            raise TypeError("a condition compares sizes; write `x.equals(y)` and `x.differs(y)` for equality")
         self.facts.extend(facts)
 
     def factor(self, a: LoopAxis) -> tuple[Size, Size]:
@@ -241,8 +246,10 @@ class LoopRule:
             before = block.text
             try:
                 made = self.make(block, a)  # type: ignore[arg-type]
-            except (TypeError, AttributeError, ValueError) as e:
-                raise RuleError(f"{self.where}: rule {self.name}: {e}") from None
+            except Exception as e:
+                raise RuleError(f"{self.where}: rule {self.name}: {type(e).__name__}: {e}") from None
+            if not isinstance(made, (Block, str)):
+                raise RuleError(f"{self.where}: rule {self.name}: returns {made!r}, not a nest or a block")
             facts = " ".join(block.facts)
             right = made.text if isinstance(made, Block) else made
             out.append(f"(rule ((= b {before}) {facts}) ((union b {right})) :ruleset {self.name})")

@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from ..ir.errors import NesteggError, RuleError
+from .fusion_rules import FusionRule
+from .loop_language import LoopRule
 from .pattern import Environment, Record, Rewrite, Var, call, functions, parameters, records, tensors
 
 KINDS = ("algebra", "layout", "algorithm", "precision", "fusion", "lowering", "tiling", "vectorize", "unroll", "parallel")
@@ -127,8 +129,11 @@ def _make(f: Any, kind: str, when: Any, const: tuple[str, ...], draw: Any, file:
     return GraphRule(f.__name__, kind, doc, (*tensor_vars, *record_vars), rewrites, when, const, draw, file, line)
 
 
-def load_rules(path: str | Path) -> list[GraphRule]:
-    """The rules that a Python file declares at its top level. Raises `RuleError` naming the file and line at fault."""
+def load_rules(path: str | Path) -> list[GraphRule | FusionRule | LoopRule]:
+    """The rules that a Python file declares at its top level, of any level, in the order of their names' first binding.
+
+    Rules that it merely imports do not count. Raises `RuleError` naming the file and line at fault.
+    """
     path = Path(path)
     if not path.is_file():
         raise RuleError(f"{path}: no such file of rules")
@@ -141,9 +146,14 @@ def load_rules(path: str | Path) -> list[GraphRule]:
     except Exception as e:
         line = _line_in(e, str(path))
         raise RuleError(f"{path}:{line}: {type(e).__name__}: {e}") from None
-    found = [v for v in names.values() if isinstance(v, GraphRule) and Path(v.file) == path]
+    rules = [v for v in names.values() if isinstance(v, (GraphRule, FusionRule, LoopRule))]
+    found = list({id(r): r for r in rules if Path(r.where.rpartition(":")[0]) == path}.values())
     if not found:
-        raise RuleError(f"{path}: declares no rule; decorate a function with `@nestegg.rule(kind)`")
+        raise RuleError(f"{path}: declares no rule; decorate a function with `@rule(kind)` or `@loop_rule(kind, phase=…)`")
+    for k, r in enumerate(found):
+        twin = next((o for o in found[:k] if o.name == r.name), None)
+        if twin is not None:
+            raise RuleError(f"{r.where}: rule {r.name} is declared at {twin.where} already; rename one")
     return found
 
 

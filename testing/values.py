@@ -11,6 +11,7 @@ import numpy as np
 from ..ir.attrs import Attrs
 from ..ir.expr import Read, Reduce, Scalar, TensorExpr, rebuild
 from ..ir.graph import GraphBuilder
+from ..ir.index import Axis, Index
 from ..ir.loops import ACCUMULATOR, LoopKernel
 from ..ir.nest import Nest, points
 from ..ir.operator import operator
@@ -129,67 +130,61 @@ def says_something(value: np.ndarray) -> bool:
 
 
 def evaluate_kernel(kernel: LoopKernel, arrays: Sequence[np.ndarray]) -> np.ndarray:
-    """What a loop kernel writes, whatever the order of its loops; floats in float64."""
+    """What a loop kernel writes, whatever the order of its loops: a flat array, floats in float64."""
     inline = kernel.epilogue
     if kernel.update is not None:
         total: Scalar = kernel.update
         if kernel.reduce:
             total = Reduce(kernel.kind, kernel.reduce, kernel.update, kernel.update.dtype)
-        inline = _replace_accumulator(kernel.epilogue, total)
-    flat = tuple(TensorType((t.size,), t.dtype) for t in kernel.inputs)
-    values = evaluate_expr(
-        TensorExpr(flat, kernel.spatial, inline), [np.reshape(a, -1) for a in arrays], double=True
-    )
-    grid = {a: np.arange(a.extent).reshape([-1 if k == d else 1 for k in range(values.ndim)])
-            for d, a in enumerate(kernel.spatial)}  # fmt: skip
-    return _written(kernel, np.asarray(kernel.out.evaluate(grid)), values)
+        inline = _with_accumulator(kernel.epilogue, total)
+    return _written(kernel, _over(kernel, kernel.spatial, inline, arrays))
 
 
 def evaluate_nest(kernel: LoopKernel, nest: Nest, arrays: Sequence[np.ndarray]) -> np.ndarray:
     """What the kernel writes if its points are visited by `nest`, one by one and in that order."""
-    visited = np.array(list(points(nest, len(kernel.axes))), np.int64).reshape(-1, len(kernel.axes))
-    axes = tuple(kernel.axes)
-    flat = tuple(TensorType((t.size,), t.dtype) for t in kernel.inputs)
-    given = [np.reshape(a, -1) for a in arrays]
-    spatial_shape = tuple(a.extent for a in kernel.spatial)
-    cell = np.ravel_multi_index(tuple(visited[:, : len(spatial_shape)].T), spatial_shape) if spatial_shape else (
-        np.zeros(len(visited), np.int64)
-    )
+    rank = len(kernel.axes)
+    visited = list(points(nest, rank))
+    where = tuple(np.array([p[a] for p in visited], np.int64) for a in range(rank))
+    results = where[: len(kernel.spatial)]
+    shape = tuple(a.extent for a in kernel.spatial)
     if kernel.update is None:
-        each = evaluate_expr(TensorExpr(flat, axes, kernel.epilogue), given, double=True)
-        values = np.full(int(np.prod(spatial_shape)), np.nan if each.dtype.kind == "f" else 0, each.dtype)
-        values[cell] = each[tuple(visited.T)]
-        values = values.reshape(spatial_shape)
-    else:
-        each = evaluate_expr(TensorExpr(flat, axes, kernel.update), given, double=True)
-        start = neutral(kernel.kind, kernel.update.dtype)
-        sums = np.full(int(np.prod(spatial_shape)), start, each.dtype)
-        combine = {"add": np.add, "max": np.maximum, "min": np.minimum, "mul": np.multiply}[COMBINERS[kernel.kind]]
-        combine.at(sums, cell, each[tuple(visited.T)])
-        done = TensorType(spatial_shape, kernel.update.dtype)
-        whole = Read(len(flat), tuple(_index(a) for a in kernel.spatial), done.dtype)
-        expr = TensorExpr((*flat, done), kernel.spatial, _replace_accumulator(kernel.epilogue, whole))
-        values = evaluate_expr(expr, [*given, sums.reshape(spatial_shape)], double=True)
-    grid = {a: np.arange(a.extent).reshape([-1 if k == d else 1 for k in range(values.ndim)])
-            for d, a in enumerate(kernel.spatial)}  # fmt: skip
-    return _written(kernel, np.asarray(kernel.out.evaluate(grid)), values)
+        each = _over(kernel, kernel.axes, kernel.epilogue, arrays)
+        values = np.full(shape, np.nan if each.dtype.kind == "f" else 0, each.dtype)
+        values[results] = each[where]
+        return _written(kernel, values)
+    each = _over(kernel, kernel.axes, kernel.update, arrays)
+    totals = np.full((*shape, 1), neutral(kernel.kind, kernel.update.dtype), each.dtype)
+    combine = {"add": np.add, "max": np.maximum, "min": np.minimum, "mul": np.multiply}[COMBINERS[kernel.kind]]
+    combine.at(totals, (*results, np.zeros(len(visited), np.int64)), each[where])
+    finished = TensorType(shape, kernel.update.dtype)
+    read = Read(len(kernel.inputs), tuple(map(Index.of, kernel.spatial)), finished.dtype)
+    inline = _with_accumulator(kernel.epilogue, read)
+    return _written(kernel, _over(kernel, kernel.spatial, inline, arrays, totals[..., 0]))
 
 
-def _index(a):  # noqa: ANN001, ANN202
-    from ..ir.index import Index
+def _over(
+    kernel: LoopKernel, axes: tuple[Axis, ...], body: Scalar, arrays: Sequence[np.ndarray], *more: np.ndarray
+) -> np.ndarray:
+    """A scalar of the kernel at every point of some axes; `more`: operands after the kernel's inputs, by index."""
+    flat = tuple(TensorType((t.size,), t.dtype) for t in kernel.inputs)
+    extra = tuple(TensorType(m.shape, body.dtype) for m in more)
+    expr = TensorExpr((*flat, *extra), axes, body)
+    return evaluate_expr(expr, [*(np.reshape(a, -1) for a in arrays), *more], double=True)
 
-    return Index.of(a)
 
-
-def _replace_accumulator(s: Scalar, value: Scalar) -> Scalar:
+def _with_accumulator(s: Scalar, value: Scalar) -> Scalar:
     def go(n: Scalar) -> Scalar:
         return value if isinstance(n, Read) and n.input == ACCUMULATOR else rebuild(n, go, lambda i: i)
 
     return go(s)
 
 
-def _written(kernel: LoopKernel, addresses: np.ndarray, values: np.ndarray) -> np.ndarray:
+def _written(kernel: LoopKernel, values: np.ndarray) -> np.ndarray:
+    rank = values.ndim
+    grid = {
+        a: np.arange(a.extent).reshape([-1 if k == d else 1 for k in range(rank)]) for d, a in enumerate(kernel.spatial)
+    }
     fill = kernel.fill.value if kernel.fill is not None else (np.nan if values.dtype.kind == "f" else 0)
     out = np.full(kernel.out_type.size, fill, values.dtype)
-    out[np.broadcast_to(addresses, values.shape)] = values
-    return out.reshape(kernel.out_type.shape)
+    out[np.broadcast_to(np.asarray(kernel.out.evaluate(grid)), values.shape)] = values
+    return out

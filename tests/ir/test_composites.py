@@ -39,7 +39,7 @@ def agrees(name, data):
 
 @pytest.mark.parametrize("name", COMPOSITES)
 def test_primitives_are_the_reference(name):
-    @settings(max_examples=6)
+    @settings(max_examples=4)
     @given(st.data())
     def run(data):
         agrees(name, data)
@@ -50,7 +50,7 @@ def test_primitives_are_the_reference(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", COMPOSITES)
 def test_primitives_are_the_reference_on_many_instances(name):
-    @settings(max_examples=60)
+    @settings(max_examples=40)
     @given(st.data())
     def run(data):
         agrees(name, data)

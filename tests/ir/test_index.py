@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 
 from nestegg.ir.index import Axis, Index
 
-I, J = Axis("i", 6), Axis("j", 8)
+P, Q = Axis("i", 6), Axis("j", 8)
 
 
 def test_a_reshape_and_its_inverse_cancel():
-    flat = Index.of(I) * 8 + J
-    assert flat // 8 == Index.of(I)
-    assert flat % 8 == Index.of(J)
+    flat = Index.of(P) * 8 + Q
+    assert flat // 8 == Index.of(P)
+    assert flat % 8 == Index.of(Q)
     assert str(flat) == "8*i + j"
 
 
@@ -28,7 +28,7 @@ def test_an_axis_of_extent_one_is_zero():
 
 
 @st.composite
-def indices(draw, axes=(I, J), depth=3):
+def indices(draw, axes=(P, Q), depth=3):
     """An index built by random arithmetic, with the same arithmetic on integers."""
     if depth == 0 or draw(st.booleans()):
         axis = draw(st.sampled_from(axes))
@@ -55,7 +55,7 @@ def environments(*axes: Axis):
 @given(indices())
 def test_simplification_keeps_the_value(pair):
     index, value = pair
-    for env in environments(I, J):
+    for env in environments(P, Q):
         assert index.evaluate(env) == value(env)
 
 
@@ -63,19 +63,19 @@ def test_simplification_keeps_the_value(pair):
 def test_the_range_holds_every_value(pair):
     index, value = pair
     lo, hi = index.range
-    assert all(lo <= value(env) <= hi for env in environments(I, J))
+    assert all(lo <= value(env) <= hi for env in environments(P, Q))
 
 
-@given(indices(), indices((Axis("p", 3), Axis("q", 2))))
+@given(indices(), indices((Axis("u", 3), Axis("v", 2))))
 def test_substitution_commutes_with_evaluation(outer, inner):
     index, value = outer
     fold, f = inner
     lo, hi = fold.range
-    if not 0 <= lo <= hi < I.extent:  # substitution must respect the axis' range
-        fold, f = fold % I.extent, lambda env, g=f: g(env) % I.extent
-    out = index.substitute({I: fold})
-    for env in environments(J, Axis("p", 3), Axis("q", 2)):
-        assert out.evaluate(env) == value({J: env[J], I: f(env)})
+    if not 0 <= lo <= hi < P.extent:  # substitution must respect the axis' range
+        fold, f = fold % P.extent, lambda env, g=f: g(env) % P.extent
+    out = index.substitute({P: fold})
+    for env in environments(Q, Axis("u", 3), Axis("v", 2)):
+        assert out.evaluate(env) == value({Q: env[Q], P: f(env)})
 
 
 @pytest.mark.parametrize("d", [2, 3, 4, 12, 48])

@@ -1,4 +1,4 @@
-"""JAX functions become graphs that compute the same: parameter trees, gradients, nested calls, every primitive."""
+"""JAX functions become graphs that compute the same: parameter trees, gradients, nested calls, primitives."""
 
 import jax
 import jax.numpy as jnp

@@ -1,0 +1,469 @@
+"""The `nestegg` command: one function a sub-command, and the tables they print.
+
+Everything slow (jax, egglog, onnx, llvmlite) is imported by the command that needs it, so that `--help` is quick.
+Whatever the user did wrong is a `NesteggError`: one line on stderr and exit code 2.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from . import __version__
+from .ir.errors import ImportFailure, NesteggError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from .compiler import Compiled
+    from .ir.imported import ImportedProgram
+
+FAILED, BAD_INPUT = 1, 2
+#: Columns of a table that goes to a file or a pipe.
+PLAIN_WIDTH = 118
+
+
+class _Group(TyperGroup):
+    """Turns a `NesteggError` of any sub-command into one line on stderr and exit code 2."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except NesteggError as e:
+            typer.echo(f"nestegg: {' '.join(str(e).split())}", err=True)
+            raise typer.Exit(BAD_INPUT) from None
+
+
+app = typer.Typer(
+    cls=_Group,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="nestegg: a tensor and loop-program optimizer built on equality saturation.",
+)
+
+
+class Method(str, Enum):
+    """How a program is extracted from an e-graph."""
+
+    greedy = "greedy"
+    ilp = "ilp"
+    tree = "tree"
+
+
+RulesFiles = Annotated[
+    list[Path] | None, typer.Option("--rules", metavar="FILE", help="A Python file of your own rules; may be repeated.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+
+
+def main() -> None:
+    """Entry point of the `nestegg` script."""
+    app()
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"nestegg {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+# --- optimize --------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def optimize(
+    model: Annotated[str, typer.Argument(help="An .onnx file, zoo:NAME, or package.module:factory.")],
+    target: Annotated[str, typer.Option(help="The machine to compile for; cpu is this one.")] = "cpu",
+    threads: Annotated[int | None, typer.Option(help="Threads of the compiled program (one, if not given).")] = None,
+    rules: RulesFiles = None,
+    report: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write an HTML report.")] = None,
+    as_json: Json = False,
+    dump_phases_to: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write every stage as text, and the object file.")
+    ] = None,
+    shape: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=1,3,224,224", help="Shape of an ONNX input that leaves it open.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the random inputs that verify the result.")] = 0,
+) -> None:
+    """Optimize a model, verify it against float64, and say what was done.
+
+    A factory is a callable without arguments that returns (fn, example_args), fn being a JAX function.
+
+    Exit code: 0 verified, 1 verification failed, 2 bad input.
+    """
+    _check_writable(report, dump_phases_to)
+    shapes = _shapes(shape or [])
+    with _all_prints_to_stderr(), _progress(not as_json) as progress:
+        progress("importing")
+        imported = _imported(model, shapes)
+        from .compiler import optimize as compile_model
+        from .report_text import described
+
+        compiled = compile_model(imported, target=target, threads=threads, rules=tuple(rules or ()), progress=progress)
+        progress("verifying")
+        compiled.verify(seed=seed)
+        progress("measuring")
+        found = described(compiled) | {"measured_us": _measure(compiled, seed)}
+        if dump_phases_to is not None:
+            progress("writing the stages")
+            compiled.dump_to(dump_phases_to)
+        if report is not None:
+            progress("writing the report")
+            from .report_html import write
+
+            write(compiled, found, report)
+    if as_json:
+        typer.echo(_json(found))
+    else:
+        _print_optimized(found)
+        for what, where in (("report", report), ("stages", dump_phases_to)):
+            if where is not None:
+                typer.echo(f"{what:<11} {where}")
+    if not found["verify"]["ok"]:
+        raise typer.Exit(FAILED)
+
+
+def _imported(model: str, shapes: dict[str, tuple[int, ...]]) -> ImportedProgram:
+    """The graph of what MODEL names. Raises `ImportFailure` if it names nothing."""
+    from .compiler import import_program
+
+    if model.startswith("zoo:") or model.endswith(".onnx") or Path(model).is_file():
+        return import_program(model, shapes=shapes)
+    module, found, factory = model.partition(":")
+    if not found:
+        raise ImportFailure(f"{model}: no such model; give an .onnx file, zoo:NAME, or package.module:factory")
+    fn, example_args = _call_factory(module, factory)
+    return import_program(fn, *example_args)
+
+
+def _call_factory(module: str, name: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+    where = f"{module}:{name}"
+    sys.path.insert(0, os.getcwd())  # as `python -m` does: the user's modules lie here
+    try:
+        made = getattr(importlib.import_module(module), name)()
+    except NesteggError:
+        raise
+    except Exception as e:
+        raise ImportFailure(f"{where}: {type(e).__name__}: {e}; give a callable that returns (fn, example_args)") from e
+    if not (isinstance(made, tuple) and len(made) == 2 and callable(made[0]) and isinstance(made[1], (tuple, list))):
+        raise ImportFailure(f"{where}: returns {type(made).__name__}, not (fn, example_args) with a tuple of arguments")
+    return made[0], tuple(made[1])
+
+
+def _shapes(options: list[str]) -> dict[str, tuple[int, ...]]:
+    shapes = {}
+    for option in options:
+        name, found, sizes = option.rpartition("=")
+        try:
+            shapes[name] = tuple(int(n) for n in sizes.split(",") if n)
+        except ValueError:
+            found = ""
+        if not found or min(shapes[name], default=1) < 1:
+            raise NesteggError(f"--shape {option}: write it as name=1,3,224,224, with sizes of 1 or more")
+    return shapes
+
+
+def _check_writable(report: Path | None, folder: Path | None) -> None:
+    """Find out before the work, not after it, that a result cannot be written."""
+    try:
+        if report is not None:
+            report.parent.mkdir(parents=True, exist_ok=True)
+            report.open("a").close()
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise NesteggError(f"{e.filename}: cannot be written ({e.strerror}); choose another place") from None
+
+
+def _measure(compiled: Compiled, seed: int, budget: float = 0.2) -> float:
+    """Median microseconds of a run, of as many as fit the budget (seconds), at least 3."""
+    import statistics
+    import time
+
+    import numpy as np
+
+    from .ir.types import DTYPES
+
+    inputs = compiled.example_inputs(seed)
+    outputs = [np.empty(t.shape, DTYPES[t.dtype].numpy) for t in compiled.graph.output_types]
+    times: list[float] = []
+    while len(times) < 3 or (sum(times) < budget and len(times) < 10_000):
+        begun = time.perf_counter()
+        compiled.executable.run(inputs, outputs)
+        times.append(time.perf_counter() - begun)
+    return statistics.median(times) * 1e6
+
+
+def _print_optimized(r: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    from .report_text import accounted, amount, verification
+
+    console = _console()
+    threads = f"{r['threads']} thread{'s' if r['threads'] > 1 else ''}"
+    console.print(f"[bold]{_plain(r['source'])}[/] on {r['target']}, {threads}\n")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("kernel", no_wrap=True)
+    table.add_column("domain", no_wrap=True)
+    table.add_column("computes", ratio=1, no_wrap=True, overflow="ellipsis")
+    for name in ("e-nodes", "programs", "predicted us"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for k in r["kernels"]:
+        counts = (f"{k['enodes']:,}", amount(k["programs"]), f"{k['predicted_us']:,.1f}")
+        table.add_row(k["name"], k["domain"], _plain(k["computes"]), *counts)
+    console.print(table)
+    lines = Table.grid(padding=(0, 2))
+    lines.add_row()
+    for what, text in accounted(r):
+        lines.add_row(f"[bold]{what}[/]", _plain(text))
+    ok = r["verify"]["ok"]
+    colour = "bold green" if ok else "bold red"
+    lines.add_row(f"[{colour}]verify {'ok' if ok else 'FAILED'}[/]", verification(r))
+    console.print(lines)
+
+
+# --- extract ---------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def extract(
+    file: Annotated[Path, typer.Argument(help="An e-graph in the extraction-gym JSON format.")],
+    method: Annotated[Method, typer.Option(help="greedy (DAG), ilp (optimal), tree (optimal tree).")] = Method.ilp,
+    time_limit: Annotated[float, typer.Option(metavar="SECONDS", help="When to stop improving.")] = 20.0,
+    as_json: Json = False,
+) -> None:
+    """Extract the cheapest program (as a DAG) from a serialized e-graph.
+
+    Exit code: 0 a valid choice, 1 not valid, 2 bad input.
+    """
+    from .extract.gym import extract_file
+
+    if not (math.isfinite(time_limit) and time_limit > 0):
+        raise NesteggError(f"--time-limit {time_limit}: give a positive number of seconds")
+    with _all_prints_to_stderr():
+        found = extract_file(file, method.value, time_limit)
+    if as_json:
+        typer.echo(_json(found))
+    else:
+        cost, bound = found["cost"], found["bound"]
+        gap = 0.0 if cost <= bound or cost == 0 else (cost - bound) / cost
+        state = "optimal" if gap <= 1e-9 else f"gap {gap:.2%}"
+        valid = "valid" if found["valid"] else "NOT VALID"
+        typer.echo(f"cost {cost:.10g}, bound {bound:.10g} ({state}), {found['seconds']:.2f} s, {valid}")
+    if not found["valid"]:
+        raise typer.Exit(FAILED)
+
+
+# --- rules -----------------------------------------------------------------------------------------------------------
+
+
+@app.command(name="rules")
+def list_rules(rules: RulesFiles = None, as_json: Json = False) -> None:
+    """List every rule: kind, level, condition and source line."""
+    from .ir.target import host
+    from .rewrite.catalogue import all_rules, distinct
+    from .rewrite.rule import load_rules
+
+    shipped = all_rules(host().lanes())
+    mine = [r for file in rules or () for r in load_rules(file)]
+    rows = [
+        {
+            "name": r.name,
+            "kind": r.kind,
+            "level": r.level,
+            "condition": r.condition,
+            "where": _relative(r.where),
+            "doc": r.doc,
+        }
+        for r in distinct([*shipped, *mine])
+    ]
+    if as_json:
+        typer.echo(_json({"rules": rows}))
+        return
+    from rich.table import Table
+
+    console = _console()
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("rule", "level", "kind", "where"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("what it says, and when", ratio=1)
+    for r in rows:
+        condition = "" if r["condition"] == "always" else f"  [dim]if {_plain(r['condition'])}[/]"
+        table.add_row(r["name"], r["level"], r["kind"], r["where"], _plain(r["doc"]) + condition)
+    console.print(table)
+    console.print(f"{len(rows)} rules", style="bold")
+
+
+@app.command(name="check-rules")
+def check_rules(
+    rule: Annotated[str | None, typer.Option(metavar="NAME", help="Check this rule only.")] = None,
+    rules: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Check the rules of this file, not the shipped ones.")
+    ] = None,
+    examples: Annotated[int, typer.Option(help="Instances to draw for each rule.")] = 100,
+    as_json: Json = False,
+) -> None:
+    """Test rules on drawn instances; show the smallest counterexample of a wrong one.
+
+    Exit code: 0 every rule holds, 1 one is refuted or vacuous (its condition was never met), 2 bad input.
+    """
+    if examples < 1:
+        raise NesteggError(f"--examples {examples}: give 1 or more")
+    from .testing.check import check_rules_command
+
+    with _all_prints_to_stderr(), _progress(not as_json) as progress:
+        progress("checking rules")
+        found = check_rules_command(rule, rules, examples, progress=lambda c: progress(f"{c.name}: {c.status}"))
+    wrong = [r for r in found["rules"] if r["status"] not in ("proved", "tested")]
+    if as_json:
+        typer.echo(_json(found))
+    else:
+        _print_checks(found["rules"], len(wrong))
+    if wrong:
+        raise typer.Exit(FAILED)
+
+
+def _print_checks(checks: list[dict[str, Any]], wrong: int) -> None:
+    from rich.table import Table
+
+    console = _console()
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("rule", "level", "kind", "status"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("examples", justify="right")
+    for c in checks:
+        colour = "green" if c["status"] in ("proved", "tested") else "red"
+        table.add_row(c["name"], c["level"], c["kind"], f"[{colour}]{c['status']}[/]", f"{c['examples']:,}")
+    console.print(table)
+    for c in checks:
+        if c["counterexample"]:
+            console.print(f"\n[bold red]{c['name']}[/] is refuted:")
+            console.print(_plain(c["counterexample"]))
+    console.print(f"{len(checks)} rules, {wrong or 'none'} refuted or vacuous", style="bold red" if wrong else "bold green")
+
+
+# --- zoo -------------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def zoo(
+    name: Annotated[str | None, typer.Argument(help="A model; without one, all are listed.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE.onnx", help="Where to write it.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the built-in models, or write one as an ONNX file."""
+    from .ir import zoo as models
+
+    if name is not None:
+        where = output or Path(f"{models.find(name).name}.onnx")
+        _check_writable(where, None)
+        models.write(name, where)
+        typer.echo(_json({"model": name, "file": str(where)}) if as_json else f"{where}: {models.find(name).doc}")
+        return
+    if output is not None:
+        raise NesteggError(f"-o {output}: say which model to write: nestegg zoo NAME -o {output}")
+    rows = [
+        {"name": m.name, "inputs": [str(t) for t in m.inputs], "parameters": m.parameters, "macs": m.macs, "doc": m.doc}
+        for m in models.models()
+    ]
+    if as_json:
+        typer.echo(_json({"models": rows}))
+        return
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in ("model", "input"):
+        table.add_column(column, no_wrap=True)
+    for column in ("parameters", "multiply-adds"):
+        table.add_column(column, justify="right")
+    table.add_column("what it is")
+    for r in rows:
+        table.add_row(r["name"], _plain(", ".join(r["inputs"])), f"{r['parameters']:,}", f"{r['macs']:,}", r["doc"])
+    _console().print(table)
+
+
+# --- printing --------------------------------------------------------------------------------------------------------
+
+
+def _console() -> Console:
+    """Standard output: coloured on a terminal (unless NO_COLOR is set), wide and plain in a pipe."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=PLAIN_WIDTH)
+
+
+def _plain(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _json(value: Any) -> str:
+    """Strict JSON on one line: a number that is not finite becomes null."""
+
+    def finite(v: Any) -> Any:
+        if isinstance(v, dict):
+            return {k: finite(x) for k, x in v.items()}
+        if isinstance(v, (list, tuple)):
+            return [finite(x) for x in v]
+        return None if isinstance(v, float) and not math.isfinite(v) else v
+
+    return json.dumps(finite(value), allow_nan=False)
+
+
+def _relative(where: str) -> str:
+    """A source line of the package as seen from its root; others as they are."""
+    root = f"{Path(__file__).resolve().parent}{os.sep}"
+    return where.removeprefix(root)
+
+
+@contextlib.contextmanager
+def _all_prints_to_stderr() -> Iterator[None]:
+    """What a user's module or a library prints does not get between us and who reads our output."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
+
+
+@contextlib.contextmanager
+def _progress(wanted: bool) -> Iterator[Callable[[str], None]]:
+    """A line on stderr with the stage and the time so far, while it lasts and if somebody watches."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not (wanted and console.is_terminal):
+        yield lambda message: None
+        return
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), BarColumn(bar_width=20), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=console, transient=True, redirect_stdout=False) as bar:
+        task = bar.add_task("starting", total=None)
+        yield lambda message: bar.update(task, description=_plain(message))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,241 @@
+"""Every row of `ir.scalars.SCALARS`, and every cast, as LLVM instructions over scalars or vectors of any width.
+
+The meaning is JAX's: `max` and `min` pass NaN on, conversions to integers truncate and saturate (NaN becomes 0). It
+differs in two things that `==` does not see, each an instruction cheaper: max(-0, 0) may be -0, and denormals are kept
+where XLA flushes them. float16 is computed in float32 and rounded. The elementary functions of float64 call libm once
+per element; those of float32 are in `vecmath.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+from llvmlite import ir
+
+from ..ir.scalars import scalar
+from ..ir.types import DTYPES
+from . import vecmath
+from .llvm_types import register_type
+from .vecmath import F32, F64, I32, Lanes, declare
+
+F16 = ir.HalfType()
+_MANTISSA = {"f32": 24, "f64": 53}
+_COMPARISONS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
+
+Emit = Callable[..., ir.Value]
+
+
+def emit_scalar(fn: str, builder: ir.IRBuilder, args: Sequence[ir.Value], dtype: str) -> ir.Value:
+    """The scalar function `fn` of `args`: scalars, or vectors of one width, holding `dtype` (of `select`, the condition
+    holds bools and `dtype` is that of the other two). Raises `TypeRuleError` where the table of functions does."""
+    row = scalar(fn)
+    row.dtype(("bool",) * (fn == "select") + (dtype,) * (len(args) - (fn == "select")))
+    v = Lanes.of(builder, args[-1])
+    if fn == "select":
+        return builder.select(*args)
+    if dtype == "f16":
+        wide = emit_scalar(fn, builder, [builder.fpext(a, v.type(F32)) for a in args], "f32")
+        return wide if row.result == "bool" else builder.fptrunc(wide, v.type(F16))
+    return _EMITTERS[dtype if DTYPES[dtype].kind == "float" else DTYPES[dtype].kind][fn](v, *args)
+
+
+# ---- floats -----------------------------------------------------------------------------------------------------
+
+
+def _is_number(x: ir.Value) -> bool:
+    """Whether x is a constant without NaN."""
+    if not isinstance(x, ir.Constant):
+        return False
+    if isinstance(x.constant, list | tuple):
+        return all(_is_number(e) for e in x.constant)
+    return isinstance(x.constant, int | float) and not math.isnan(x.constant)
+
+
+def _extremum(order: str, v: Lanes, x: ir.Value, y: ir.Value) -> ir.Value:
+    """max (order ">") or min ("<"). `vmaxps(y, x)` yields x when either is NaN, so what is left is a NaN in y: nothing
+    if y is a constant (a relu is one instruction), else a compare and a blend that wait for y only. In a reduction
+    make x the accumulator."""
+    if _is_number(x):
+        x, y = y, x
+    best = v.b.select(v.b.fcmp_ordered(order, y, x), y, x)
+    return best if _is_number(y) else v.b.select(v.b.fcmp_unordered("uno", y, y), y, best)
+
+
+def _compare_float(order: str, v: Lanes, x: ir.Value, y: ir.Value) -> ir.Value:
+    return v.b.fcmp_unordered(order, x, y) if order == "!=" else v.b.fcmp_ordered(order, x, y)
+
+
+def _sign(v: Lanes, x: ir.Value) -> ir.Value:
+    """+-1, or x itself where that is a zero or NaN."""
+    nonzero = v.b.fcmp_ordered("!=", x, v.like(0.0, x))
+    return v.where(nonzero, v.with_sign(v.like(1.0, x), x), x)
+
+
+def _libm(name: str, v: Lanes, *args: ir.Value) -> ir.Value:
+    """libm's function of float64, element by element."""
+    function = declare(v.b.module, name, F64, [F64] * len(args))
+    if v.count is None:
+        return v.b.call(function, args)
+    result: ir.Value = ir.Constant(args[0].type, ir.Undefined)
+    for i in range(v.count):
+        at = ir.Constant(I32, i)
+        element = v.b.call(function, [v.b.extract_element(a, at) for a in args])
+        result = v.b.insert_element(result, element, at)
+    return result
+
+
+def _logistic64(v: Lanes, x: ir.Value) -> ir.Value:
+    e = _libm("exp", v, v.b.fneg(v.abs(x)))
+    return v.div(v.where(v.less(x, 0.0), e, 1.0), v.add(e, 1.0))
+
+
+_FLOAT: dict[str, Emit] = {
+    "add": Lanes.add,
+    "sub": Lanes.sub,
+    "mul": Lanes.mul,
+    "div": Lanes.div,
+    "max": partial(_extremum, ">"),
+    "min": partial(_extremum, "<"),
+    "neg": lambda v, x: v.b.fneg(x),
+    "abs": Lanes.abs,
+    "sign": _sign,
+    "floor": lambda v, x: v.intrinsic("floor", x),
+    "ceil": lambda v, x: v.intrinsic("ceil", x),
+    "sqrt": lambda v, x: v.intrinsic("sqrt", x),
+    "rsqrt": lambda v, x: v.div(1.0, v.intrinsic("sqrt", x)),  # within 1 ulp
+    **{name: partial(_compare_float, order) for name, order in _COMPARISONS.items()},
+}
+_ELEMENTARY = ("exp", "log", "log1p", "tanh", "logistic", "erf", "sin", "cos", "pow")
+_F32: dict[str, Emit] = _FLOAT | {name: getattr(vecmath, name) for name in _ELEMENTARY}
+_F64: dict[str, Emit] = _FLOAT | {name: partial(_libm, name) for name in _ELEMENTARY} | {"logistic": _logistic64}
+
+
+# ---- integers and bools -----------------------------------------------------------------------------------------
+
+
+def _icmp(v: Lanes, signed: bool, order: str, x: ir.Value, y: ir.Value) -> ir.Value:
+    return (v.b.icmp_signed if signed else v.b.icmp_unsigned)(order, x, y)
+
+
+def _abs_int(v: Lanes, x: ir.Value) -> ir.Value:
+    """|x|; the smallest number stays what it is, as in JAX and NumPy."""
+    return v.b.select(_icmp(v, True, "<", x, v.like(0, x)), v.b.neg(x), x)
+
+
+def _sign_int(v: Lanes, x: ir.Value) -> ir.Value:
+    zero = v.like(0, x)
+    positive = v.b.zext(_icmp(v, True, ">", x, zero), x.type)
+    return v.b.add(positive, v.b.sext(_icmp(v, True, "<", x, zero), x.type))
+
+
+def _integers(signed: bool) -> dict[str, Emit]:
+    def pick(order: str) -> Emit:
+        return lambda v, x, y: v.b.select(_icmp(v, signed, order, x, y), x, y)
+
+    def compare(order: str) -> Emit:
+        return lambda v, x, y: _icmp(v, signed, order, x, y)
+
+    return {
+        "add": lambda v, x, y: v.b.add(x, y),
+        "sub": lambda v, x, y: v.b.sub(x, y),
+        "mul": lambda v, x, y: v.b.mul(x, y),
+        "max": pick(">"),
+        "min": pick("<"),
+        "neg": lambda v, x: v.b.neg(x),
+        "abs": _abs_int,
+        "sign": _sign_int,
+        "and": lambda v, x, y: v.b.and_(x, y),
+        "or": lambda v, x, y: v.b.or_(x, y),
+        "not": lambda v, x: v.b.xor(x, v.like(-1, x)),
+        **{name: compare(order) for name, order in _COMPARISONS.items()},
+    }
+
+
+_EMITTERS: dict[str, dict[str, Emit]] = {
+    "f32": _F32,
+    "f64": _F64,
+    "int": _integers(signed=True),
+    "uint": _integers(signed=False),
+    "bool": _integers(signed=False),  # of which the table admits eq, ne, and, or, not
+}
+
+
+# ---- casts ------------------------------------------------------------------------------------------------------
+
+
+def emit_cast(builder: ir.IRBuilder, value: ir.Value, from_dtype: str, to_dtype: str) -> ir.Value:
+    """A scalar or vector of `from_dtype` as `to_dtype`, as JAX converts: floats to integers truncate and saturate, NaN
+    becomes 0; integers to integers keep the low bits; to bool asks whether it is not zero (NaN is not)."""
+    if from_dtype == to_dtype:
+        return value
+    v = Lanes.of(builder, value)
+    source, result = DTYPES[from_dtype].kind, DTYPES[to_dtype].kind
+    if result == "bool":
+        unequal = builder.fcmp_unordered if source == "float" else builder.icmp_unsigned
+        return unequal("!=", value, v.like(0, value))
+    if source == "float":
+        return (_float_to_float if result == "float" else _float_to_int)(v, value, from_dtype, to_dtype)
+    if result == "float":
+        return _int_to_float(v, value, source == "int", to_dtype)
+    typ = v.type(register_type(to_dtype))
+    size = 0 if source == "bool" else DTYPES[from_dtype].size
+    if DTYPES[to_dtype].size == size:
+        return value
+    if DTYPES[to_dtype].size < size:
+        return builder.trunc(value, typ)
+    return builder.sext(value, typ) if source == "int" else builder.zext(value, typ)
+
+
+def _int_to_float(v: Lanes, value: ir.Value, signed: bool, to_dtype: str) -> ir.Value:
+    """By float32 to float16: it holds every integer that float16 does not overflow on."""
+    typ = v.type(F32 if to_dtype == "f16" else register_type(to_dtype))
+    wide = (v.b.sitofp if signed else v.b.uitofp)(value, typ)
+    return v.b.fptrunc(wide, v.type(F16)) if to_dtype == "f16" else wide
+
+
+def _float_to_float(v: Lanes, value: ir.Value, from_dtype: str, to_dtype: str) -> ir.Value:
+    """Between float16 and float64 by float32: the direct conversions are calls into a library."""
+    if to_dtype == "f64":
+        if from_dtype == "f16":
+            value = v.b.fpext(value, v.type(F32))
+        return v.b.fpext(value, v.type(F64))
+    if from_dtype == "f16":
+        return v.b.fpext(value, v.type(F32))
+    if to_dtype == "f32":
+        return v.b.fptrunc(value, v.type(F32))
+    narrow = _round_to_odd(v, value) if from_dtype == "f64" else value
+    return v.b.fptrunc(narrow, v.type(F16))
+
+
+def _round_to_odd(v: Lanes, value: ir.Value) -> ir.Value:
+    """A float64 as float32, truncated and with the last bit set if that lost anything, so that rounding again is right
+    (Boldo and Melquiond, "Emulation of a FMA and correctly rounded sums", 2008)."""
+    nearest = v.b.fptrunc(value, v.type(F32))
+    back = v.b.fpext(nearest, v.type(F64))
+    too_far = v.b.zext(v.less(v.abs(value), v.abs(back)), v.type(I32))
+    inexact = v.b.zext(v.b.fcmp_ordered("!=", value, back), v.type(I32))
+    return v.from_bits(v.b.or_(v.b.sub(v.bits(nearest), too_far), inexact))
+
+
+def _float_to_int(v: Lanes, value: ir.Value, from_dtype: str, to_dtype: str) -> ir.Value:
+    """Clamped first, since LLVM leaves conversions out of range undefined (and makes scalars of `llvm.fptosi.sat`).
+    A highest integer that the float type lacks is chosen afterwards."""
+    if from_dtype == "f16":
+        value, from_dtype = v.b.fpext(value, v.type(F32)), "f32"
+    info = np.iinfo(DTYPES[to_dtype].numpy)
+    low, high = int(info.min), int(info.max)
+    signed, exact = low < 0, high.bit_length() <= _MANTISSA[from_dtype]
+    x = v.where(v.less(float(low), value), value, float(low))  # NaN becomes low
+    if exact:
+        x = v.at_most(x, float(high))
+    result = register_type(to_dtype)
+    register = v.type(result if result.width > 32 else I32)
+    y = (v.b.fptosi if signed else v.b.fptoui)(x, register)
+    if not exact:
+        y = v.b.select(v.less(value, float(high + 1)), y, v.like(high, y))
+    if signed or not exact:
+        y = v.b.select(v.b.fcmp_ordered("ord", value, value), y, v.like(0, y))
+    return v.b.trunc(y, v.type(result)) if result.width < 32 else y

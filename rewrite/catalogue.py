@@ -1,0 +1,58 @@
+"""The list of all shipped rules, of both levels: what `nestegg rules` prints and `nestegg check-rules` tests."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..ir.errors import RuleError, UnknownNameError
+from .fusion_rules import FusionRule
+from .graph_rules import graph_rules
+from .language import lowering_rules
+from .loop_language import LoopRule
+from .loop_rules import LOOP_RULES
+from .rule import GraphRule
+
+
+@dataclass(frozen=True)
+class LoweringRule:
+    """`op(x…) -> Call(kernel of op, [x…])`, one rule for every operator of the table (`language.lowering_rules`)."""
+
+    name: str = "lower_operator"
+    kind: str = "lowering"
+    level: str = "graph"
+    doc: str = "op(x…) -> Call(kernel of op, [x…]): an operator is run as its tensor expression says."
+    condition: str = "always"
+
+    @property
+    def where(self) -> str:
+        return f"{inspect.getsourcefile(lowering_rules)}:{inspect.getsourcelines(lowering_rules)[1]}"
+
+    def __str__(self) -> str:
+        return f"{self.name}: op(x…) -> Call(kernel of op, [x…])"
+
+
+Rule = GraphRule | FusionRule | LoweringRule | LoopRule
+
+
+def all_rules(lanes: int = 16) -> list[Rule]:
+    """Every shipped rule, for vectors of `lanes` elements: each has name, kind, level, condition, doc and where."""
+    return [*graph_rules(lanes), LoweringRule(), *LOOP_RULES]
+
+
+def distinct(rules: Sequence[Rule]) -> list[Rule]:
+    """The rules, if no two share a name. Raises `RuleError` naming both places."""
+    seen: dict[str, Rule] = {}
+    for r in rules:
+        if seen.setdefault(r.name, r) is not r:
+            raise RuleError(f"{r.where}: rule {r.name} is declared at {seen[r.name].where} already; rename one")
+    return list(rules)
+
+
+def named(rules: Sequence[Rule], name: str) -> Rule:
+    """The rule of that name. Raises `UnknownNameError`."""
+    for r in rules:
+        if r.name == name:
+            return r
+    raise UnknownNameError(f"rule {name!r} does not exist; choose one of {', '.join(sorted(r.name for r in rules))}")

@@ -1,0 +1,280 @@
+"""The property test of a loop rule: every nest it puts into a block visits each point of the block exactly once.
+
+And it keeps the promises that the search and the emitter build on: blocks only shrink or go to a later phase (the
+e-graph is acyclic), parallel loops run over results only, register tiles fit the registers, vectors fit their lanes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from ..ir.nest import KINDS, PARALLEL, Cat, For, Nest, Tile, Vec, points
+from ..ir.operator import Chooser, Reject
+from ..rewrite.loop_egraph import cuts, divisors, facts
+from ..rewrite.loop_language import PHASES, LoopAxis, LoopRule, Space, declarations
+from ..rewrite.saturate import Engine
+from .choosing import Outcome, Refuted, search
+
+#: Blocks per drawn space, and points per block: the check is exhaustive for each, so they are small.
+MAX_BLOCKS, MAX_POINTS = 24, 160
+
+#: How many numbers a constructor of nests takes before its blocks.
+NUMBERS = {"For": 3, "Cat": 2, "Tile": 1, "Vec": 2}
+
+FULL_EXTENTS = (2, 3, 4, 5, 6, 7, 8, 9, 12, 17, 19, 23)
+
+
+@dataclass(frozen=True)
+class BlockCase:
+    """A concrete block: phase and vector axis (-1: none yet), one extent an axis."""
+
+    phase: int
+    vector: int
+    extents: tuple[int, ...]
+
+    def __str__(self) -> str:
+        vector = f", vector axis {self.vector}" if self.vector >= 0 else ""
+        return f"Block[{','.join(map(str, self.extents))}] in the {PHASES[self.phase]} phase{vector}"
+
+
+@dataclass(frozen=True)
+class LoopCase:
+    """A schedule space and blocks of it."""
+
+    space: Space
+    blocks: tuple[BlockCase, ...]
+
+
+def check_loop_rule(rule: LoopRule, examples: int, seed: int) -> tuple[Outcome[LoopCase], int]:
+    """Search for a block that refutes the rule; with it, the number of blocks on which the rule acted."""
+    acted = Counter[str]()
+
+    def test(case: LoopCase) -> None:
+        count = _test(rule, case)
+        if not count:
+            raise Reject
+        acted["blocks"] += count
+
+    outcome = search(lambda c: draw_case(c, rule), test, max(8, examples // 3), seed)
+    return outcome, acted["blocks"]
+
+
+# --- drawing ---------------------------------------------------------------------------------------------------------
+
+
+def draw_space(c: Chooser) -> Space:
+    """A schedule space of one to three axes on a small machine."""
+    spatial = c.integer(0, 2) if c.integer(0, 5) == 5 else c.integer(1, 2)
+    reduced = c.integer(0 if spatial else 1, 3 - spatial if spatial else 1)
+    rank = spatial + min(reduced, 2)
+    unit = c.integer(0, 2)
+    axes = tuple(
+        LoopAxis(k, c.pick(FULL_EXTENTS if k == 0 else FULL_EXTENTS[:7]), k >= spatial, k < spatial and unit != k)
+        for k in range(rank)
+    )
+    registers = c.pick((4, 8, 16))
+    return Space(axes, c.pick((2, 4, 1)), registers, 8 * registers, c.pick((1, 2)), bool(c.integer(0, 1)))
+
+
+def draw_case(c: Chooser, rule: LoopRule) -> LoopCase:
+    s = draw_space(c)
+    try:
+        acts = rule.when(s)
+    except Exception as e:
+        raise Refuted(f"{space_text(s)}\nthe condition raises {type(e).__name__}: {e}") from None
+    if not acts:
+        raise Reject
+    phase = PHASES.index(rule.phase)
+    vectors = [a.number for a in s.spatial] if phase >= PHASES.index("tile") else []
+    extents = [e for e in product(*(_options(a, s) for a in s.axes)) if _size(e) <= MAX_POINTS]
+    blocks = [BlockCase(phase, v, e) for e in extents for v in vectors or [-1]]
+    start = c.integer(0, max(0, len(blocks) // MAX_BLOCKS))
+    return LoopCase(s, tuple(blocks[start :: max(1, len(blocks) // MAX_BLOCKS)]))
+
+
+def _options(a: LoopAxis, s: Space) -> list[int]:
+    """Extents that a block of the axis may have: its factors, and those of the pieces it is cut into."""
+    places = [] if a.reduces else cuts(a.extent, s.lanes, a.contiguous)
+    pieces = {x for q in places for x in (q, a.extent - q)}
+    return sorted({f for n in (a.extent, *pieces) for f in divisors(n)})
+
+
+def _size(extents: tuple[int, ...]) -> int:
+    n = 1
+    for e in extents:
+        n *= e
+    return n
+
+
+# --- running one step of egglog --------------------------------------------------------------------------------------
+
+
+def _test(rule: LoopRule, case: LoopCase) -> int:
+    """The number of blocks on which the rule acted. Raises `Refuted` with the smallest block where it is wrong."""
+    found = step(rule, case)
+    acted = 0
+    wrong: list[tuple[int, BlockCase, str]] = []
+    for block, made in found.items():
+        acted += bool(made)
+        for m in made:
+            fault = m.fault(case.space, block)
+            if fault:
+                wrong.append((_size(block.extents), block, f"{m}: {fault}"))
+    if wrong:
+        _, block, text = min(wrong, key=lambda w: (w[0], w[1].extents))
+        raise Refuted(f"{space_text(case.space)}\n{block}\n-> {text}")
+    return acted
+
+
+def step(rule: LoopRule, case: LoopCase) -> dict[BlockCase, list[Made]]:
+    """What one application of the rule equates each block with."""
+    rank = len(case.space.axes)
+    engine = Engine()
+    lets = [
+        f"(let $b{k} (Block {b.phase} {b.vector} {' '.join(map(str, b.extents))}))" for k, b in enumerate(case.blocks)
+    ]
+    try:
+        engine.run("\n".join([declarations(rank), rule.render(case.space).text, facts(case.space), *lets]))
+        engine.run(f"(run-schedule (run {rule.name}))")
+    except Exception as e:
+        raise Refuted(f"{space_text(case.space)}\nthe rule fails: {e}") from None
+    return _Reader(engine, rank).made(case.blocks)
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a rule equates a block with: `nest` has the child blocks filled with plain loops.
+
+    Not `is_nest`: just another block, of another phase.
+    """
+
+    nest: Nest
+    children: tuple[BlockCase, ...]
+    is_nest: bool = True
+
+    def __str__(self) -> str:
+        n, inner = self.nest, ", ".join(f"[{','.join(map(str, b.extents))}]" for b in self.children)
+        if isinstance(n, Vec):
+            return f"Vec(axis {n.axis}, {n.lanes} lanes)"
+        if not self.is_nest:
+            return f"Block{inner} in the {PHASES[self.children[0].phase]} phase"
+        if isinstance(n, Tile):
+            return f"Tile(vector axis {n.vector}, Block{inner})"
+        if isinstance(n, Cat):
+            return f"Cat(axis {n.axis} at {n.at}, Blocks {inner})"
+        return f"For(axis {n.axis}, {n.trips} trips, {n.kind}, Block{inner})"
+
+    def fault(self, s: Space, block: BlockCase) -> str:
+        """What is wrong with it as a way to fill the block; empty if nothing is."""
+        return _coverage(self.nest, block) or _progress(self.children, block) or _promises(self, s, block)
+
+
+class _Reader:
+    """The blocks and nests of an e-graph, as values."""
+
+    def __init__(self, engine: Engine, rank: int) -> None:
+        self._egraph = engine.egraph
+        self._tables = {name: f.rows for name, f in engine.egraph.freeze().functions.items()}
+        self._blocks: dict[Any, list[BlockCase]] = {}
+        for row in self._tables["Block"]:
+            phase, vector, *extents = self._ints(row.inputs)
+            self._blocks.setdefault(row.output, []).append(BlockCase(phase, vector, tuple(extents)))
+        self._rank = rank
+
+    def _ints(self, values: Any) -> list[int]:
+        return [self._egraph.value_to_i64(v) for v in values]
+
+    def made(self, blocks: tuple[BlockCase, ...]) -> dict[BlockCase, list[Made]]:
+        out: dict[BlockCase, list[Made]] = {}
+        for k, b in enumerate(blocks):
+            owner = self._tables[f"$b{k}"][0].output
+            others = [o for o in self._blocks[owner] if o != b]
+            out[b] = [Made(plain(o.extents), (o,), False) for o in others] + list(self._nests(owner))
+        return out
+
+    def _nests(self, owner: Any) -> Iterator[Made]:
+        rows = [(name, r) for name in NUMBERS for r in self._tables[name] if r.output == owner]
+        for name, row in rows:
+            numbers = self._ints(row.inputs[: NUMBERS[name]])
+            for children in product(*(self._blocks[v] for v in row.inputs[NUMBERS[name] :])):
+                yield Made(_nest(name, numbers, [plain(b.extents) for b in children]), tuple(children))
+
+
+def _nest(name: str, n: list[int], inner: list[Nest]) -> Nest:
+    build: dict[str, Callable[[], Nest]] = {
+        "For": lambda: For(n[0], n[1], KINDS[n[2]], inner[0]),
+        "Cat": lambda: Cat(n[0], n[1], inner[0], inner[1]),
+        "Tile": lambda: Tile(n[0], inner[0]),
+        "Vec": lambda: Vec(n[0], n[1]),
+    }
+    return build[name]()
+
+
+def plain(extents: tuple[int, ...]) -> Nest:
+    """One loop an axis around single points: the simplest nest that covers a block."""
+    nest: Nest = Vec(-1, 1)
+    for a in reversed(range(len(extents))):
+        nest = For(a, extents[a], "serial", nest)
+    return nest
+
+
+# --- what can be wrong -----------------------------------------------------------------------------------------------
+
+
+def _coverage(nest: Nest, block: BlockCase) -> str:
+    visits = Counter(points(nest, len(block.extents)))
+    wanted = set(product(*(range(e) for e in block.extents)))
+    for p in sorted(wanted | set(visits)):
+        if p not in wanted:
+            return f"visits {list(p)}, which is outside the block"
+        if visits[p] != 1:
+            return f"visits {list(p)} {visits[p]} times"
+    return ""
+
+
+def _progress(children: tuple[BlockCase, ...], block: BlockCase) -> str:
+    for child in children:
+        smaller = child.extents != block.extents and all(
+            x <= y for x, y in zip(child.extents, block.extents, strict=True)
+        )
+        if child.phase < block.phase:
+            return "goes back to an earlier phase"
+        if child.phase == block.phase and not smaller:
+            return "the inner block is not smaller: the e-graph would have a cycle"
+    return ""
+
+
+def _promises(made: Made, s: Space, block: BlockCase) -> str:
+    n, spatial = made.nest, {a.number for a in s.spatial}
+    if not made.is_nest:
+        return ""
+    if isinstance(n, For) and n.kind == PARALLEL and n.axis not in spatial:
+        return f"runs axis {n.axis} in parallel, which reduces: its results would race"
+    if isinstance(n, (Tile, Vec)):
+        axis = n.vector if isinstance(n, Tile) else n.axis
+        if axis not in spatial and (spatial or axis != -1):
+            return f"puts vectors along axis {axis}, which is not an axis of the result"
+    if isinstance(n, Vec) and n.lanes > s.lanes:
+        return f"a vector of {n.lanes} lanes where registers have {s.lanes}"
+    if isinstance(n, Tile):
+        need = registers_of(s, block.extents, n.vector)
+        return f"needs {need} registers of {s.registers}" if need > s.registers else ""
+    return ""
+
+
+def registers_of(s: Space, extents: tuple[int, ...], vector: int) -> int:
+    """Vector registers of a tile: an accumulator a result, a row of the vectorised operand, one broadcast element."""
+    vectors = -(-extents[vector] // s.lanes) if vector >= 0 else 1
+    others = _size(tuple(extents[a.number] for a in s.spatial if a.number != vector))
+    return others * vectors + vectors + 1
+
+
+def space_text(s: Space) -> str:
+    axes = ", ".join(
+        f"{a.number}: {a.extent}{' reduces' if a.reduces else ''}{' contiguous' if a.contiguous else ''}" for a in s.axes
+    )
+    return f"axes {{{axes}}}, {s.lanes} lanes, {s.registers} registers, {s.threads} threads"
