@@ -1,7 +1,7 @@
 """The `nestegg` command: one function a sub-command, and the tables they print.
 
-Everything slow (jax, egglog, onnx, llvmlite) is imported by the command that needs it, so that `--help` is quick.
-Whatever the user did wrong is a `NesteggError`: one line on stderr and exit code 2.
+Everything slow (jax, egglog, onnx, llvmlite) is imported by the command that needs it, so that `--help` is
+quick. Whatever the user did wrong is a `NesteggError`: one line on stderr and exit code 2.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -48,6 +48,7 @@ class _Group(TyperGroup):
 app = typer.Typer(
     cls=_Group,
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -55,7 +56,7 @@ app = typer.Typer(
 )
 
 
-class Method(str, Enum):
+class Method(StrEnum):
     """How a program is extracted from an e-graph."""
 
     greedy = "greedy"
@@ -64,7 +65,8 @@ class Method(str, Enum):
 
 
 RulesFiles = Annotated[
-    list[Path] | None, typer.Option("--rules", metavar="FILE", help="A Python file of your own rules; may be repeated.")
+    list[Path] | None,
+    typer.Option("--rules", metavar="FILE", help="A Python file of your rules; may be repeated."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 
@@ -89,14 +91,16 @@ def _options(
     pass
 
 
-# --- optimize --------------------------------------------------------------------------------------------------------
+# --- optimize -------------------------------------------------------------------------------------
 
 
 @app.command()
 def optimize(
     model: Annotated[str, typer.Argument(help="An .onnx file, zoo:NAME, or package.module:factory.")],
     target: Annotated[str, typer.Option(help="The machine to compile for; cpu is this one.")] = "cpu",
-    threads: Annotated[int | None, typer.Option(help="Threads of the compiled program (one, if not given).")] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of the compiled program (default: one).")
+    ] = None,
     rules: RulesFiles = None,
     report: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write an HTML report.")] = None,
     as_json: Json = False,
@@ -104,7 +108,7 @@ def optimize(
         Path | None, typer.Option(metavar="DIR", help="Write every stage as text, and the object file.")
     ] = None,
     shape: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=1,3,224,224", help="Shape of an ONNX input that leaves it open.")
+        list[str] | None, typer.Option(metavar="NAME=1,3,224,224", help="Shape of an ONNX input.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of the random inputs that verify the result.")] = 0,
 ) -> None:
@@ -122,11 +126,16 @@ def optimize(
         from .compiler import optimize as compile_model
         from .report_text import described
 
-        compiled = compile_model(imported, target=target, threads=threads, rules=tuple(rules or ()), progress=progress)
+        compiled = compile_model(
+            imported, target=target, threads=threads, rules=tuple(rules or ()), progress=progress
+        )
         progress("verifying")
         compiled.verify(seed=seed)
         progress("measuring")
-        found = described(compiled) | {"measured_us": _measure(compiled, seed)}
+        found: dict[str, Any] = described(compiled) | {
+            "version": __version__,
+            "measured_us": _measure(compiled, seed),
+        }
         if dump_phases_to is not None:
             progress("writing the stages")
             compiled.dump_to(dump_phases_to)
@@ -141,7 +150,7 @@ def optimize(
         _print_optimized(found)
         for what, where in (("report", report), ("stages", dump_phases_to)):
             if where is not None:
-                typer.echo(f"{what:<11} {where}")
+                typer.echo(f"{what:<12} {where}")
     if not found["verify"]["ok"]:
         raise typer.Exit(FAILED)
 
@@ -154,7 +163,7 @@ def _imported(model: str, shapes: dict[str, tuple[int, ...]]) -> ImportedProgram
         return import_program(model, shapes=shapes)
     module, found, factory = model.partition(":")
     if not found:
-        raise ImportFailure(f"{model}: no such model; give an .onnx file, zoo:NAME, or package.module:factory")
+        raise ImportFailure(f"{model}: no such model; give an .onnx file, zoo:NAME or package.module:factory")
     fn, example_args = _call_factory(module, factory)
     return import_program(fn, *example_args)
 
@@ -167,10 +176,14 @@ def _call_factory(module: str, name: str) -> tuple[Callable[..., Any], tuple[Any
     except NesteggError:
         raise
     except Exception as e:
-        raise ImportFailure(f"{where}: {type(e).__name__}: {e}; give a callable that returns (fn, example_args)") from e
-    if not (isinstance(made, tuple) and len(made) == 2 and callable(made[0]) and isinstance(made[1], (tuple, list))):
-        raise ImportFailure(f"{where}: returns {type(made).__name__}, not (fn, example_args) with a tuple of arguments")
-    return made[0], tuple(made[1])
+        advice = "give a callable that returns (fn, example_args)"
+        raise ImportFailure(f"{where}: {type(e).__name__}: {e}; {advice}") from e
+    match made:
+        case (fn, tuple() | list() as example_args) if callable(fn):
+            return fn, tuple(example_args)
+    raise ImportFailure(
+        f"{where}: gives {type(made).__name__}; let it return (fn, example_args), a function and a tuple"
+    )
 
 
 def _shapes(options: list[str]) -> dict[str, tuple[int, ...]]:
@@ -245,13 +258,15 @@ def _print_optimized(r: dict[str, Any]) -> None:
     console.print(lines)
 
 
-# --- extract ---------------------------------------------------------------------------------------------------------
+# --- extract --------------------------------------------------------------------------------------
 
 
 @app.command()
 def extract(
     file: Annotated[Path, typer.Argument(help="An e-graph in the extraction-gym JSON format.")],
-    method: Annotated[Method, typer.Option(help="greedy (DAG), ilp (optimal), tree (optimal tree).")] = Method.ilp,
+    method: Annotated[
+        Method, typer.Option(help="greedy (DAG), ilp (optimal), tree (optimal tree).")
+    ] = Method.ilp,
     time_limit: Annotated[float, typer.Option(metavar="SECONDS", help="When to stop improving.")] = 20.0,
     as_json: Json = False,
 ) -> None:
@@ -277,7 +292,7 @@ def extract(
         raise typer.Exit(FAILED)
 
 
-# --- rules -----------------------------------------------------------------------------------------------------------
+# --- rules ----------------------------------------------------------------------------------------
 
 
 @app.command(name="rules")
@@ -306,14 +321,16 @@ def list_rules(rules: RulesFiles = None, as_json: Json = False) -> None:
     from rich.table import Table
 
     console = _console()
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("rule", "level", "kind", "where"):
-        table.add_column(column, no_wrap=True)
-    table.add_column("what it says, and when", ratio=1)
-    for r in rows:
-        condition = "" if r["condition"] == "always" else f"  [dim]if {_plain(r['condition'])}[/]"
-        table.add_row(r["name"], r["level"], r["kind"], r["where"], _plain(r["doc"]) + condition)
-    console.print(table)
+    for level in dict.fromkeys(r["level"] for r in rows):
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for column in (f"{level} rule", "kind", "where"):
+            table.add_column(column, no_wrap=True)
+        table.add_column("what it says, and when", ratio=1)
+        for r in (r for r in rows if r["level"] == level):
+            condition = "" if r["condition"] == "always" else f"\n[dim]if {_plain(r['condition'])}[/]"
+            table.add_row(r["name"], r["kind"], r["where"], _plain(r["doc"]) + condition)
+        console.print(table)
+        console.print()
     console.print(f"{len(rows)} rules", style="bold")
 
 
@@ -336,7 +353,7 @@ def check_rules(
 
     with _all_prints_to_stderr(), _progress(not as_json) as progress:
         progress("checking rules")
-        found = check_rules_command(rule, rules, examples, progress=lambda c: progress(f"{c.name}: {c.status}"))
+        found = check_rules_command(rule, rules, examples, lambda c: progress(f"{c.name}: {c.status}"))
     wrong = [r for r in found["rules"] if r["status"] not in ("proved", "tested")]
     if as_json:
         typer.echo(_json(found))
@@ -362,16 +379,20 @@ def _print_checks(checks: list[dict[str, Any]], wrong: int) -> None:
         if c["counterexample"]:
             console.print(f"\n[bold red]{c['name']}[/] is refuted:")
             console.print(_plain(c["counterexample"]))
-    console.print(f"{len(checks)} rules, {wrong or 'none'} refuted or vacuous", style="bold red" if wrong else "bold green")
+    style = "bold red" if wrong else "bold green"
+    count = f"{len(checks)} rule{'s' if len(checks) != 1 else ''}"
+    console.print(f"{count}, {wrong or 'none'} refuted or vacuous", style=style)
 
 
-# --- zoo -------------------------------------------------------------------------------------------------------------
+# --- zoo ------------------------------------------------------------------------------------------
 
 
 @app.command()
 def zoo(
     name: Annotated[str | None, typer.Argument(help="A model; without one, all are listed.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE.onnx", help="Where to write it.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE.onnx", help="Where to write.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """List the built-in models, or write one as an ONNX file."""
@@ -381,12 +402,19 @@ def zoo(
         where = output or Path(f"{models.find(name).name}.onnx")
         _check_writable(where, None)
         models.write(name, where)
-        typer.echo(_json({"model": name, "file": str(where)}) if as_json else f"{where}: {models.find(name).doc}")
+        line = f"{where}: {models.find(name).doc}"
+        typer.echo(_json({"model": name, "file": str(where)}) if as_json else line)
         return
     if output is not None:
         raise NesteggError(f"-o {output}: say which model to write: nestegg zoo NAME -o {output}")
     rows = [
-        {"name": m.name, "inputs": [str(t) for t in m.inputs], "parameters": m.parameters, "macs": m.macs, "doc": m.doc}
+        {
+            "name": m.name,
+            "inputs": [str(t) for t in m.inputs],
+            "parameters": m.parameters,
+            "macs": m.macs,
+            "doc": m.doc,
+        }
         for m in models.models()
     ]
     if as_json:
@@ -401,11 +429,13 @@ def zoo(
         table.add_column(column, justify="right")
     table.add_column("what it is")
     for r in rows:
-        table.add_row(r["name"], _plain(", ".join(r["inputs"])), f"{r['parameters']:,}", f"{r['macs']:,}", r["doc"])
+        table.add_row(
+            r["name"], _plain(", ".join(r["inputs"])), f"{r['parameters']:,}", f"{r['macs']:,}", r["doc"]
+        )
     _console().print(table)
 
 
-# --- printing --------------------------------------------------------------------------------------------------------
+# --- printing -------------------------------------------------------------------------------------
 
 
 def _console() -> Console:
@@ -437,7 +467,7 @@ def _json(value: Any) -> str:
 
 def _relative(where: str) -> str:
     """A source line of the package as seen from its root; others as they are."""
-    root = f"{Path(__file__).resolve().parent}{os.sep}"
+    root = f"{Path(__file__).absolute().parent}{os.sep}"
     return where.removeprefix(root)
 
 
@@ -459,7 +489,12 @@ def _progress(wanted: bool) -> Iterator[Callable[[str], None]]:
         return
     from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    columns = (SpinnerColumn(), BarColumn(bar_width=20), TimeElapsedColumn(), TextColumn("{task.description}"))
+    columns = (
+        SpinnerColumn(),
+        BarColumn(bar_width=20),
+        TimeElapsedColumn(),
+        TextColumn("{task.description}"),
+    )
     with Progress(*columns, console=console, transient=True, redirect_stdout=False) as bar:
         task = bar.add_task("starting", total=None)
         yield lambda message: bar.update(task, description=_plain(message))

@@ -27,7 +27,7 @@ from .ir.graph import Graph
 from .ir.imported import ImportedProgram
 from .ir.loops import lower
 from .ir.reference import apply_reference, evaluate, xla
-from .ir.target import Target
+from .ir.target import Target, require_runnable
 from .ir.target import target as target_named
 from .ir.types import DTYPES, TensorType, dtype_of
 from .report import Report, Verification
@@ -59,7 +59,7 @@ class Options:
 
     @property
     def workers(self) -> int:
-        threads = self.threads or 1
+        threads = 1 if self.threads is None else self.threads
         if threads < 1:
             raise NesteggError(f"threads={threads}: give 1 or more")
         return threads
@@ -231,7 +231,7 @@ def optimize(
 
 def compile_graph(imported: ImportedProgram, options: Options, progress: Progress = lambda m: None) -> Compiled:
     """From an imported graph to a compiled program."""
-    machine = target_named(options.target)
+    machine = require_runnable(target_named(options.target))
     extra = list(_load(options.rules))
     lanes = machine.lanes()
     seconds: dict[str, float] = {}

@@ -1,9 +1,10 @@
 """Fair timing of several contestants in one process: interleaved rounds, checked results, paired ratios.
 
-A round times every contestant once, in an order that is shuffled each round. One timing (a sample) is so many calls
-that it lasts `min_sample`; calls before it warm caches and wake pools. Between contestants the process sleeps for
-`settle`, so that one pool's spinning workers do not steal another contestant's core. A sample that lost its core to
-another process (an involuntary context switch) is taken again, a few times; what remains disturbed is counted.
+A round times every contestant once, in an order that is shuffled each round. One timing (a sample) is so many
+calls that it lasts `min_sample`; calls before it warm caches and wake pools. Between contestants the process
+sleeps for `settle`, so that one pool's spinning workers do not steal another contestant's core. A sample
+during which the process did not run for part of the time (processor time against wall time: another process
+had the core) is taken again, a few times; what remains disturbed is counted.
 
 `gap` sleeps between single calls instead, and times each call alone: how a program behaves that is not hot.
 
@@ -14,7 +15,6 @@ from __future__ import annotations
 
 import platform
 import random
-import resource
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -25,23 +25,26 @@ from typing import Any
 
 import numpy as np
 
-#: A sample that was preempted is taken again at most so often.
+#: A sample that was disturbed is taken again at most so often.
 RETRIES = 6
+#: Share of a sample's time during which no thread of this process ran, from which on it counts as disturbed.
+LOST = 0.02
 
 
 @dataclass(frozen=True)
 class Contestant:
     """One way to compute a case.
 
-    column: who (`nestegg`, `jax`, …). variant: which way; a column's best variant counts. call: computes once, and
-    returns when the result is there. output: the last call's result, in the case's canonical layout. repeat: as many
-    calls as asked without Python in between, if there is such a thing. setup_s: seconds to prepare (compile) it.
+    column: who (`nestegg`, `jax`, …). variant: which way; a column's best variant counts. call: computes
+    once, and returns when the result is there. output: the last call's result, in the case's canonical layout
+    (None: not checked). repeat: as many calls as asked without Python in between, if there is such a thing.
+    setup_s: seconds to prepare (compile) it.
     """
 
     column: str
     variant: str
     call: Callable[[], Any]
-    output: Callable[[], np.ndarray]
+    output: Callable[[], np.ndarray] | None
     repeat: Callable[[int], Any] | None = None
     setup_s: float = 0.0
 
@@ -60,7 +63,7 @@ class Plan:
 
 @dataclass
 class Timing:
-    """What was measured of a contestant: seconds a call, one entry a round; or the first line of its error."""
+    """What was measured of a contestant: seconds a call, one a round; or the first line of its error."""
 
     column: str
     variant: str
@@ -113,7 +116,7 @@ def run(
     tolerance: float = 1e-4,
     progress: Callable[[str], None] = lambda message: None,
 ) -> list[Timing]:
-    """Check, then time, all contestants; those that fail or compute something else are reported with their error."""
+    """Check, then time, all contestants; who fails or computes something else is reported with the error."""
     timings: list[Timing] = []
     runners: list[tuple[Contestant, Timing, int]] = []
     for c in contestants:
@@ -125,7 +128,7 @@ def run(
         try:
             progress(f"checking {t}")
             c.call()
-            if reference is not None:
+            if reference is not None and c.output is not None:
                 t.rel_err = relative_error(np.asarray(c.output()), reference)
                 if not t.rel_err <= tolerance:
                     raise ArithmeticError(f"wrong result: relative error {t.rel_err:.1e}")
@@ -168,13 +171,14 @@ def _repeats(c: Contestant, plan: Plan) -> int:
 
 
 def _sample(c: Contestant, repeats: int) -> tuple[float, bool]:
-    """Seconds a call, and whether every try was preempted (then the fastest try counts)."""
+    """Seconds a call, and whether every try was disturbed (then the fastest try counts)."""
     best = float("inf")
     for _ in range(RETRIES):
         _batch(c, max(1, repeats // 8))
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
-        best = min(best, _batch(c, repeats) / repeats)
-        if resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw == before:
+        before = time.process_time()
+        seconds = _batch(c, repeats)
+        best = min(best, seconds / repeats)
+        if time.process_time() - before > seconds * (1 - LOST):
             return best, False
         time.sleep(0.001)
     return best, True
@@ -189,7 +193,7 @@ def _gapped(c: Contestant, plan: Plan) -> tuple[float, bool]:
     return statistics.median(took), False
 
 
-# --- results ---------------------------------------------------------------------------------------------------------
+# --- results --------------------------------------------------------------------------------------
 
 
 def best_of(timings: Sequence[Timing], column: str) -> Timing | None:
@@ -224,7 +228,7 @@ def versions(*names: str) -> dict[str, str]:
     return found
 
 
-# --- presentation ----------------------------------------------------------------------------------------------------
+# --- presentation ---------------------------------------------------------------------------------
 
 Rows = Sequence[Sequence[str]]
 
@@ -257,7 +261,12 @@ def markdown(title: str, header: Sequence[str], rows: Rows, notes: Sequence[str]
 
 
 def bars(
-    path: Path, title: str, ylabel: str, names: Sequence[str], series: dict[str, list[float]], line: float | None = None
+    path: Path,
+    title: str,
+    ylabel: str,
+    names: Sequence[str],
+    series: dict[str, list[float]],
+    line: float | None = None,
 ) -> None:
     """A grouped bar chart as PNG; `line` is drawn across (the limit). Missing bars are NaN."""
     import matplotlib
@@ -268,7 +277,9 @@ def bars(
     figure, axes = plt.subplots(figsize=(max(7.0, 0.35 * len(names) * max(1, len(series)) + 2), 4.5))
     width = 0.8 / max(1, len(series))
     for k, (label, values) in enumerate(series.items()):
-        axes.bar([i + (k - (len(series) - 1) / 2) * width for i in range(len(names))], values, width, label=label)
+        axes.bar(
+            [i + (k - (len(series) - 1) / 2) * width for i in range(len(names))], values, width, label=label
+        )
     if line is not None:
         axes.axhline(line, color="black", linewidth=0.8)
     axes.set_xticks(range(len(names)), names, rotation=35, ha="right")

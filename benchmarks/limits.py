@@ -2,9 +2,10 @@
 
     python benchmarks/limits.py [--threads 2] [--json]
 
-No operand of a peak kernel comes from memory and no result depends on another, so nothing but the execution units
-limits it. Bandwidth kernels do nothing but read, write or copy a buffer of a size that fits one level.
-A copy counts the bytes read and the bytes written. Several threads are Python threads: ctypes releases the GIL.
+No operand of a peak kernel comes from memory and no result depends on another, so nothing but the execution
+units limits it. Bandwidth kernels do nothing but read, write or copy a buffer of a size that fits one level.
+A copy counts the bytes read and the bytes written. Several threads are Python threads: ctypes releases the
+GIL.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 from pinning import Pinned, cpu_flags, pin
 
-#: Independent accumulators of a peak kernel: more than latency times throughput of any current core, and they fit.
+#: Independent accumulators of a peak kernel: more than latency times throughput of any core, and they fit.
 ACCUMULATORS = 24
 #: Vectors a bandwidth kernel moves per round.
 UNROLL = 16
@@ -34,7 +35,7 @@ DRAM_BYTES = 192 << 20
 
 @dataclass(frozen=True)
 class Peak:
-    """A multiply-add instruction: IR of one application to accumulator %a, and operations (2 a multiply-add)."""
+    """A multiply-add instruction: IR of one application to accumulator %a, and its operations."""
 
     name: str
     operations: int
@@ -50,7 +51,13 @@ def _peaks(lanes: int, flags: frozenset[str]) -> list[Peak]:
     small = f"<{lanes} x float> splat (float 0x3E80000000000000)"
     fma = f"@llvm.fma.v{lanes}f32"
     found = [
-        Peak("f32", 2 * lanes, v, f"declare {v} {fma}({v}, {v}, {v})", f"call {v} {fma}({small}, {one}, {v} %a)")
+        Peak(
+            "f32",
+            2 * lanes,
+            v,
+            f"declare {v} {fma}({v}, {v}, {v})",
+            f"call {v} {fma}({small}, {one}, {v} %a)",
+        )
     ]
     if "avx512_vnni" in flags:
         call = "@llvm.x86.avx512.vpdpbusd.512"
@@ -73,7 +80,8 @@ def peak_ir(p: Peak) -> str:
     phis = "\n".join(f"  %a{k} = phi {p.type} [{p.zero}, %entry], [%b{k}, %loop]" for k in n)
     body = "\n".join(f"  %b{k} = {p.apply.replace('%a', f'%a{k}')}" for k in n)
     stores = "\n".join(
-        f"  %p{k} = getelementptr {p.type}, ptr %out, i64 {k}\n  store {p.type} %b{k}, ptr %p{k}, align 64" for k in n
+        f"  %p{k} = getelementptr {p.type}, ptr %out, i64 {k}\n  store {p.type} %b{k}, ptr %p{k}, align 64"
+        for k in n
     )
     return f"""
 {p.declare}
@@ -95,24 +103,32 @@ done:
 
 
 def stream_ir(kind: str, vector: int) -> str:
-    """`void run(ptr from, ptr to, i64 bytes, i64 passes)`; `kind`: read, write, copy, or stream (write past the caches)."""
+    """`void run(ptr from, ptr to, i64 bytes, i64 passes)`; `kind`: read, write, copy, stream (no cache)."""
     v = f"<{vector // 4} x i32>"
     lines, carried = [], []
     for k in range(UNROLL):
         at = f"%at{k}"
         lines.append(f"  {at} = add i64 %i, {k * vector}")
         if kind in ("read", "copy"):
-            lines += [f"  %f{k} = getelementptr i8, ptr %from, i64 {at}", f"  %v{k} = load {v}, ptr %f{k}, align 64"]
+            lines += [
+                f"  %f{k} = getelementptr i8, ptr %from, i64 {at}",
+                f"  %v{k} = load {v}, ptr %f{k}, align 64",
+            ]
         if kind == "read":
             carried.append(k)
             lines.append(f"  %s{k} = or {v} %c{k}, %v{k}")
         else:
             value = f"%v{k}" if kind == "copy" else f"splat (i32 {k})"
             hint = ", !nontemporal !0" if kind == "stream" else ""
-            lines += [f"  %t{k} = getelementptr i8, ptr %to, i64 {at}", f"  store {v} {value}, ptr %t{k}, align 64{hint}"]
+            lines += [
+                f"  %t{k} = getelementptr i8, ptr %to, i64 {at}",
+                f"  store {v} {value}, ptr %t{k}, align 64{hint}",
+            ]
     outer = "\n".join(f"  %o{k} = phi {v} [zeroinitializer, %entry], [%s{k}, %again]" for k in carried)
     inner = "\n".join(f"  %c{k} = phi {v} [%o{k}, %pass], [%s{k}, %loop]" for k in carried)
-    keep = "\n".join(f"  %k{k} = getelementptr {v}, ptr %to, i64 {k}\n  store {v} %s{k}, ptr %k{k}" for k in carried)
+    keep = "\n".join(
+        f"  %k{k} = getelementptr {v}, ptr %to, i64 {k}\n  store {v} %s{k}, ptr %k{k}" for k in carried
+    )
     body = "\n".join(lines)
     return f"""
 define void @run(ptr %from, ptr %to, i64 %bytes, i64 %passes) {{
@@ -231,17 +247,21 @@ def in_threads(cores: Sequence[int], work: Callable[[int], None]) -> float:
     return max(e for _, e in times) - min(b for b, _ in times)
 
 
-def best_rate(amount: float, run: Callable[[int], float], seconds: float = 0.004, samples: int = 12) -> float:
+def best_rate(amount: float, run: Callable[[int], float], seconds: float = 0.002, samples: int = 30) -> float:
     """`amount` per second, best of several samples of about `seconds`; `run(times)` returns its seconds."""
     times = 1
     while (took := min(run(times) for _ in range(3))) < seconds / 2 and times < 1 << 34:
         times = max(times * 2, int(times * seconds / max(took, 1e-7)))
-    return max(amount * times / run(times) for _ in range(samples))
+    best = took / times
+    for _ in range(samples):
+        time.sleep(0.0005)  # the next sample begins with a fresh time slice
+        best = min(best, run(times) / times)
+    return amount / best
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Measured limits of `threads` cores together. Operations are 1e9 a second, bandwidths 1e9 bytes a second."""
+    """Limits of `threads` cores together: peaks in 1e9 operations, bandwidths in 1e9 bytes a second."""
 
     threads: int
     clock_ghz: float
@@ -262,7 +282,8 @@ class Limits:
         return "DRAM"
 
     def mixed_bandwidth(self, read: float, written: float, level: str) -> float:
-        """Bytes per second of a kernel that reads and writes so much: the better of the rates measured for it.
+        """Bytes per second of a kernel that reads and writes so much: the better of the rates measured for
+        it.
 
         Reads and writes may overlap as in a copy, or follow one another; large streams may bypass the caches.
         """
@@ -325,7 +346,7 @@ def measure_bandwidth(cores: Sequence[int], size: int, dram: bool, vector: int) 
             return in_threads(cores, work)
 
         amount = (2 if kind == "copy" else 1) * moved * len(cores)
-        out[kind] = best_rate(amount, once, samples=6 if dram else 12) / 1e9
+        out[kind] = best_rate(amount, once, samples=8 if dram else 24) / 1e9
     return out
 
 
@@ -334,7 +355,7 @@ def measure(pinned: Pinned, bandwidth: bool = True) -> Limits:
     from nestegg.ir.target import host
 
     t, n = host(), len(pinned.cores)
-    levels = dict(zip(("L1", "L2", "L3"), t.caches, strict=True))
+    levels: dict[str, int] = dict(zip(("L1", "L2", "L3"), t.caches, strict=True))
     found: dict[str, dict[str, float]] = {}
     if bandwidth:
         for name, size in levels.items():

@@ -1,14 +1,15 @@
 """Threads and cores of a benchmark process, fixed before any numerical library is loaded.
 
-Import nothing heavy above a call of `pin`: OpenBLAS, OpenMP and XLA read their settings once, when they start.
+Import nothing heavy above a call of `pin`: OpenBLAS, OpenMP and XLA read their settings once, when they
+start.
 
     one thread     the process is bound to one core; every pool is told 1
     n threads      the process is bound to n cores; every pool is told n
 
-By library: OpenBLAS `OPENBLAS_NUM_THREADS`; OpenMP `OMP_NUM_THREADS`; XLA takes its pool's size from the affinity of
-the process and from `NPROC`, and for one thread also
-`XLA_FLAGS=--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1`; onnxruntime and OpenVINO are told per
-session (`peers.py`).
+By library: OpenBLAS `OPENBLAS_NUM_THREADS`; OpenMP `OMP_NUM_THREADS`; XLA takes its pool's size from the
+affinity of the process and from `NPROC`, and for one thread also
+`XLA_FLAGS=--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1`; onnxruntime and OpenVINO are
+told per session (`peers.py`).
 """
 
 from __future__ import annotations
@@ -43,12 +44,16 @@ def cpu_flags() -> tuple[str, frozenset[str]]:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor() or platform.machine(), frozenset()
-    rows = dict(reversed([tuple(p.strip() for p in line.split(":", 1)) for line in lines if ":" in line]))
+    rows: dict[str, str] = {}
+    for line in lines:
+        key, _, value = line.partition(":")
+        rows.setdefault(key.strip(), value.strip())  # all cores alike: the first speaks for them
     return rows.get("model name", platform.machine()), frozenset(rows.get("flags", "").split())
 
 
 def pin(threads: int, openblas_core: str = "") -> Pinned:
-    """Bind the process to `threads` cores and tell every library. `openblas_core`: OPENBLAS_CORETYPE, "" for its pick.
+    """Bind the process to `threads` cores and tell every library. `openblas_core`: OPENBLAS_CORETYPE, "" for
+    its pick.
 
     The cores are the last ones the process may use: interrupts and other people's work gather on the first.
     """
@@ -57,7 +62,9 @@ def pin(threads: int, openblas_core: str = "") -> Pinned:
         raise RuntimeError(f"pin() comes too late: {', '.join(loaded)} already loaded")
     free = sorted(os.sched_getaffinity(0))
     if not 1 <= threads <= len(free):
-        raise SystemExit(f"--threads {threads}: this process may use {len(free)} cores; give 1 to {len(free)}")
+        raise SystemExit(
+            f"--threads {threads}: this process may use {len(free)} cores; give 1 to {len(free)}"
+        )
     cores = tuple(free[-threads:])
     os.sched_setaffinity(0, cores)
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NPROC"):
@@ -66,6 +73,7 @@ def pin(threads: int, openblas_core: str = "") -> Pinned:
         single = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {single}".strip()
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    os.environ.setdefault("CI", "true")  # OpenVINO asks no consent and sends no telemetry
     if openblas_core:
         os.environ["OPENBLAS_CORETYPE"] = openblas_core
     return Pinned(threads, cores, cpu_flags()[0], openblas_core)
@@ -78,5 +86,7 @@ def openblas_kernels() -> str:
         import threadpoolctl
     except ImportError:
         return "unknown"
-    found = [i.get("architecture", "?") for i in threadpoolctl.threadpool_info() if i["internal_api"] == "openblas"]
+    found = [
+        i.get("architecture", "?") for i in threadpoolctl.threadpool_info() if i["internal_api"] == "openblas"
+    ]
     return ", ".join(found) or "none"

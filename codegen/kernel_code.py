@@ -18,7 +18,7 @@ from ..ir.scalars import COMBINERS
 from ..ir.types import DTYPES
 from .llvm_types import I32, I64, POINTER, constant, load, memory_type, neutral_element, offset, splat, store
 from .scalar_code import Position, ScalarCode
-from .vecmath import emit_scalar
+from .scalar_ops import emit_scalar
 
 #: Bytes of stack that partial results of a cut reduction may take.
 STACK_LIMIT = 256 * 1024

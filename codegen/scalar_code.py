@@ -15,7 +15,7 @@ from ..ir.expr import Apply, Cast, Const, IndexValue, Read, Scalar, When
 from ..ir.index import Axis, Index, Quotient
 from ..ir.loops import ACCUMULATOR, LoopKernel
 from .llvm_types import I64, constant, lanes_of, load, offset, register_type, splat, store
-from .vecmath import emit_cast, emit_scalar
+from .scalar_ops import emit_cast, emit_scalar
 
 
 @dataclass(frozen=True)

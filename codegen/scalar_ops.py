@@ -1,9 +1,9 @@
-"""Every row of `ir.scalars.SCALARS`, and every cast, as LLVM instructions over scalars or vectors of any width.
+"""Every row of `ir.scalars.SCALARS`, and every cast, as LLVM instructions on scalars and vectors.
 
-The meaning is JAX's: `max` and `min` pass NaN on, conversions to integers truncate and saturate (NaN becomes 0). It
-differs in two things that `==` does not see, each an instruction cheaper: max(-0, 0) may be -0, and denormals are kept
-where XLA flushes them. float16 is computed in float32 and rounded. The elementary functions of float64 call libm once
-per element; those of float32 are in `vecmath.py`.
+The meaning is JAX's: `max` and `min` pass NaN on, conversions to integers truncate and saturate (NaN becomes
+0). It differs in two things that `==` does not see, each an instruction cheaper: max(-0, 0) may be -0, and
+denormals are kept where XLA flushes them. float16 is computed in float32 and rounded. The elementary
+functions of float64 call libm once per element; those of float32 are in `vecmath.py`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..ir.scalars import scalar
 from ..ir.types import DTYPES
 from . import vecmath
 from .llvm_types import register_type
-from .vecmath import F32, F64, I32, Lanes, declare
+from .vecmath import F32, F64, I32, Lanes, declare, type_of
 
 F16 = ir.HalfType()
 _MANTISSA = {"f32": 24, "f64": 53}
@@ -29,20 +29,21 @@ Emit = Callable[..., ir.Value]
 
 
 def emit_scalar(fn: str, builder: ir.IRBuilder, args: Sequence[ir.Value], dtype: str) -> ir.Value:
-    """The scalar function `fn` of `args`: scalars, or vectors of one width, holding `dtype` (of `select`, the condition
-    holds bools and `dtype` is that of the other two). Raises `TypeRuleError` where the table of functions does."""
+    """The scalar function `fn` of `args`: scalars, or vectors of one width, holding `dtype` (of `select`, the
+    condition holds bools and `dtype` is that of the other two). Raises `TypeRuleError` where the table of
+    functions does."""
     row = scalar(fn)
     row.dtype(("bool",) * (fn == "select") + (dtype,) * (len(args) - (fn == "select")))
     v = Lanes.of(builder, args[-1])
     if fn == "select":
-        return builder.select(*args)
+        return v.b.select(*args)
     if dtype == "f16":
-        wide = emit_scalar(fn, builder, [builder.fpext(a, v.type(F32)) for a in args], "f32")
-        return wide if row.result == "bool" else builder.fptrunc(wide, v.type(F16))
+        wide = emit_scalar(fn, builder, [v.b.fpext(a, v.type(F32)) for a in args], "f32")
+        return wide if row.result == "bool" else v.b.fptrunc(wide, v.type(F16))
     return _EMITTERS[dtype if DTYPES[dtype].kind == "float" else DTYPES[dtype].kind][fn](v, *args)
 
 
-# ---- floats -----------------------------------------------------------------------------------------------------
+# ---- floats --------------------------------------------------------------------------------------
 
 
 def _is_number(x: ir.Value) -> bool:
@@ -55,9 +56,9 @@ def _is_number(x: ir.Value) -> bool:
 
 
 def _extremum(order: str, v: Lanes, x: ir.Value, y: ir.Value) -> ir.Value:
-    """max (order ">") or min ("<"). `vmaxps(y, x)` yields x when either is NaN, so what is left is a NaN in y: nothing
-    if y is a constant (a relu is one instruction), else a compare and a blend that wait for y only. In a reduction
-    make x the accumulator."""
+    """max (order ">") or min ("<"). `vmaxps(y, x)` yields x when either is NaN, so what is left is a NaN in
+    y: nothing if y is a constant (a relu is one instruction), else a compare and a blend that wait for y
+    only. In a reduction make x the accumulator."""
     if _is_number(x):
         x, y = y, x
     best = v.b.select(v.b.fcmp_ordered(order, y, x), y, x)
@@ -79,7 +80,7 @@ def _libm(name: str, v: Lanes, *args: ir.Value) -> ir.Value:
     function = declare(v.b.module, name, F64, [F64] * len(args))
     if v.count is None:
         return v.b.call(function, args)
-    result: ir.Value = ir.Constant(args[0].type, ir.Undefined)
+    result: ir.Value = ir.Constant(type_of(args[0]), ir.Undefined)
     for i in range(v.count):
         at = ir.Constant(I32, i)
         element = v.b.call(function, [v.b.extract_element(a, at) for a in args])
@@ -89,7 +90,7 @@ def _libm(name: str, v: Lanes, *args: ir.Value) -> ir.Value:
 
 def _logistic64(v: Lanes, x: ir.Value) -> ir.Value:
     e = _libm("exp", v, v.b.fneg(v.abs(x)))
-    return v.div(v.where(v.less(x, 0.0), e, 1.0), v.add(e, 1.0))
+    return v.div(v.where(v.less(x, 0.0), e, 1.0), v.add(e, 1.0))  # as vecmath.logistic
 
 
 _FLOAT: dict[str, Emit] = {
@@ -105,15 +106,16 @@ _FLOAT: dict[str, Emit] = {
     "floor": lambda v, x: v.intrinsic("floor", x),
     "ceil": lambda v, x: v.intrinsic("ceil", x),
     "sqrt": lambda v, x: v.intrinsic("sqrt", x),
-    "rsqrt": lambda v, x: v.div(1.0, v.intrinsic("sqrt", x)),  # within 1 ulp
+    "rsqrt": lambda v, x: v.div(1.0, v.intrinsic("sqrt", x)),  # within 1.5 ulp
     **{name: partial(_compare_float, order) for name, order in _COMPARISONS.items()},
 }
 _ELEMENTARY = ("exp", "log", "log1p", "tanh", "logistic", "erf", "sin", "cos", "pow")
 _F32: dict[str, Emit] = _FLOAT | {name: getattr(vecmath, name) for name in _ELEMENTARY}
-_F64: dict[str, Emit] = _FLOAT | {name: partial(_libm, name) for name in _ELEMENTARY} | {"logistic": _logistic64}
+_F64: dict[str, Emit] = _FLOAT | {name: partial(_libm, name) for name in _ELEMENTARY}
+_F64["logistic"] = _logistic64
 
 
-# ---- integers and bools -----------------------------------------------------------------------------------------
+# ---- integers and bools --------------------------------------------------------------------------
 
 
 def _icmp(v: Lanes, signed: bool, order: str, x: ir.Value, y: ir.Value) -> ir.Value:
@@ -127,8 +129,8 @@ def _abs_int(v: Lanes, x: ir.Value) -> ir.Value:
 
 def _sign_int(v: Lanes, x: ir.Value) -> ir.Value:
     zero = v.like(0, x)
-    positive = v.b.zext(_icmp(v, True, ">", x, zero), x.type)
-    return v.b.add(positive, v.b.sext(_icmp(v, True, "<", x, zero), x.type))
+    positive = v.b.zext(_icmp(v, True, ">", x, zero), type_of(x))
+    return v.b.add(positive, v.b.sext(_icmp(v, True, "<", x, zero), type_of(x)))
 
 
 def _integers(signed: bool) -> dict[str, Emit]:
@@ -163,18 +165,19 @@ _EMITTERS: dict[str, dict[str, Emit]] = {
 }
 
 
-# ---- casts ------------------------------------------------------------------------------------------------------
+# ---- casts ---------------------------------------------------------------------------------------
 
 
 def emit_cast(builder: ir.IRBuilder, value: ir.Value, from_dtype: str, to_dtype: str) -> ir.Value:
-    """A scalar or vector of `from_dtype` as `to_dtype`, as JAX converts: floats to integers truncate and saturate, NaN
-    becomes 0; integers to integers keep the low bits; to bool asks whether it is not zero (NaN is not)."""
+    """A scalar or vector of `from_dtype` as `to_dtype`, as JAX converts: floats to integers truncate and
+    saturate, NaN becomes 0; integers to integers keep the low bits; to bool asks whether it is not zero (NaN
+    is not)."""
     if from_dtype == to_dtype:
         return value
     v = Lanes.of(builder, value)
     source, result = DTYPES[from_dtype].kind, DTYPES[to_dtype].kind
     if result == "bool":
-        unequal = builder.fcmp_unordered if source == "float" else builder.icmp_unsigned
+        unequal = v.b.fcmp_unordered if source == "float" else v.b.icmp_unsigned
         return unequal("!=", value, v.like(0, value))
     if source == "float":
         return (_float_to_float if result == "float" else _float_to_int)(v, value, from_dtype, to_dtype)
@@ -185,8 +188,8 @@ def emit_cast(builder: ir.IRBuilder, value: ir.Value, from_dtype: str, to_dtype:
     if DTYPES[to_dtype].size == size:
         return value
     if DTYPES[to_dtype].size < size:
-        return builder.trunc(value, typ)
-    return builder.sext(value, typ) if source == "int" else builder.zext(value, typ)
+        return v.b.trunc(value, typ)
+    return v.b.sext(value, typ) if source == "int" else v.b.zext(value, typ)
 
 
 def _int_to_float(v: Lanes, value: ir.Value, signed: bool, to_dtype: str) -> ir.Value:
@@ -211,8 +214,8 @@ def _float_to_float(v: Lanes, value: ir.Value, from_dtype: str, to_dtype: str) -
 
 
 def _round_to_odd(v: Lanes, value: ir.Value) -> ir.Value:
-    """A float64 as float32, truncated and with the last bit set if that lost anything, so that rounding again is right
-    (Boldo and Melquiond, "Emulation of a FMA and correctly rounded sums", 2008)."""
+    """A float64 as float32, truncated and with the last bit set if that lost anything, so that rounding again
+    is right (Boldo and Melquiond, "Emulation of a FMA and correctly rounded sums", 2008)."""
     nearest = v.b.fptrunc(value, v.type(F32))
     back = v.b.fpext(nearest, v.type(F64))
     too_far = v.b.zext(v.less(v.abs(value), v.abs(back)), v.type(I32))
@@ -221,8 +224,8 @@ def _round_to_odd(v: Lanes, value: ir.Value) -> ir.Value:
 
 
 def _float_to_int(v: Lanes, value: ir.Value, from_dtype: str, to_dtype: str) -> ir.Value:
-    """Clamped first, since LLVM leaves conversions out of range undefined (and makes scalars of `llvm.fptosi.sat`).
-    A highest integer that the float type lacks is chosen afterwards."""
+    """Clamped first, since LLVM leaves conversions out of range undefined (and makes scalars of
+    `llvm.fptosi.sat`). A highest integer that the float type lacks is chosen afterwards."""
     if from_dtype == "f16":
         value, from_dtype = v.b.fpext(value, v.type(F32)), "f32"
     info = np.iinfo(DTYPES[to_dtype].numpy)
@@ -231,11 +234,11 @@ def _float_to_int(v: Lanes, value: ir.Value, from_dtype: str, to_dtype: str) -> 
     x = v.where(v.less(float(low), value), value, float(low))  # NaN becomes low
     if exact:
         x = v.at_most(x, float(high))
-    result = register_type(to_dtype)
-    register = v.type(result if result.width > 32 else I32)
+    size = DTYPES[to_dtype].size
+    register = v.type(I32 if size <= 4 else register_type(to_dtype))
     y = (v.b.fptosi if signed else v.b.fptoui)(x, register)
     if not exact:
         y = v.b.select(v.less(value, float(high + 1)), y, v.like(high, y))
     if signed or not exact:
         y = v.b.select(v.b.fcmp_ordered("ord", value, value), y, v.like(0, y))
-    return v.b.trunc(y, v.type(result)) if result.width < 32 else y
+    return v.b.trunc(y, v.type(register_type(to_dtype))) if size < 4 else y

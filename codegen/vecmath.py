@@ -1,12 +1,13 @@
-"""Elementary functions of float32 as LLVM instructions over vectors of any width: no call, no branch, no table.
+"""Elementary functions of float32 as LLVM vector instructions of any width: no call, no branch, no table.
 
-Every function covers all of float32, and its docstring states the greatest error in units in the last place (ulp),
-measured where the target fuses multiply and add; `tests/codegen/test_vecmath.py` holds it to that. Where an operator's
-name becomes one of these functions is decided in `scalar_ops.py`.
+Every function covers all of float32, and its docstring states the greatest error in units in the last place
+(ulp), measured where the target fuses multiply and add; `tests/codegen/test_vecmath.py` holds it to that.
+Where an operator's name becomes one of these functions is decided in `scalar_ops.py`.
 
-Coefficients without another source were fitted for this file: minimax in relative error by least squares in float64
-over 4,000 Chebyshev nodes, reweighted with the errors until they level (Lawson), then rounded to the working format;
-those of `exp` and `log` were afterwards moved by single bits while that lowered the measured greatest error.
+Coefficients without another source were fitted for this file: minimax in relative error by least squares in
+float64 over 4,000 Chebyshev nodes, reweighted with the errors until they level (Lawson), then rounded to the
+working format; those of `exp` and `log` were afterwards moved by single bits while that lowered the measured
+greatest error.
 """
 
 from __future__ import annotations
@@ -14,18 +15,24 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from llvmlite import ir
 
 F32, F64 = ir.FloatType(), ir.DoubleType()
 I1, I32, I64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
-_FUSE = ("contract",)  # lets fmul + fadd become one FMA; `llvm.fma` would be a libm call on targets without it
+_FUSE = ("contract",)  # fmul + fadd may become one FMA (`llvm.fma` is a libm call on targets without it)
+
+
+def type_of(value: ir.Value) -> Any:
+    """`value.type`, which llvmlite does not declare on its base class."""
+    return value.type  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class Splat(ir.Constant):
     """A vector constant of equal elements, in LLVM's short form `splat (float 1.0)`."""
 
-    def __init__(self, typ: ir.VectorType, number: float):
+    def __init__(self, typ: ir.Type, number: float):
         super().__init__(typ, number)
         self.number = number
 
@@ -36,14 +43,18 @@ class Splat(ir.Constant):
 
 @dataclass(frozen=True)
 class Lanes:
-    """Instructions over operands of one shape: `count` elements in a vector, or scalars if it is None."""
+    """Instructions over operands of one shape: `count` elements in a vector, or scalars if it is None.
 
-    b: ir.IRBuilder
+    `b` is the `ir.IRBuilder`; llvmlite's decorators hide from type checkers what its methods return.
+    """
+
+    b: Any
     count: int | None
 
     @classmethod
     def of(cls, builder: ir.IRBuilder, value: ir.Value) -> Lanes:
-        return cls(builder, value.type.count if isinstance(value.type, ir.VectorType) else None)
+        typ = type_of(value)
+        return cls(builder, typ.count if isinstance(typ, ir.VectorType) else None)
 
     def type(self, element: ir.Type) -> ir.Type:
         return element if self.count is None else ir.VectorType(element, self.count)
@@ -53,7 +64,7 @@ class Lanes:
 
     def like(self, number: float, x: ir.Value) -> ir.Constant:
         """A constant of x's type."""
-        return self.const(number, x.type if self.count is None else x.type.element)
+        return self.const(number, type_of(x) if self.count is None else type_of(x).element)
 
     def _operands(self, x: ir.Value | float, y: ir.Value | float) -> tuple[ir.Value, ir.Value]:
         if not isinstance(x, ir.Value):
@@ -118,8 +129,8 @@ class Lanes:
         return self.const(number, element)
 
     def intrinsic(self, name: str, *args: ir.Value) -> ir.Value:
-        """Call `llvm.<name>`, overloaded on the type of its operands (`declare_intrinsic` refuses vectors)."""
-        typ = args[0].type
+        """Call `llvm.<name>` for the operands' type (`declare_intrinsic` refuses vectors)."""
+        typ = type_of(args[0])
         element = typ if self.count is None else typ.element
         suffix = element.intrinsic_name if self.count is None else f"v{self.count}{element.intrinsic_name}"
         return self.b.call(declare(self.b.module, f"llvm.{name}.{suffix}", typ, [typ] * len(args)), args)
@@ -138,20 +149,25 @@ def declare(module: ir.Module, name: str, result: ir.Type, args: Sequence[ir.Typ
     return module.globals[name]
 
 
-# ---- exponentials -----------------------------------------------------------------------------------------------
+# ---- exponentials --------------------------------------------------------------------------------
 
 _LOG2E = 1.4426950408889634
 _LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4  # Cephes' expf: n * _LN2_HIGH is exact for |n| < 2**15
 _ROUND = 12582912.0  # 1.5 * 2**23: adding it leaves the nearest integer in the low bits of the mantissa
 # exp(r) on |r| <= ln2 / 2, fitted for ulp (not relative) error.
-_EXP = (1.0, 0.9999995231628418, 0.49999141693115234, 0.16668078303337097, 0.04189877212047577, 0.008266057819128036)
+_EXP = (
+    1.0, 0.9999995231628418, 0.49999141693115234,
+    0.16668078303337097, 0.04189877212047577, 0.008266057819128036,
+)  # fmt: skip
 # (expm1(r) - r) / r**2 there.
-_EXPM1 = (0.4999999701976776, 0.1666654348373413, 0.04166720062494278, 0.008366547524929047, 0.0013882516650483012)
+_EXPM1 = (
+    0.4999999701976776, 0.1666654348373413, 0.04166720062494278, 0.008366547524929047, 0.0013882516650483012,
+)  # fmt: skip
 
 
 def _exp(v: Lanes, x: ir.Value) -> ir.Value:
-    """exp(x) of x in [-104, 89] or NaN. 2**n is applied in two factors, so that denormals are rounded once and n = 128
-    overflows only when it must."""
+    """exp(x) of x in [-104, 89] or NaN. 2**n is applied in two factors, so that denormals are rounded once
+    and n = 128 overflows only when it must."""
     bias = 254.0  # twice the exponent's bias: each factor gets one half of it and one half of n
     shifted = v.fma(x, _LOG2E, _ROUND + bias)
     n = v.sub(shifted, _ROUND + bias)
@@ -204,7 +220,7 @@ def erf(v: Lanes, x: ir.Value) -> ir.Value:
     return v.with_sign(_expm1(v, v.mul(v.horner(a, _ERF), a)), x)
 
 
-# ---- logarithms -------------------------------------------------------------------------------------------------
+# ---- logarithms ----------------------------------------------------------------------------------
 
 _SQRT_HALF = 0x3F3504F3  # the bits of the float32 sqrt(1/2)
 _EXPONENT = -0x800000  # mask of sign and exponent
@@ -216,7 +232,7 @@ _LOG = (
 
 
 def _split(v: Lanes, x: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """x = m * 2**e with m in [sqrt(1/2), sqrt(2)): m, and the bits of 2**e less those of 1. x positive and normal."""
+    """Of a positive normal x = m * 2**e with m in [sqrt(1/2), sqrt(2)): m, and e in the exponent's place."""
     bits = v.bits(x)
     exponent = v.b.and_(v.b.sub(bits, v.int(_SQRT_HALF)), v.int(_EXPONENT))
     return v.from_bits(v.b.sub(bits, exponent)), exponent
@@ -239,29 +255,30 @@ def log(v: Lanes, x: ir.Value) -> ir.Value:
 
 
 def log1p(v: Lanes, x: ir.Value) -> ir.Value:
-    """ln(1 + x) within 2 ulp; -inf at -1, NaN below. What rounding 1 + x loses (Knuth's two-sum) is added to the
-    reduced argument."""
+    """ln(1 + x) within 2 ulp; -inf at -1, NaN below. What rounding 1 + x loses (Knuth's two-sum) is added to
+    the reduced argument."""
     u = v.add(x, 1.0)
     shadow = v.sub(u, 1.0)
     lost = v.add(v.sub(x, shadow), v.sub(1.0, v.sub(u, shadow)))
     m, exponent = _split(v, u)
     e = v.b.sitofp(v.b.ashr(exponent, v.int(23)), v.type(F32))
-    unscale = v.from_bits(v.b.sub(v.int(0x3F800000), exponent))  # 2**-e
-    y = _log(v, u, v.fma(lost, unscale, v.sub(m, 1.0)), e)
+    unscale = v.from_bits(v.b.sub(v.int(0x40000000), exponent))  # 2**(1 - e), a float for e = 128 too
+    y = _log(v, u, v.fma(v.mul(lost, 0.5), unscale, v.sub(m, 1.0)), e)
     return v.with_sign(y, x)  # log1p(-0) is -0
 
 
-# ---- sine and cosine --------------------------------------------------------------------------------------------
+# ---- sine and cosine -----------------------------------------------------------------------------
 
-_HALF_PI_HIGH, _HALF_PI_LOW = 1.5707963267341256, 6.077100506506192e-11  # 33 bits, as in fdlibm's rem_pio2, and the rest
+_HALF_PI_HIGH, _HALF_PI_LOW = 1.5707963267341256, 6.077100506506192e-11  # 33 bits, the rest
 _ROUND64 = 6755399441055744.0  # 1.5 * 2**52
-_SIN = (-0.16666653752326965, 0.008332112804055214, -0.00019508741388563067)  # (sin(r) - r) / r**3, |r| <= pi / 4
-_COS = (0.04166664555668831, -0.0013887251261621714, 2.4425680749118328e-05)  # (cos(r) - 1 + r*r/2) / r**4
+# (sin(r) - r) / r**3 and (cos(r) - 1 + r**2 / 2) / r**4 in powers of r**2, |r| <= pi / 4.
+_SIN = (-0.16666653752326965, 0.008332112804055214, -0.00019508741388563067)
+_COS = (0.04166664555668831, -0.0013887251261621714, 2.4425680749118328e-05)
 
 
 def _circular(v: Lanes, x: ir.Value, quarters: int) -> ir.Value:
-    """sin(x + quarters * pi/2). x less the nearest multiple k of pi/2 is taken in float64, exactly as far as k has 20
-    bits; k's two low bits say which of +-sin and +-cos of the rest it is."""
+    """sin(x + quarters * pi/2). x less the nearest multiple k of pi/2 is taken in float64, exactly as far as
+    k has 20 bits; k's two low bits say which of +-sin and +-cos of the rest it is."""
     wide = v.b.fpext(x, v.type(F64))
     shifted = v.fma(wide, 2 / math.pi, _ROUND64)
     k = v.sub(shifted, _ROUND64)
@@ -279,16 +296,16 @@ def _circular(v: Lanes, x: ir.Value, quarters: int) -> ir.Value:
 
 
 def sin(v: Lanes, x: ir.Value) -> ir.Value:
-    """sin(x) within 2 ulp for |x| <= 1e6; absolute error below 1e-6 up to 2**30; in [-1, 1] for every finite x."""
-    return _circular(v, x, 0)
+    """sin(x) within 2 ulp for |x| <= 1e6, within 1e-6 for |x| <= 2**30; beyond, some number in [-1, 1]."""
+    return v.where(v.equal(x, 0.0), x, _circular(v, x, 0))  # sin(-0) is -0
 
 
 def cos(v: Lanes, x: ir.Value) -> ir.Value:
-    """cos(x) within 2 ulp for |x| <= 1e6; absolute error below 1e-6 up to 2**30; in [-1, 1] for every finite x."""
+    """cos(x) within 2 ulp for |x| <= 1e6, within 1e-6 for |x| <= 2**30; beyond, some number in [-1, 1]."""
     return _circular(v, x, 1)
 
 
-# ---- powers -----------------------------------------------------------------------------------------------------
+# ---- powers --------------------------------------------------------------------------------------
 
 _SQRT_HALF64 = 0x3FE6A09E00000000
 # log2(1 + f) / f for 1 + f in [sqrt(1/2), sqrt(2)], within 1.7e-11.
@@ -324,7 +341,7 @@ def _exp2_64(v: Lanes, t: ir.Value) -> ir.Value:
 
 
 def pow(v: Lanes, x: ir.Value, y: ir.Value) -> ir.Value:
-    """x**y within 1 ulp, with C's special cases: 2**(y * log2|x|) in float64, negated for negative x and odd y."""
+    """x**y within 1 ulp, special cases as in C: 2**(y * log2|x|) in float64, negated if x < 0 and y odd."""
     magnitude = v.abs(x)
     log2 = _log2_64(v, v.b.fpext(magnitude, v.type(F64)))
     t = v.mul(v.b.fpext(y, v.type(F64)), log2)

@@ -21,7 +21,7 @@ from ..ir.scalars import scalar
 from ..ir.target import Target
 from ..ir.types import DTYPES
 from ..rewrite.loop_egraph import FOR, VEC, LoopEGraph
-from ..rewrite.loop_language import PHASES, space
+from ..rewrite.loop_language import space
 
 LINE = 64  # bytes
 LOOP_OVERHEAD = 1.0  # cycles an iteration
@@ -31,7 +31,6 @@ WARM = 0.8  # share of a cache that a working set may fill
 OVERLAP = 0.25  # share of the lesser costs that the greatest does not hide
 
 SERIAL_KIND, PARALLEL_KIND, UNROLL_KIND = (KINDS.index(k) for k in (SERIAL, PARALLEL, UNROLL))
-TILE_PHASE = PHASES.index("tile")
 
 
 @dataclass(frozen=True)
@@ -265,7 +264,7 @@ class Scorer:
         owner = g.owner[nodes]
         state = np.zeros((len(nodes), self.width))
         region = self.rates.region(g.domain[owner], g.axis[nodes])
-        state[:, 0] = np.where(g.phase[owner] <= TILE_PHASE, region, 0.0)
+        state[:, 0] = np.where(g.entered[owner], region, 0.0)
         state[:, 1:] = self.whole[owner][:, None]
         return state
 
@@ -278,7 +277,7 @@ class Scorer:
         looped = rounds[:, None] * (body[:, :, 0] + LOOP_OVERHEAD) + np.where(parallel, FORK_JOIN, 2.0)[:, None]
         # An unrolled loop at the top of straight-line code stands for the whole of it.
         region = np.zeros(len(nodes))
-        top = ~serial & ~parallel & (g.phase[owner] <= TILE_PHASE)
+        top = ~serial & ~parallel & g.entered[owner]
         if top.any():
             region[top] = self.rates.region(g.domain[owner[top]], self._vector_of(nodes[top]))
         out[:, :, 0] = np.where((serial | parallel)[:, None], looped, region[:, None])
@@ -303,7 +302,7 @@ class Scorer:
     def _straight(self) -> np.ndarray:
         """For each class, its first e-node of straight-line code."""
         g = self.g
-        first = np.zeros(len(g.phase), np.int64)
+        first = np.zeros(len(g.level), np.int64)
         nodes = np.flatnonzero((g.op == VEC) | ((g.op == FOR) & (g.kind == UNROLL_KIND)))[::-1]
         first[g.owner[nodes]] = nodes
         return first

@@ -38,7 +38,7 @@ def extract_nests(egraph: LoopEGraph, model: CostModel, width: int = 6) -> list[
 
 class _Sweep:
     def __init__(self, egraph: LoopEGraph, scorer: NestScorer, width: int) -> None:
-        classes = len(egraph.phase)
+        classes = len(egraph.level)
         self.egraph, self.scorer, self.width = egraph, scorer, width
         self.cost = np.full((classes, width), np.inf)
         self.state = np.zeros((classes, width, scorer.width))

@@ -489,8 +489,13 @@ declare(
 # --- reductions ------------------------------------------------------------------------------------------------------
 
 
+def _require_kind(kind: str, x: TensorType) -> None:
+    require(kind in COMBINERS, f"kind {kind!r} is not one of {', '.join(COMBINERS)}")
+    require(x.dtype != "bool" or kind in ("max", "min"), f"{kind} takes no bool operands; cast first")
+
+
 def _reduce_type(t: Types, a: Attrs) -> TensorType:
-    require(a.kind in COMBINERS, f"kind {a.kind!r} is not one of {', '.join(COMBINERS)}")
+    _require_kind(a.kind, t[0])
     require(all(0 <= d < t[0].rank for d in a.axes) and len(set(a.axes)) == len(a.axes), f"axes {a.axes} of {t[0]}")
     return t[0].with_shape(tuple(n for d, n in enumerate(t[0].shape) if d not in a.axes))
 
@@ -547,8 +552,10 @@ def _window_extent(n: int, window: int, stride: int, pad: tuple[int, int], dilat
 
 def _window_type(t: Types, a: Attrs) -> TensorType:
     x = t[0]
+    _require_kind(a.kind, x)
     lengths = {len(a.window), len(a.strides), len(a.padding), len(a.dilation), x.rank}
     require(len(lengths) == 1, "window, strides, padding and dilation need one entry an axis")
+    require(min((*a.window, *a.strides, *a.dilation, 1)) >= 1, "window, strides and dilation are >= 1")
     shape = tuple(map(_window_extent, x.shape, a.window, a.strides, a.padding, a.dilation))
     require(min((*shape, 1)) >= 1, f"window {a.window} exceeds the padded input {x}")
     return x.with_shape(shape)

@@ -1,7 +1,7 @@
 """The reference: a graph evaluated operator by operator in JAX, in its own precision or in float64.
 
-Also `evaluate_expr`, a direct NumPy reading of tensor expressions, which tests hold against the operators' JAX
-references. Nothing here is ever part of a compiled program.
+Also `evaluate_expr`, a direct NumPy reading of tensor expressions, which tests hold against the operators'
+JAX references. Nothing here is ever part of a compiled program.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import numpy as np
 from .attrs import Attrs
 from .expr import Apply, Cast, Const, IndexValue, Read, Reduce, Scalar, TensorExpr, When
 from .graph import CONSTANT, INPUT, Graph
-from .index import Axis, Index
+from .index import Axis
 from .operator import operator
 from .scalars import COMBINERS, scalar
 from .types import DTYPES
 
 
 def evaluate(graph: Graph, args: Sequence[Any], double: bool = False) -> list[np.ndarray]:
-    """The graph's outputs. With `double`, every float tensor is computed in float64 (results stay float64)."""
+    """The graph's outputs. With `double`, every float tensor is computed in, and stays, float64."""
     import jax
 
     def widen(a: np.ndarray) -> np.ndarray:
@@ -50,15 +50,20 @@ def apply_reference(op: str, arrays: Sequence[Any], attrs: Attrs, double: bool =
 def evaluate_expr(expr: TensorExpr, arrays: Sequence[np.ndarray], double: bool = False) -> np.ndarray:
     """The tensor that a tensor expression denotes, evaluated on index grids with NumPy.
 
-    With `double`, every float of the expression is float64, whatever its dtype says (as `evaluate(double=True)`);
-    otherwise float64 operands still widen the floats they meet.
+    With `double`, every float of the expression is float64, whatever its dtype says (as
+    `evaluate(double=True)`); otherwise float64 operands still widen the floats they meet.
     """
     rank = len(expr.axes)
-    env = {a: np.arange(a.extent).reshape([-1 if k == d else 1 for k in range(rank)]) for d, a in enumerate(expr.axes)}
+    env = {
+        a: np.arange(a.extent).reshape([-1 if k == d else 1 for k in range(rank)])
+        for d, a in enumerate(expr.axes)
+    }
     given = [a.astype(np.float64) if double and a.dtype.kind == "f" else a for a in arrays]
     with np.errstate(all="ignore"):
         out = _eval(expr.body, _Operands(given, double), env, rank)
-    return np.broadcast_to(out, expr.shape).astype(DTYPES[expr.body.dtype].numpy if out.dtype.kind != "f" else out.dtype)
+    return np.broadcast_to(out, expr.shape).astype(
+        DTYPES[expr.body.dtype].numpy if out.dtype.kind != "f" else out.dtype
+    )
 
 
 class _Operands:
@@ -157,20 +162,26 @@ def _numpy(fn: str) -> Callable[..., Any]:
 
 def _eval_reduce(s: Reduce, x: _Operands, env: Mapping[Axis, np.ndarray], rank: int) -> np.ndarray:
     n = len(s.axes)
-    inner: dict[Axis, np.ndarray] = {a: np.asarray(v).reshape((*np.shape(v), *[1] * n)) for a, v in env.items()}
+    inner: dict[Axis, np.ndarray] = {
+        a: np.asarray(v).reshape((*np.shape(v), *[1] * n)) for a, v in env.items()
+    }
     for d, a in enumerate(s.axes):
         inner[a] = np.arange(a.extent).reshape([1] * rank + [-1 if k == d else 1 for k in range(n)])
     body = _eval(s.body, x, inner, rank + n)
-    full = np.broadcast_to(body, (*body.shape[: body.ndim - n], *(a.extent for a in s.axes))) if body.ndim >= n else (
-        np.broadcast_to(body, tuple(a.extent for a in s.axes))
+    full = (
+        np.broadcast_to(body, (*body.shape[: body.ndim - n], *(a.extent for a in s.axes)))
+        if body.ndim >= n
+        else (np.broadcast_to(body, tuple(a.extent for a in s.axes)))
     )
     fn = {"add": np.sum, "max": np.max, "min": np.min, "mul": np.prod}[COMBINERS[s.kind]]
     axes = tuple(range(full.ndim - n, full.ndim))
-    return np.asarray(fn(full, axis=axes, dtype=full.dtype) if s.kind in ("sum", "prod") else fn(full, axis=axes))
+    return np.asarray(
+        fn(full, axis=axes, dtype=full.dtype) if s.kind in ("sum", "prod") else fn(full, axis=axes)
+    )
 
 
 def xla(graph: Graph) -> Any:
-    """The graph as one `jax.jit` function in its own precision: what XLA makes of it. Returns NumPy arrays."""
+    """The graph as one `jax.jit` function in its own precision: what XLA makes of it, as NumPy arrays."""
     import jax
 
     def run(*args: Any) -> list[Any]:

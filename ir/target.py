@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from .errors import UnknownNameError
+from .errors import NesteggError, UnknownNameError
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,15 @@ def host() -> Target:
     if features.get("avx2") and features.get("fma"):
         return Target("host", triple, cpu, flat, 32, 16, 2, 2, 1, 4, caches, (32, 16, 8))
     return Target("host", triple, cpu, flat, 16, 16, 1, 1, 1, 8, caches, (16, 8, 4))
+
+
+def require_runnable(t: Target) -> Target:
+    """The target, if its code runs on this machine. Raises `NesteggError` for another architecture or features."""
+    here = host()
+    same = t.triple.split("-")[0] == here.triple.split("-")[0]
+    if not same or not set(t.features.split(",")) <= set(here.features.split(",")):
+        raise NesteggError(f"target {t.name!r}: this machine ({here.cpu}) cannot run its code; choose cpu")
+    return t
 
 
 def target(name: str) -> Target:

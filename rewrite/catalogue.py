@@ -1,4 +1,4 @@
-"""The list of all shipped rules, of both levels: what `nestegg rules` prints and `nestegg check-rules` tests."""
+"""All shipped rules of both levels: what `nestegg rules` prints and `nestegg check-rules` tests."""
 
 from __future__ import annotations
 
@@ -6,18 +6,20 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from ..ir.errors import RuleError, UnknownNameError
+from ..ir.errors import UnknownNameError
 from .fusion_rules import FusionRule
 from .graph_rules import graph_rules
 from .language import lowering_rules
 from .loop_language import LoopRule
 from .loop_rules import LOOP_RULES
-from .rule import GraphRule
+from .rule import GraphRule, distinct
+
+__all__ = ["LoweringRule", "Rule", "all_rules", "distinct", "named"]
 
 
 @dataclass(frozen=True)
 class LoweringRule:
-    """`op(x…) -> Call(kernel of op, [x…])`, one rule for every operator of the table (`language.lowering_rules`)."""
+    """`op(x…) -> Call(kernel of op, [x…])`, for every operator (`language.lowering_rules`)."""
 
     name: str = "lower_operator"
     kind: str = "lowering"
@@ -37,17 +39,8 @@ Rule = GraphRule | FusionRule | LoweringRule | LoopRule
 
 
 def all_rules(lanes: int = 16) -> list[Rule]:
-    """Every shipped rule, for vectors of `lanes` elements: each has name, kind, level, condition, doc and where."""
+    """Every shipped rule, for vectors of `lanes` elements: name, kind, level, condition, doc, where."""
     return [*graph_rules(lanes), LoweringRule(), *LOOP_RULES]
-
-
-def distinct(rules: Sequence[Rule]) -> list[Rule]:
-    """The rules, if no two share a name. Raises `RuleError` naming both places."""
-    seen: dict[str, Rule] = {}
-    for r in rules:
-        if seen.setdefault(r.name, r) is not r:
-            raise RuleError(f"{r.where}: rule {r.name} is declared at {seen[r.name].where} already; rename one")
-    return list(rules)
 
 
 def named(rules: Sequence[Rule], name: str) -> Rule:
@@ -55,4 +48,6 @@ def named(rules: Sequence[Rule], name: str) -> Rule:
     for r in rules:
         if r.name == name:
             return r
-    raise UnknownNameError(f"rule {name!r} does not exist; choose one of {', '.join(sorted(r.name for r in rules))}")
+    raise UnknownNameError(
+        f"rule {name!r} does not exist; choose one of {', '.join(sorted(r.name for r in rules))}"
+    )

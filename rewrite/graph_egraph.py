@@ -21,7 +21,7 @@ from .fusion_rules import FusionRule
 from .host import Host
 from .kernel import Kernel
 from .language import MAX_VARIADIC, analyses, arities, constructor, declarations, lowering_rules, render
-from .rule import GraphRule
+from .rule import GraphRule, distinct
 from .saturate import Engine, Limits, SaturationReport, saturate
 
 GRAPH_LIMITS = Limits(nodes=20_000, iterations=24, seconds=20.0)
@@ -84,7 +84,7 @@ def build(graph: Graph, rules: Sequence[GraphRule | FusionRule], limits: Limits 
     with Host() as host:
         engine.run(declarations())
         engine.run(analyses(host))
-        phases = _phases(rules, host)
+        phases = _phases(distinct(rules), host)
         engine.run("\n".join({r.name: r.text for phase in phases for r in phase}.values()))
         constants = _encode(graph, engine, host)
         counted = {"Input", "Const", "Call"} | {constructor(n, k) for n in OPERATORS for k in arities(n)}

@@ -13,6 +13,9 @@ from ..ir.errors import NesteggError, RuleError
 
 _current: list[Host] = []
 
+#: The integers 0..SMALL-1 are interned as themselves, so that egglog can pass its own numbers.
+SMALL = 16
+
 
 class Host:
     """An intern table and the functions that egglog may call, for one e-graph."""
@@ -23,6 +26,8 @@ class Host:
         self._functions: list[tuple[str, Callable[..., Any]]] = []
         self._results: dict[tuple[int, tuple[int, ...]], int | bool] = {}
         self.error: NesteggError | None = None
+        for k in range(SMALL):
+            self.intern(k)
 
     def intern(self, value: Hashable) -> int:
         key = (type(value), value)

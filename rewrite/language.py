@@ -42,6 +42,7 @@ def declarations() -> str:
         "(constructor Input (i64) T) (constructor Const (PyObject) T) (constructor Call (PyObject TV) T)",
         "(function ty (T) PyObject :no-merge)",
         "(relation is-const (T))",
+        "(relation uses (PyObject TV i64 T))",
         f"(ruleset {ANALYSES})",
     ]
     for name in OPERATORS:
@@ -50,8 +51,11 @@ def declarations() -> str:
 
 
 def analyses(host: Host) -> str:
-    """Rules that give every operator e-node its type and spread compile-time constness."""
-    out = []
+    """Rules that give every operator e-node its type, spread compile-time constness, and index kernels' arguments."""
+    out = [
+        f"(rule ((= e (Call k xs)) (> (vec-length xs) {i})) ((uses k xs {i} (vec-get xs {i}))) :ruleset {ANALYSES})"
+        for i in POSITIONS
+    ]
     for name in OPERATORS:
         infer = host.function(f"type rule of {name}", lambda a, *t, _n=name: operator(_n).check(t, a))
         for n in arities(name):
@@ -81,18 +85,14 @@ def lowering_rules(host: Host) -> list[EggRule]:
 
 
 def fusion_rule(r: FusionRule, host: Host) -> EggRule:
-    out = [f"(ruleset {r.name})"]
+    """A fusion rule as egglog text: the consumer is found through `uses`, which is indexed by the tensor it reads."""
+    test, make = host.function(r.name, r.when), host.function(r.name, fuse)
     drop = " (subsume (Call k xs))" if r.dominates else ""
-    for i in POSITIONS:
-        test = host.function(r.name, lambda k, p, _i=i: r.when(k, _i, p))
-        make = host.function(r.name, lambda k, p, _i=i: fuse(k, _i, p))
-        out.append(
-            f"(rule ((= e (Call k xs)) (> (vec-length xs) {i}) (= x (vec-get xs {i})) (= x (Call p ys))"
-            f" {test_text(test, ['k', 'p'])})"
-            f" ((union e (Call {call_text(make, ['k', 'p'])} (vec-append (vec-remove xs {i}) ys))){drop})"
-            f' :ruleset {r.name} :name "{r.name}_{i}")'
-        )
-    return EggRule(r.name, r.kind, r.name, "\n".join(out))
+    arguments = ["k", "(py-from-int i)", "p"]
+    text = f"""(ruleset {r.name})
+(rule ((= x (Call p ys)) (uses k xs i x) (= e (Call k xs)) {test_text(test, arguments)})
+      ((union e (Call {call_text(make, arguments)} (vec-append (vec-remove xs i) ys))){drop}) :ruleset {r.name})"""
+    return EggRule(r.name, r.kind, r.name, text)
 
 
 def graph_rule(r: GraphRule, host: Host) -> EggRule:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from ..ir.nest import KINDS, Cat, For, Nest, Tile, Vec
 from ..ir.target import Target
 from .loop_language import PHASES, LoopRule, Space, declarations, space
 from .loop_rules import LOOP_RULES
+from .rule import distinct
 from .saturate import Engine, Limits, SaturationReport, saturate
 
 LOOP_LIMITS = Limits(nodes=400_000, iterations=64, seconds=30.0)
@@ -30,7 +30,7 @@ FOR, CAT, TILE, VEC = range(4)
 class LoopEGraph:
     """The saturated e-graph of one kernel's schedules.
 
-    Per e-class: `phase` (number in `PHASES`), `domain` (extents, one column an axis), `level` (children have lower
+    Per e-class: `entered` (a loop or a tile leads to it, so straight-line code may begin there), `domain` (extents, one column an axis), `level` (children have lower
     ones). Per e-node: `owner` (its class), `op` (FOR, CAT, TILE, VEC), `axis`, `count` (trips, cut or lanes), `kind`
     (number in `nest.KINDS`), `child`, `other` (classes; -1 where there is none). E-nodes are sorted by level of owner.
     """
@@ -38,7 +38,7 @@ class LoopEGraph:
     kernel: LoopKernel
     space: Space
     root: int
-    phase: np.ndarray
+    entered: np.ndarray
     domain: np.ndarray
     level: np.ndarray
     owner: np.ndarray
@@ -57,13 +57,13 @@ class LoopEGraph:
     @cached_property
     def by_class(self) -> list[np.ndarray]:
         order = np.argsort(self.owner, kind="stable")
-        bounds = np.searchsorted(self.owner[order], np.arange(len(self.phase) + 1))
-        return [order[bounds[c] : bounds[c + 1]] for c in range(len(self.phase))]
+        bounds = np.searchsorted(self.owner[order], np.arange(len(self.level) + 1))
+        return [order[bounds[c] : bounds[c + 1]] for c in range(len(self.level))]
 
     @cached_property
     def programs(self) -> list[int]:
         """Number of distinct nests of each e-class (exact)."""
-        count = [0] * len(self.phase)
+        count = [0] * len(self.level)
         for n in range(self.enodes):
             op = self.op[n]
             ways = 1 if op == VEC else count[self.child[n]]
@@ -162,7 +162,7 @@ def build(
     s = space(kernel, target, threads)
     rank = len(s.axes)
     engine = Engine()
-    phases: list[list[Any]] = [[r.render(s) for r in rules if r.phase == p and r.instances(s)] for p in PHASES]
+    phases: list[list[Any]] = [[r.render(s) for r in distinct(rules) if r.phase == p and r.instances(s)] for p in PHASES]
     engine.run("\n".join([declarations(rank), *(r.text for p in phases for r in p), facts(s)]))
     root = f"(let $root (Block 0 -1 {' '.join(str(a.extent) for a in s.axes)}))"
     engine.run(root)
@@ -170,58 +170,76 @@ def build(
     return _read_back(kernel, s, engine, report)
 
 
-def _column(values: Any, cache: dict[Any, int], convert: Any) -> np.ndarray:
-    def get(v: Any) -> int:
-        if v not in cache:
-            cache[v] = convert(v)
-        return cache[v]
-
-    return np.fromiter((get(v) for v in values), np.int64)
-
-
 def _read_back(kernel: LoopKernel, s: Space, engine: Engine, report: SaturationReport) -> LoopEGraph:
+    """The e-nodes as arrays. Blocks themselves are not read: their domains follow from the nests that fill them."""
     egraph = engine.egraph
     tables = {name: f.rows for name, f in egraph.freeze().functions.items()}
-    ints: dict[Any, int] = {}
+    numbers: dict[Any, int] = {}
     classes: dict[Any, int] = {}
+
+    def value(v: Any) -> int:
+        found = numbers.get(v)
+        if found is None:
+            found = numbers[v] = egraph.value_to_i64(v)
+        return found
 
     def number(v: Any) -> int:
         return classes.setdefault(v, len(classes))
 
-    rank = len(s.axes)
-    blocks = tables["Block"]
-    owner_of_block = np.array([number(r.output) for r in blocks], np.int64)
-    flat = _column(chain.from_iterable(r.inputs for r in blocks), ints, egraph.value_to_i64).reshape(-1, rank + 2)
-    parts: list[np.ndarray] = []
-
-    def add(op: int, rows: Any, columns: dict[int, int]) -> None:
-        if not rows:
-            return
-        out = np.full((len(rows), 7), -1, np.int64)
-        out[:, 0] = [number(r.output) for r in rows]
-        out[:, 1] = op
-        for source, to in columns.items():
-            out[:, to] = (
-                [number(r.inputs[source]) for r in rows]
-                if to >= 5
-                else _column((r.inputs[source] for r in rows), ints, egraph.value_to_i64)
-            )
-        parts.append(out)
-
-    add(FOR, tables["For"], {0: 2, 1: 3, 2: 4, 3: 5})
-    add(CAT, tables["Cat"], {0: 2, 1: 3, 2: 5, 3: 6})
-    add(TILE, tables["Tile"], {0: 2, 1: 5})
-    add(VEC, tables["Vec"], {0: 2, 1: 3})
-    nodes = np.concatenate(parts) if parts else np.zeros((0, 7), np.int64)
-    phase = np.full(len(classes), 99, np.int64)
-    np.minimum.at(phase, owner_of_block, flat[:, 0])
-    domain = np.ones((len(classes), rank), np.int64)
-    domain[owner_of_block] = flat[:, 2:]
+    root = number(tables["$root"][0].output)
+    rows: list[tuple[int, ...]] = []
+    for r in tables["For"]:
+        axis, trips, kind, child = r.inputs
+        rows.append((number(r.output), FOR, value(axis), value(trips), value(kind), number(child), -1))
+    for r in tables["Cat"]:
+        axis, at, first, second = r.inputs
+        rows.append((number(r.output), CAT, value(axis), value(at), -1, number(first), number(second)))
+    for r in tables["Tile"]:
+        axis, child = r.inputs
+        rows.append((number(r.output), TILE, value(axis), -1, -1, number(child), -1))
+    for r in tables["Vec"]:
+        axis, lanes = r.inputs
+        rows.append((number(r.output), VEC, value(axis), value(lanes), -1, -1, -1))
+    nodes = np.array(rows, np.int64).reshape(len(rows), 7)
     level = _levels(nodes, len(classes))
     nodes = nodes[np.argsort(level[nodes[:, 0]], kind="stable")]
-    root = classes[tables["$root"][0].output]
+    nodes, domain = _fillable(nodes, level, len(classes), len(s.axes))
     columns = [np.ascontiguousarray(nodes[:, k]) for k in range(7)]
-    return LoopEGraph(kernel, s, root, phase, domain, level, *columns, report)
+    straight = _in_registers(nodes, len(classes))
+    return LoopEGraph(kernel, s, root, straight, domain, level, *columns, report)
+
+
+def _fillable(nodes: np.ndarray, level: np.ndarray, classes: int, rank: int) -> tuple[np.ndarray, np.ndarray]:
+    """The e-nodes that complete nests are made of, and every class's domain, level by level from the leaves."""
+    domain = np.zeros((classes, rank), np.int64)
+    kept: list[np.ndarray] = []
+    bounds = np.searchsorted(level[nodes[:, 0]], np.arange(level.max(initial=0) + 2))
+    for lo, hi in zip(bounds[:-1], bounds[1:], strict=True):
+        part = nodes[lo:hi]
+        op, axis, count, child, other = (part[:, k] for k in (1, 2, 3, 5, 6))
+        filled = domain.any(axis=1) if rank else np.ones(classes, bool)
+        alive = (op == VEC) | (filled[child] & ((other < 0) | filled[other]))
+        part, op, axis, count, child, other = (x[alive] for x in (part, op, axis, count, child, other))
+        shape = np.where((op == VEC)[:, None], 1, domain[child])
+        at = np.arange(len(part))
+        if rank:
+            here = shape[at, axis]
+            here = np.where(op == VEC, count, here)
+            here = np.where(op == FOR, here * count, here)
+            here = np.where(op == CAT, here + domain[other, axis], here)
+            shape[at, axis] = np.where(axis >= 0, here, shape[at, axis])
+        domain[part[:, 0]] = shape
+        kept.append(part)
+    return np.concatenate(kept) if kept else nodes, domain
+
+
+def _in_registers(nodes: np.ndarray, classes: int) -> np.ndarray:
+    """Classes that are entered from a loop or a tile: straight-line code may begin there, but not inside unrolling."""
+    entered = np.zeros(classes, bool)
+    op, kind, child = nodes[:, 1], nodes[:, 4], nodes[:, 5]
+    loop = (op == FOR) & (kind != KINDS.index("unroll"))
+    entered[child[loop | (op == TILE)]] = True
+    return entered
 
 
 def _levels(nodes: np.ndarray, classes: int) -> np.ndarray:

@@ -1,14 +1,15 @@
 """The loop language: Blocks, the nests that fill them, and how a rule on them is authored.
 
-A `Block(phase, vector, e0, e1, …)` stands for every nest that covers a rectangle of those extents. Phases only go
-forward (parallel -> serial -> tile -> unroll), so the e-graph is acyclic and each e-node is derived once:
+A `Block(phase, vector, e0, e1, …)` stands for every nest that covers a rectangle of those extents. Phases
+only go forward (parallel -> serial -> tile -> unroll), so the e-graph is acyclic and each e-node is derived
+once:
 
     parallel, serial   loops over memory; any order, any number of levels
     tile               results are in registers, vectorised along `vector`; loops here only reduce
     unroll             straight-line code; what remains is one vector operation
 
-A rule is a decorated function from a symbolic block and an axis to a nest over smaller blocks; it is instantiated
-for every axis of a kernel and rendered to egglog arithmetic, without calls back into Python:
+A rule is a decorated function from a symbolic block and an axis to a nest over smaller blocks; it is
+instantiated for every axis of a kernel and rendered to egglog arithmetic, without calls back into Python:
 
     @loop_rule("tiling", phase="serial")
     def peel(b, a):
@@ -30,14 +31,19 @@ from ..ir.loops import LoopKernel
 from ..ir.nest import KINDS
 from ..ir.target import Target
 from ..ir.types import DTYPES
+from .saturate import KINDS as RULE_KINDS
 from .saturate import EggRule
 
 PHASES = ("parallel", "serial", "tile", "unroll")
+#: For which axes a rule is instantiated.
+OVER = ("any", "spatial", "contiguous", "reduced", "none")
 
 
 @dataclass(frozen=True)
 class Size:
-    """An integer known when the rule runs: arithmetic builds egglog expressions, comparisons build conditions."""
+    """An integer known when the rule runs: arithmetic builds egglog expressions, comparisons build
+    conditions.
+    """
 
     text: str
 
@@ -84,9 +90,11 @@ class Size:
 
 @dataclass(frozen=True)
 class LoopAxis:
-    """An axis of the kernel at hand: its number, full extent, whether it reduces, whether vectors may run along it.
+    """An axis of the kernel at hand: its number, full extent, whether it reduces, whether vectors may run
+    along it.
 
-    `contiguous`: some access walks neighbouring elements along it (if none does along any axis, every axis counts).
+    `contiguous`: some access walks neighbouring elements along it (if none does along any axis, every axis
+    counts).
     """
 
     number: int
@@ -97,7 +105,9 @@ class LoopAxis:
 
 @dataclass(frozen=True)
 class Space:
-    """What rules may ask of the kernel and target: axes, lanes of a vector, register and unrolling budgets, threads."""
+    """What rules may ask of the kernel and target: axes, lanes of a vector, register and unrolling budgets,
+    threads.
+    """
 
     axes: tuple[LoopAxis, ...]
     lanes: int
@@ -123,8 +133,11 @@ def space(kernel: LoopKernel, target: Target, threads: int = 1) -> Space:
     widest = max(DTYPES[t].size for t in _dtypes(kernel))
     lanes = target.lanes(widest)
     depth = math.prod(a.extent for a in kernel.reduce)
-    # A register tile streams (rows + columns) * depth elements; past the first-level cache, cutting the depth may pay.
-    streamed = depth * widest * 2 > target.caches[0] and sum(t.nbytes for t in kernel.inputs) > target.caches[1]
+    # A register tile streams (rows + columns) * depth elements; past the first-level cache, cutting the depth
+    # may pay.
+    streamed = (
+        depth * widest * 2 > target.caches[0] and sum(t.nbytes for t in kernel.inputs) > target.caches[1]
+    )
     return Space(axes, lanes, target.registers, 8 * target.registers, threads, streamed)
 
 
@@ -212,7 +225,8 @@ def Vec(axis: Size | int, lanes: Size | int) -> str:
 class LoopRule:
     """A rule of loop programs: `make(block, axis)` returns the nest (or Block) that the block may also be.
 
-    It is instantiated for each axis that `over` admits (`any`, `spatial`, `contiguous`, `reduced`, or `none`: once, axis None).
+    It is instantiated for each axis that `over` admits (`any`, `spatial`, `contiguous`, `reduced`, or `none`:
+    once, axis None).
     """
 
     name: str
@@ -237,7 +251,8 @@ class LoopRule:
         if not self.when(s):
             return []
         groups: dict[str, Sequence[LoopAxis | None]] = {
-            "any": s.axes, "spatial": s.spatial, "contiguous": [a for a in s.spatial if a.contiguous], "reduced": s.reduced, "none": (None,),
+            "any": s.axes, "spatial": s.spatial, "contiguous": [a for a in s.spatial if a.contiguous],
+            "reduced": s.reduced, "none": (None,),
         }  # fmt: skip
         out = []
         for a in groups[self.over]:
@@ -256,18 +271,29 @@ class LoopRule:
         return out
 
     def render(self, s: Space) -> EggRule:
-        return EggRule(self.name, self.kind, self.name, "\n".join([f"(ruleset {self.name})", *self.instances(s)]))
+        return EggRule(
+            self.name, self.kind, self.name, "\n".join([f"(ruleset {self.name})", *self.instances(s)])
+        )
 
 
 def loop_rule(
     kind: str, *, phase: str, over: str = "any", when: Callable[[Space], bool] = lambda s: True
 ) -> Callable[[Callable[..., str | Block]], LoopRule]:
-    """Declare a loop rule. Raises `RuleError` for an unknown phase or axis group."""
+    """Declare a loop rule. Raises `RuleError` naming the file and line of a malformed one."""
 
     def decorate(f: Callable[..., str | Block]) -> LoopRule:
         where = f"{f.__code__.co_filename}:{f.__code__.co_firstlineno}"
-        if phase not in PHASES or over not in ("any", "spatial", "contiguous", "reduced", "none"):
-            raise RuleError(f"{where}: rule {f.__name__}: phase {phase!r} over {over!r} is not known")
+        for value, allowed, what in (
+            (kind, RULE_KINDS, "kind"),
+            (phase, PHASES, "phase"),
+            (over, OVER, "over"),
+        ):
+            if value not in allowed:
+                raise RuleError(
+                    f"{where}: rule {f.__name__}: {what} {value!r} is not one of {', '.join(allowed)}"
+                )
+        if len(inspect.signature(f).parameters) != 2:
+            raise RuleError(f"{where}: rule {f.__name__}: a loop rule takes a block and an axis")
         doc = " ".join((inspect.getdoc(f) or "").split())
         return LoopRule(f.__name__, kind, phase, over, f, when, doc, where)
 

@@ -5,35 +5,36 @@
         '''A per-channel factor after a convolution goes into its weights.'''
         return op.mul(op.conv(x, w, c), op.broadcast(s, b)) >> op.conv(x, op.mul(w, …), c)
 
-Positional parameters are tensor variables, keyword-only ones attribute records. From this one declaration come the
-egglog rewrite, the listing, the statistics line and the property test (`nestegg.testing.check_rule`). Users write
-rules in their own files with the same decorator; nothing is special about ours.
+Positional parameters are tensor variables, keyword-only ones attribute records. From this one declaration
+come the egglog rewrite, the listing, the statistics line and the property test
+(`nestegg.testing.check_rule`). Users write rules in their own files with the same decorator; nothing is
+special about ours.
 """
 
 from __future__ import annotations
 
 import inspect
 import runpy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from ..ir.errors import NesteggError, RuleError
 from .fusion_rules import FusionRule
 from .loop_language import LoopRule
 from .pattern import Environment, Record, Rewrite, Var, call, functions, parameters, records, tensors
-
-KINDS = ("algebra", "layout", "algorithm", "precision", "fusion", "lowering", "tiling", "vectorize", "unroll", "parallel")
+from .saturate import KINDS
 
 
 @dataclass(frozen=True)
 class GraphRule:
     """A rewrite rule of graph programs.
 
-    `when`: condition over types and attributes (None: always). `const`: tensor variables that must be known at
-    compile time. `rewrites`: the left and right sides (several lefts must match together). `draw`: optional sampler
-    of instances for the property test, a function of a `Chooser` returning a partial binding.
+    `when`: condition over types and attributes (None: always). `const`: tensor variables that must be known
+    at compile time. `rewrites`: the left and right sides (several lefts must match together). `draw`:
+    optional sampler of instances for the property test, a function of a `Chooser` returning a partial
+    binding.
     """
 
     name: str
@@ -78,7 +79,7 @@ def condition_text(f: Callable[..., Any]) -> str:
     depth = 0
     for k, ch in enumerate(text):
         depth += (ch in "([{") - (ch in ")]}")
-        if depth < 0 or (ch == "," and depth == 0) or ch == "\n" and depth == 0:
+        if depth < 0 or (ch == "," and depth == 0) or (ch == "\n" and depth == 0):
             return " ".join(text[:k].split())
     return " ".join(text.split())
 
@@ -119,18 +120,26 @@ def _make(f: Any, kind: str, when: Any, const: tuple[str, ...], draw: Any, file:
     used = {n for r in rewrites for n in (*tensors(r.right), *records(r.right))}
     asked = {n for r in rewrites for g in (*functions(r.left), *functions(r.right)) for n in parameters(g)}
     asked |= set(parameters(when)) if when else set()
-    for names, what in ((used, "the right side uses"), (asked, "a condition or attribute asks for"), (set(const), "const names")):
+    for names, what in (
+        (used, "the right side uses"),
+        (asked, "a condition or attribute asks for"),
+        (set(const), "const names"),
+    ):
         if names - bound:
             raise RuleError(f"{what} {', '.join(sorted(names - bound))}, which the left side does not bind")
     for r in rewrites:
         if any(True for _ in functions(r.left)):
-            raise RuleError("attributes on the left side are fixed values or one record variable, not functions")
+            raise RuleError(
+                "attributes on the left side are fixed values or one record variable, not functions"
+            )
     doc = " ".join((inspect.getdoc(f) or "").split())
-    return GraphRule(f.__name__, kind, doc, (*tensor_vars, *record_vars), rewrites, when, const, draw, file, line)
+    return GraphRule(
+        f.__name__, kind, doc, (*tensor_vars, *record_vars), rewrites, when, const, draw, file, line
+    )
 
 
 def load_rules(path: str | Path) -> list[GraphRule | FusionRule | LoopRule]:
-    """The rules that a Python file declares at its top level, of any level, in the order of their names' first binding.
+    """The rules that a Python file declares at its top level, of any level, in the order of their lines.
 
     Rules that it merely imports do not count. Raises `RuleError` naming the file and line at fault.
     """
@@ -149,12 +158,34 @@ def load_rules(path: str | Path) -> list[GraphRule | FusionRule | LoopRule]:
     rules = [v for v in names.values() if isinstance(v, (GraphRule, FusionRule, LoopRule))]
     found = list({id(r): r for r in rules if Path(r.where.rpartition(":")[0]) == path}.values())
     if not found:
-        raise RuleError(f"{path}: declares no rule; decorate a function with `@rule(kind)` or `@loop_rule(kind, phase=…)`")
-    for k, r in enumerate(found):
-        twin = next((o for o in found[:k] if o.name == r.name), None)
-        if twin is not None:
-            raise RuleError(f"{r.where}: rule {r.name} is declared at {twin.where} already; rename one")
-    return found
+        raise RuleError(
+            f"{path}: declares no rule; decorate a function with `@rule(kind)` or `@loop_rule(kind, phase=…)`"
+        )
+    return distinct(sorted(found, key=lambda r: int(r.where.rpartition(":")[2])))
+
+
+class Named(Protocol):
+    """What every rule of either level has."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def where(self) -> str: ...
+
+
+R = TypeVar("R", bound=Named)
+
+
+def distinct(rules: Iterable[R]) -> list[R]:
+    """The rules, if no two share a name. Raises `RuleError` naming both places."""
+    seen: dict[str, R] = {}
+    for r in rules:
+        if seen.setdefault(r.name, r) is not r:
+            raise RuleError(
+                f"{r.where}: rule {r.name} is declared at {seen[r.name].where} already; rename one"
+            )
+    return list(seen.values())
 
 
 def _line_in(error: BaseException, path: str) -> int:

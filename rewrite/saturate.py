@@ -13,6 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
+KINDS = ("algebra", "layout", "algorithm", "precision", "fusion", "lowering", "tiling", "vectorize", "unroll", "parallel")
+"""What a rule may say it is about."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """When saturation stops. `nodes`: e-nodes; `iterations`: rounds over a phase's rules; `seconds`: the seat belt."""

@@ -1,6 +1,7 @@
-"""Tools for testing what is built on nestegg, and nestegg itself: random programs, and the check of rewrite rules.
+"""For testing nestegg and what is built on it: random programs, and the check of rewrite rules.
 
-Strategies are ordinary Hypothesis strategies. Importing this loads Hypothesis; JAX is loaded when a check asks it.
+Strategies are ordinary Hypothesis strategies. Importing this loads Hypothesis; JAX is loaded when a check
+asks it.
 """
 
 from .check import (
@@ -28,7 +29,7 @@ from .strategies import (
 )
 from .values import evaluate_kernel, evaluate_nest, first_difference, in_jax, in_numpy
 
-__all__ = [
+__all__ = [  # noqa: RUF022 (grouped by purpose)
     # checking rules
     "RuleCheck",
     "check_rule",

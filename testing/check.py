@@ -29,9 +29,9 @@ JAX_EVERY, MIN_JAX = 20, 4
 class RuleCheck:
     """The verdict on a rule.
 
-    `status`: `refuted` comes with a `counterexample`, the smallest found; `vacuous` means that no drawn instance met
-    the rule's condition, so that nothing is known; `tested` means that all `examples` passed. `proved` is reserved for
-    checks that leave nothing out.
+    `status`: `refuted` comes with a `counterexample`, the smallest found; `vacuous` means that no drawn
+    instance met the rule's condition, so that nothing is known; `tested` means that all `examples` passed.
+    `proved` is reserved for checks that leave nothing out.
     """
 
     name: str
@@ -54,13 +54,15 @@ class RuleCheck:
 def check_rule(rule: Rule, examples: int = EXAMPLES, seed: int = 0) -> RuleCheck:
     """Test a rule on drawn instances; the same seed draws the same ones.
 
-    Graph and fusion rules: both sides have one type and, in float64, one value, in NumPy for every example and in JAX
-    for some. Loop rules: the nests they make visit every point of the block exactly once.
+    Graph and fusion rules: both sides have one type and, in float64, one value, in NumPy for every example
+    and in JAX for some. Loop rules: the nests they make visit every point of the block exactly once.
     """
     begun = time.perf_counter()
     count, counterexample = _run(rule, examples, seed)
     status: Status = "refuted" if counterexample else "tested" if count else "vacuous"
-    return RuleCheck(rule.name, rule.kind, rule.level, status, count, counterexample, time.perf_counter() - begun)
+    return RuleCheck(
+        rule.name, rule.kind, rule.level, status, count, counterexample, time.perf_counter() - begun
+    )
 
 
 def _run(rule: Rule, examples: int, seed: int) -> tuple[int, str | None]:
@@ -68,7 +70,7 @@ def _run(rule: Rule, examples: int, seed: int) -> tuple[int, str | None]:
     in_jax = max(MIN_JAX, examples // JAX_EVERY)
     if isinstance(rule, LoopRule):
         outcome, blocks = check_loop_rule(rule, examples, seed)
-        return blocks, outcome.failure
+        return max(blocks, outcome.examples), outcome.failure
     if isinstance(rule, GraphRule):
         found = check_graph_rule(rule, examples, in_jax, seed)
         return found.examples, found.failure
@@ -78,7 +80,9 @@ def _run(rule: Rule, examples: int, seed: int) -> tuple[int, str | None]:
     if isinstance(rule, LoweringRule):
         instances = check_lowering(examples, seed)
         return instances.examples, instances.failure
-    raise RuleError(f"{rule!r} is not a rule; decorate a function with `@rule(kind)` or `@loop_rule(kind, phase=…)`")
+    raise RuleError(
+        f"{rule!r} is not a rule; decorate a function with `@rule(kind)` or `@loop_rule(kind, phase=…)`"
+    )
 
 
 def check_rules(

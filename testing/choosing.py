@@ -20,7 +20,7 @@ Case = TypeVar("Case")
 
 
 class HypothesisChooser:
-    """A `Chooser` whose decisions Hypothesis draws and shrinks: numbers to their lower end, options to the first."""
+    """A `Chooser` whose decisions Hypothesis draws, and shrinks to lower ends and first options."""
 
     def __init__(self, draw: Callable[[st.SearchStrategy[Any]], Any]) -> None:
         self._draw = draw
@@ -84,7 +84,8 @@ def search(
 ) -> Outcome[Case]:
     """Test drawn cases until one is `Refuted`, then shrink it. The same seed draws the same cases.
 
-    `draw` and `test` may `Reject` a case that does not count. `passed` holds the cases drawn up to the first failure.
+    `draw` and `test` may `Reject` a case that does not count. `passed` holds the cases drawn up to the first
+    failure.
     """
     outcome: Outcome[Case] = Outcome([])
 
@@ -97,7 +98,7 @@ def search(
         phases=(Phase.generate, Phase.shrink),
         print_blob=False,
         report_multiple_bugs=False,
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=tuple(HealthCheck),  # pyright: ignore[reportArgumentType]
         verbosity=Verbosity.quiet,
     )
     @hypothesis.given(drawn_by(draw, tries))

@@ -23,7 +23,7 @@ def check_fusion_rule(rule: FusionRule, examples: int, jax_examples: int, seed: 
             raise Reject
         return pair
 
-    outcome = search(draw, lambda pair: _holds(pair, seed), examples, seed, tries=40)
+    outcome = search(draw, lambda pair: _holds(pair, seed), examples, seed)
     for pair in spread(outcome.passed, jax_examples) if outcome.failure is None else ():
         try:
             _agrees_with_jax(pair, seed)
@@ -57,7 +57,9 @@ def _holds(pair: Pair, seed: int) -> None:
     if not informative:
         raise Reject
     if lowered(consumer) and lowered(producer) and not lowered(fused):
-        raise Refuted(f"{_pair_text(pair)}\neach lowers to a loop nest, the fused kernel does not: {fused.kernel.expr}")
+        raise Refuted(
+            f"{_pair_text(pair)}\neach lowers to a loop nest, the fused kernel does not: {fused.kernel.expr}"
+        )
 
 
 def _agrees_with_jax(pair: Pair, seed: int) -> None:

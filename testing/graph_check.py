@@ -1,4 +1,4 @@
-"""The property test of a graph rule: wherever it applies, both sides have one type and compute the same values."""
+"""The property test of a graph rule: where it applies, both sides have one type and one value."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def check_graph_rule(rule: GraphRule, examples: int, jax_examples: int, seed: in
 
 
 def _holds(rule: GraphRule, env: Binding, seed: int, sides: Sides, data: slice = slice(None)) -> None:
-    """Raise `Refuted` if the rule applies to the binding and is wrong there, `Reject` if it does not apply."""
+    """Raise `Refuted` if the rule applies and is wrong for the binding, `Reject` if it does not apply."""
     _applies(rule, env)
     informative = False
     for rewrite in rule.rewrites:
@@ -66,7 +66,9 @@ def _same_type(rewrite: Rewrite, env: Binding) -> None:
         what = "ill-typed" if isinstance(e, TypeRuleError) else "refused"
         raise Refuted(f"{binding_text(env)}\nthe right side {rewrite.right} is {what}: {e}") from None
     except Exception as e:
-        raise Refuted(f"{binding_text(env)}\na function of the right side raises {type(e).__name__}: {e}") from None
+        raise Refuted(
+            f"{binding_text(env)}\na function of the right side raises {type(e).__name__}: {e}"
+        ) from None
     if want != got:
         raise Refuted(f"{binding_text(env)}\nleft  {rewrite.left} : {want}\nright {rewrite.right} : {got}")
 
@@ -93,14 +95,16 @@ def _again_in_jax(rule: GraphRule, outcome: Outcome[Binding], count: int, seed: 
 
 
 def _second_opinion(rule: GraphRule, env: Binding, seed: int) -> str:
-    """What JAX says of a counterexample found in NumPy: if it disagrees, an operator's declaration is at fault."""
+    """What JAX says of a counterexample: if it disagrees, an operator's declaration is at fault."""
     try:
         _holds(rule, env, seed, _by_jax)
     except Refuted:
         return ""
     except Reject:
         pass
-    return "\n(the JAX references of both sides agree: an operator's tensor expression is wrong, not the rule)"
+    return (
+        "\n(the JAX references of both sides agree: an operator's tensor expression is wrong, not the rule)"
+    )
 
 
 def spread(items: Sequence[Any], count: int) -> list[Any]:
@@ -110,11 +114,16 @@ def spread(items: Sequence[Any], count: int) -> list[Any]:
     return [items[k * len(items) // count] for k in range(count)]
 
 
-# --- counterexamples as text -----------------------------------------------------------------------------------------
+# --- counterexamples as text -------------------------------------------------------------------------
 
 
 def _values_text(
-    rewrite: Rewrite, env: Environment, arrays: Arrays, left: np.ndarray, right: np.ndarray, at: tuple[int, ...]
+    rewrite: Rewrite,
+    env: Environment,
+    arrays: Arrays,
+    left: np.ndarray,
+    right: np.ndarray,
+    at: tuple[int, ...],
 ) -> str:
     lines = [binding_text(env)]
     lines += [f"{n} = {_array_text(a)}" for n, a in arrays.items() if a.size <= SHOWN_ELEMENTS]

@@ -1,8 +1,8 @@
-"""Random small graphs in float32 that a compiled program can be held against: well conditioned, values around 1.
+"""Random small graphs in float32 to hold compiled programs against: well conditioned, values around 1.
 
-A graph grows by moves, each a few operators as networks use them. Every value carries a bound; where a move would
-leave it too large, `tanh` comes first. Discontinuous functions (comparisons, floor, sign) stay out: a rounding error
-of the smallest kind would change their results.
+A graph grows by moves, each a few operators as networks use them. Every value carries a bound; where a move
+would leave it too large, `tanh` comes first. Discontinuous functions (comparisons, floor, sign) stay out: a
+rounding error of the smallest kind would change their results.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MOVEMENT = ("reshape", "transpose", "slice", "reverse", "pack", "unpack", "pad",
 
 @dataclass
 class Growing:
-    """A graph under construction. `values`: what moves may start from; `bound`: a bound on each one's magnitude."""
+    """A graph under construction. `values`: what moves start from; `bound`: on their magnitudes."""
 
     c: Chooser
     builder: GraphBuilder = field(default_factory=GraphBuilder)
@@ -114,14 +114,18 @@ def _reduce(g: Growing, x: Value) -> Value:
 def _window(g: Growing, x: Value) -> Value:
     _, attrs = operator("window").sample(g.c, [x.type], None)
     b = g.bound[x.id]
-    return g.note(g.builder.op("window", x, **attrs), b * math.prod(attrs.window) if attrs.kind == "sum" else b)
+    return g.note(
+        g.builder.op("window", x, **attrs), b * math.prod(attrs.window) if attrs.kind == "sum" else b
+    )
 
 
 def _contract(g: Growing, x: Value) -> Value:
-    """A convolution or dot with constant weights scaled by their fan-in, and perhaps a bias and an activation."""
+    """A convolution or dot, weights scaled by their fan-in; perhaps a bias and an activation."""
     name = "conv" if x.type.rank >= 3 and g.c.integer(0, 1) else "dot"
     types, attrs = operator(name).sample(g.c, [x.type, None], None)
-    fan_in = math.prod(types[1].shape[1:]) if name == "conv" else math.prod(x.shape[d] for d in attrs.contract[0])
+    fan_in = (
+        math.prod(types[1].shape[1:]) if name == "conv" else math.prod(x.shape[d] for d in attrs.contract[0])
+    )
     y = g.builder.op(name, x, g.constant(types[1], 1 / fan_in), **attrs)
     y = g.note(y, g.bound[x.id])
     if y.type.rank >= 2 and g.c.integer(0, 1):
@@ -139,12 +143,13 @@ def _softmax(g: Growing, x: Value) -> Value:
 
 
 MOVES: tuple[Callable[[Growing, Value], Value], ...] = (
-    _unary, _binary, _binary, _contract, _contract, _move, _move, _reduce, _window, _concat, _divide, _softmax,
+    _unary, _binary, _binary, _contract, _contract, _move, _move, _reduce, _window, _concat, _divide,
+    _softmax,
 )  # fmt: skip
 
 
 def draw_graph(c: Chooser, max_nodes: int) -> Graph:
-    """A graph of one or two inputs, grown by at most `max_nodes` moves; its outputs are the values nothing reads."""
+    """A graph of one or two inputs, grown by at most `max_nodes` moves; outputs are what nothing reads."""
     g = Growing(c)
     for k in range(c.integer(1, 2)):
         shape = g.values[0].shape if k and c.integer(0, 1) else some_shape(c, 1, 4, 6)

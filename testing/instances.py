@@ -1,7 +1,8 @@
 """Instances of patterns: types and attributes for every variable, drawn through the operators' own samplers.
 
-A pattern is filled from its most demanding operand: that one is drawn freely, the sampler of the operator above it
-says which types the other operands must have, and those are passed down to operators that can meet a wish.
+A pattern is filled from its most demanding operand: that one is drawn freely, the sampler of the operator
+above it says which types the other operands must have, and those are passed down to operators that can meet a
+wish.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class Instance:
 def draw_instance(
     c: Chooser, op: Operator, known: Sequence[TensorType | None] = (), out: TensorType | None = None
 ) -> Instance:
-    """A legal application, with some operands' types known or a result wanted. Raises `Reject` or `TypeRuleError`."""
+    """A legal application, given some operands or the result. Raises `Reject` or `TypeRuleError`."""
     slots = list(known) or [None] * (c.integer(1, 3) if op.arity is None else op.arity)
     types, attrs = op.sample(c, slots, out)
     result = op.check(tuple(types), attrs)
@@ -65,7 +66,7 @@ class Filling:
     made: list[Instance] = field(default_factory=list)
 
     def fill(self, p: Pattern, out: TensorType | None = None) -> TensorType:
-        """Bind the pattern's variables; its type. Raises `Reject` where the operators' samplers do not meet."""
+        """Bind the pattern's variables; its type. Raises `Reject` where the samplers do not meet."""
         if isinstance(p, Var):
             have = self.env.setdefault(p.name, out or TensorType(some_shape(self.chooser)))
             if out not in (None, have):
@@ -95,7 +96,9 @@ class Filling:
         stubborn = [k for k in nested if not _obliging_all(p.args[k])]
         if stubborn:
             return stubborn[0]
-        return self.chooser.pick(nested) if nested and out is None and self.chooser.integer(0, 1) == 0 else None
+        return (
+            self.chooser.pick(nested) if nested and out is None and self.chooser.integer(0, 1) == 0 else None
+        )
 
     def _instance(self, p: Apply, known: list[TensorType | None], out: TensorType | None) -> Instance:
         bound = self.env.get(p.attrs.name) if isinstance(p.attrs, Record) else None
@@ -114,7 +117,12 @@ class Filling:
         return Instance(p.op, drawn.types, attrs, result)
 
     def _repeats(
-        self, i: Instance, p: Apply, known: list[TensorType | None], out: TensorType | None, bound: Attrs | None
+        self,
+        i: Instance,
+        p: Apply,
+        known: list[TensorType | None],
+        out: TensorType | None,
+        bound: Attrs | None,
     ) -> bool:
         fits = len(known) == len(i.types) and all(k in (None, t) for k, t in zip(known, i.types, strict=True))
         attrs = dict(p.attrs) if isinstance(p.attrs, tuple) else bound or {}
@@ -126,13 +134,14 @@ def _obliging_all(p: Pattern) -> bool:
     return isinstance(p, Var) or (obliging(p.op) and all(map(_obliging_all, p.args)))
 
 
-# --- bindings of a rule ----------------------------------------------------------------------------------------------
+# --- bindings of a rule ------------------------------------------------------------------------------
 
 
 def draw_binding(c: Chooser, rule: GraphRule) -> dict[str, Any]:
-    """Types and attributes for all variables of a rule, its left sides well-typed; the condition is not looked at.
+    """Types and attributes for which a rule's left sides are well-typed, whatever its condition says.
 
-    From the rule's own sampler if it has one, but not only: what that never draws may be what the condition forgot.
+    From the rule's own sampler if it has one, but not only: what that never draws may be what the condition
+    forgot.
     """
     lefts = [w.left for w in rule.rewrites]
     own = rule.draw is not None and c.pick((True, True, False))
@@ -146,14 +155,15 @@ def draw_binding(c: Chooser, rule: GraphRule) -> dict[str, Any]:
     env = _other_dtype(c, env, lefts)
     for left in lefts:
         type_of(left, env)
-    return env
+    return {n: env[n] for n in rule.variables if n in env}
 
 
 def _other_dtype(c: Chooser, env: Mapping[str, Any], lefts: Sequence[Apply]) -> dict[str, Any]:
     """The binding in another element type, if the left sides exist in it."""
     dtype = c.pick(VARIANTS)
     changed = {
-        n: v.with_dtype(dtype) if isinstance(v, TensorType) and v.dtype in _DTYPES else v for n, v in env.items()
+        n: v.with_dtype(dtype) if isinstance(v, TensorType) and v.dtype in _DTYPES else v
+        for n, v in env.items()
     }
     try:
         for left in lefts:

@@ -1,4 +1,4 @@
-"""Random kernels: operators composed as fusion composes them, together with the operator tree they came from."""
+"""Random kernels: operators composed as fusion composes them, and the tree they came from."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ROLES = ("contraction", "elementwise", "reduction", "movement", "broadcast")
 
 @dataclass(frozen=True)
 class Tree:
-    """A kernel and the operators it is composed of. `names`: the tree's variables in the order of the kernel's inputs."""
+    """A kernel and the operators it is composed of. `names`: its variables, in the order of inputs."""
 
     kernel: Kernel
     pattern: Pattern

@@ -1,7 +1,8 @@
-"""The property test of a loop rule: every nest it puts into a block visits each point of the block exactly once.
+"""The property test of a loop rule: its nests visit each point of a block exactly once.
 
-And it keeps the promises that the search and the emitter build on: blocks only shrink or go to a later phase (the
-e-graph is acyclic), parallel loops run over results only, register tiles fit the registers, vectors fit their lanes.
+And it keeps the promises that the search and the emitter build on: blocks only shrink or go to a later phase
+(the e-graph is acyclic), parallel loops run over results only, register tiles fit the registers, vectors fit
+their lanes.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def check_loop_rule(rule: LoopRule, examples: int, seed: int) -> tuple[Outcome[L
     return outcome, acted["blocks"]
 
 
-# --- drawing ---------------------------------------------------------------------------------------------------------
+# --- drawing -----------------------------------------------------------------------------------------
 
 
 def draw_space(c: Chooser) -> Space:
@@ -73,7 +74,9 @@ def draw_space(c: Chooser) -> Space:
     rank = spatial + min(reduced, 2)
     unit = c.integer(0, 2)
     axes = tuple(
-        LoopAxis(k, c.pick(FULL_EXTENTS if k == 0 else FULL_EXTENTS[:7]), k >= spatial, k < spatial and unit != k)
+        LoopAxis(
+            k, c.pick(FULL_EXTENTS if k == 0 else FULL_EXTENTS[:7]), k >= spatial, k < spatial and unit != k
+        )
         for k in range(rank)
     )
     registers = c.pick((4, 8, 16))
@@ -110,11 +113,11 @@ def _size(extents: tuple[int, ...]) -> int:
     return n
 
 
-# --- running one step of egglog --------------------------------------------------------------------------------------
+# --- running one step of egglog ----------------------------------------------------------------------
 
 
 def _test(rule: LoopRule, case: LoopCase) -> int:
-    """The number of blocks on which the rule acted. Raises `Refuted` with the smallest block where it is wrong."""
+    """The number of blocks on which the rule acted. Raises `Refuted` with the smallest it gets wrong."""
     found = step(rule, case)
     acted = 0
     wrong: list[tuple[int, BlockCase, str]] = []
@@ -135,7 +138,8 @@ def step(rule: LoopRule, case: LoopCase) -> dict[BlockCase, list[Made]]:
     rank = len(case.space.axes)
     engine = Engine()
     lets = [
-        f"(let $b{k} (Block {b.phase} {b.vector} {' '.join(map(str, b.extents))}))" for k, b in enumerate(case.blocks)
+        f"(let $b{k} (Block {b.phase} {b.vector} {' '.join(map(str, b.extents))}))"
+        for k, b in enumerate(case.blocks)
     ]
     try:
         engine.run("\n".join([declarations(rank), rule.render(case.space).text, facts(case.space), *lets]))
@@ -222,7 +226,7 @@ def plain(extents: tuple[int, ...]) -> Nest:
     return nest
 
 
-# --- what can be wrong -----------------------------------------------------------------------------------------------
+# --- what can be wrong -------------------------------------------------------------------------------
 
 
 def _coverage(nest: Nest, block: BlockCase) -> str:
@@ -267,7 +271,7 @@ def _promises(made: Made, s: Space, block: BlockCase) -> str:
 
 
 def registers_of(s: Space, extents: tuple[int, ...], vector: int) -> int:
-    """Vector registers of a tile: an accumulator a result, a row of the vectorised operand, one broadcast element."""
+    """Vector registers of a tile: one a result, a row of the vectorised operand, a broadcast element."""
     vectors = -(-extents[vector] // s.lanes) if vector >= 0 else 1
     others = _size(tuple(extents[a.number] for a in s.spatial if a.number != vector))
     return others * vectors + vectors + 1
@@ -275,6 +279,7 @@ def registers_of(s: Space, extents: tuple[int, ...], vector: int) -> int:
 
 def space_text(s: Space) -> str:
     axes = ", ".join(
-        f"{a.number}: {a.extent}{' reduces' if a.reduces else ''}{' contiguous' if a.contiguous else ''}" for a in s.axes
+        f"{a.number}: {a.extent}{' reduces' if a.reduces else ''}{' contiguous' if a.contiguous else ''}"
+        for a in s.axes
     )
     return f"axes {{{axes}}}, {s.lanes} lanes, {s.registers} registers, {s.threads} threads"

@@ -32,4 +32,6 @@ def _agrees(instance: Instance, seed: int) -> None:
         got = evaluate_expr(expr, [arrays[n] for n in names], double=True)
         at = first_difference(want, got)
         if at is not None:
-            raise Refuted(f"{instance}\n{side_text('JAX reference', want, at)}\n{side_text(str(expr), got, at)}")
+            raise Refuted(
+                f"{instance}\n{side_text('JAX reference', want, at)}\n{side_text(str(expr), got, at)}"
+            )

@@ -1,4 +1,4 @@
-"""Hypothesis strategies for the values nestegg works with: types, tensors, operator instances, graphs, kernels, schedules.
+"""Hypothesis strategies for types, tensors, operator instances, graphs, kernels and schedules.
 
     @given(strategies.graphs(max_nodes=6).flatmap(lambda g: st.tuples(st.just(g), inputs_of(g))))
 
@@ -36,7 +36,7 @@ def tensor_types(
 
 
 def tensors(type: TensorType, domain: Domain = DOMAIN) -> st.SearchStrategy[np.ndarray]:
-    """Arrays of the type (in its own dtype), with values inside the domain; the simplest hold small integers."""
+    """Arrays of the type, with values inside the domain; the simplest hold small integers."""
 
     def make(seed: int) -> np.ndarray:
         style = "integers" if seed % 4 == 0 else "uniform"
@@ -54,7 +54,8 @@ def operator_instances(op: str | Operator) -> st.SearchStrategy[Instance]:
 def graphs(max_nodes: int = 6) -> st.SearchStrategy[Graph]:
     """Small float32 graphs of one or two inputs and of constants, whose values stay around 1.
 
-    `max_nodes` bounds the steps a graph is grown by; a step (a layer with its bias, a normalised sum) adds a few nodes.
+    `max_nodes` bounds the steps a graph is grown by; a step (a layer with its bias, a normalised sum) adds a
+    few nodes.
     """
     return drawn_by(lambda c: draw_graph(c, max_nodes))
 
@@ -65,7 +66,7 @@ def inputs_of(graph: Graph) -> st.SearchStrategy[tuple[np.ndarray, ...]]:
 
 
 def kernels() -> st.SearchStrategy[LoopKernel]:
-    """Loop kernels of composed operators: prologue, one contraction, reduction or map, epilogue; any extents."""
+    """Loop kernels: prologues, a contraction, reduction or map, epilogues; extents odd and prime too."""
     return trees().map(lambda t: lowered(t)).filter(lambda k: k is not None)  # type: ignore[arg-type, return-value]
 
 
@@ -82,7 +83,7 @@ def trees() -> st.SearchStrategy[Tree]:
 
 
 def schedules(kernel: LoopKernel, target: Target | None = None, threads: int = 1) -> st.SearchStrategy[Nest]:
-    """Nests drawn uniformly from all that the kernel's Block e-graph holds (`target`: this machine's if None)."""
+    """Nests drawn uniformly from all that the kernel's Block e-graph holds, for this machine or `target`."""
     egraph = schedule_space(kernel, target, threads)
     if not egraph.programs[egraph.root]:
         return st.nothing()

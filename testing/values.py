@@ -1,7 +1,8 @@
-"""Numbers for tests and the meaning of patterns, kernels and nests in NumPy and in JAX, float64 throughout."""
+"""Numbers for tests, and what patterns, kernels and nests mean in NumPy and JAX; float64 throughout."""
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -27,7 +28,7 @@ DOMAIN: Domain = (-2.0, 2.0)
 RTOL = 1e-9
 
 
-# --- data ------------------------------------------------------------------------------------------------------------
+# --- data --------------------------------------------------------------------------------------------
 
 
 def array_of(type: TensorType, seed: int, domain: Domain = DOMAIN, style: str = "uniform") -> np.ndarray:
@@ -41,23 +42,23 @@ def array_of(type: TensorType, seed: int, domain: Domain = DOMAIN, style: str = 
     if kind == "bool":
         return rng.integers(0, 2, type.shape).astype(bool)
     if kind in ("int", "uint") or style != "uniform":
-        least, most = (0 if kind == "uint" else -3), 3
+        least, most = (0 if kind == "uint" else max(-3, math.ceil(lo))), min(3, math.floor(hi))
         shape = type.shape if style != "one value" else ()
         values = np.broadcast_to(rng.integers(least, most + 1, shape), type.shape)
-        inside = values if kind != "float" else np.clip(values, lo + 0.01 * min(hi - lo, 1), hi)
-        return np.array(inside, np.float64 if kind == "float" else dtype)
+        return np.array(values, np.float64 if kind == "float" else dtype)
     lo, hi = max(lo, -4.0), min(hi, 4.0)
     return np.asarray(rng.uniform(lo + 0.01 * (hi - lo), hi, type.shape))
 
 
 def data_sets(pattern: Pattern, env: Environment, seed: int) -> Iterator[dict[str, np.ndarray]]:
-    """Arrays for the tensor variables of a binding, the most readable set first; a function of binding and seed."""
+    """Arrays for a binding's tensors, the most readable set first; a function of binding and seed."""
     wanted = domains(pattern)
     names = [n for n, t in env.items() if isinstance(t, TensorType)]
     start = zlib.crc32(repr(sorted(env.items(), key=lambda p: p[0])).encode()) + seed
     for k, style in enumerate(("integers", "uniform", "one value")):
         yield {
-            n: array_of(env[n], start + 101 * k + 7 * d, wanted.get(n, DOMAIN), style) for d, n in enumerate(names)
+            n: array_of(env[n], start + 101 * k + 7 * d, wanted.get(n, DOMAIN), style)
+            for d, n in enumerate(names)
         }
 
 
@@ -75,7 +76,7 @@ def domains(pattern: Pattern) -> dict[str, Domain]:
     return found
 
 
-# --- patterns --------------------------------------------------------------------------------------------------------
+# --- patterns ----------------------------------------------------------------------------------------
 
 
 @lru_cache(maxsize=4096)
@@ -84,7 +85,7 @@ def expr_of(op: str, attrs: Attrs, types: tuple[TensorType, ...]) -> TensorExpr:
 
 
 def in_numpy(pattern: Pattern, env: Environment, arrays: Arrays) -> np.ndarray:
-    """The pattern's value by the tensor expressions of its operators. Raises `TypeRuleError` if it is ill-typed."""
+    """The pattern's value by its operators' tensor expressions. Raises `TypeRuleError` if ill-typed."""
     return _in_numpy(pattern, env, arrays)[1]
 
 
@@ -107,7 +108,7 @@ def in_jax(patterns: Sequence[Pattern], env: Environment, arrays: Arrays) -> lis
 
 
 def first_difference(want: np.ndarray, got: np.ndarray) -> tuple[int, ...] | None:
-    """Index of the first element that differs. Where `want` is not finite, the mathematics says nothing: skipped."""
+    """Index of the first element that differs. Where `want` is not finite, nothing is asked."""
     if want.shape != got.shape:
         return (0,) * want.ndim
     if want.dtype.kind in "biu":
@@ -126,7 +127,7 @@ def says_something(value: np.ndarray) -> bool:
     return value.size == 0 or value.dtype.kind != "f" or bool(np.isfinite(value).any())
 
 
-# --- kernels and nests -----------------------------------------------------------------------------------------------
+# --- kernels and nests -------------------------------------------------------------------------------
 
 
 def evaluate_kernel(kernel: LoopKernel, arrays: Sequence[np.ndarray]) -> np.ndarray:
@@ -154,7 +155,9 @@ def evaluate_nest(kernel: LoopKernel, nest: Nest, arrays: Sequence[np.ndarray]) 
         return _written(kernel, values)
     each = _over(kernel, kernel.axes, kernel.update, arrays)
     totals = np.full((*shape, 1), neutral(kernel.kind, kernel.update.dtype), each.dtype)
-    combine = {"add": np.add, "max": np.maximum, "min": np.minimum, "mul": np.multiply}[COMBINERS[kernel.kind]]
+    combine = {"add": np.add, "max": np.maximum, "min": np.minimum, "mul": np.multiply}[
+        COMBINERS[kernel.kind]
+    ]
     combine.at(totals, (*results, np.zeros(len(visited), np.int64)), each[where])
     finished = TensorType(shape, kernel.update.dtype)
     read = Read(len(kernel.inputs), tuple(map(Index.of, kernel.spatial)), finished.dtype)
@@ -165,7 +168,7 @@ def evaluate_nest(kernel: LoopKernel, nest: Nest, arrays: Sequence[np.ndarray]) 
 def _over(
     kernel: LoopKernel, axes: tuple[Axis, ...], body: Scalar, arrays: Sequence[np.ndarray], *more: np.ndarray
 ) -> np.ndarray:
-    """A scalar of the kernel at every point of some axes; `more`: operands after the kernel's inputs, by index."""
+    """A scalar of the kernel at every point of some axes; `more`: operands after the kernel's inputs."""
     flat = tuple(TensorType((t.size,), t.dtype) for t in kernel.inputs)
     extra = tuple(TensorType(m.shape, body.dtype) for m in more)
     expr = TensorExpr((*flat, *extra), axes, body)
@@ -182,7 +185,8 @@ def _with_accumulator(s: Scalar, value: Scalar) -> Scalar:
 def _written(kernel: LoopKernel, values: np.ndarray) -> np.ndarray:
     rank = values.ndim
     grid = {
-        a: np.arange(a.extent).reshape([-1 if k == d else 1 for k in range(rank)]) for d, a in enumerate(kernel.spatial)
+        a: np.arange(a.extent).reshape([-1 if k == d else 1 for k in range(rank)])
+        for d, a in enumerate(kernel.spatial)
     }
     fill = kernel.fill.value if kernel.fill is not None else (np.nan if values.dtype.kind == "f" else 0)
     out = np.full(kernel.out_type.size, fill, values.dtype)

@@ -1,0 +1,154 @@
+"""The graph e-graph: whatever program is picked out of it computes what the graph does."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nestegg.ir.graph import Graph, GraphBuilder
+from nestegg.ir.reference import evaluate, evaluate_expr
+from nestegg.ir.types import TensorType
+from nestegg.rewrite.graph_egraph import CallNode, GraphEGraph, build
+from nestegg.rewrite.graph_rules import graph_rules
+from nestegg.rewrite.saturate import Limits
+from nestegg.testing import graphs, inputs_of
+
+RULES = graph_rules(2)  # blocks of two elements: layouts apply to small tensors
+LIMITS = Limits(nodes=300, iterations=2)
+
+
+def conv_net() -> Graph:
+    rng, b = np.random.default_rng(0), GraphBuilder()
+
+    def constant(*shape: int):
+        return b.constant(rng.normal(size=shape).astype(np.float32))
+
+    x = b.input(TensorType((1, 2, 5, 5)))
+    attrs = {"padding": ((1, 1), (1, 1)), "lhs_dilation": (1, 1), "rhs_dilation": (1, 1), "groups": 1}
+    y = b.op("conv", x, constant(4, 2, 3, 3), strides=(2, 2), **attrs)
+    y = y * b.op("broadcast", constant(4), shape=y.shape, dims=(1,))
+    y = b.op("max", y + b.op("broadcast", constant(4), shape=y.shape, dims=(1,)), b.full(y.shape, 0.0))
+    y = b.op("reshape", y, shape=(1, 36))
+    y = b.op("dot", y, constant(36, 4), contract=((1,), (0,)), batch=((), ()))
+    return b.finish([y])
+
+
+class Picker:
+    """Evaluates programs of an e-graph: for each e-class one of its ways, at random, without cycles."""
+
+    def __init__(self, egraph: GraphEGraph, args: list[np.ndarray], rng: np.random.Generator) -> None:
+        self.egraph, self.args, self.rng = egraph, [a.astype(np.float64) for a in args], rng
+        self.height = self._heights()
+        self.done: dict[int, np.ndarray] = {}
+
+    def _heights(self) -> list[float]:
+        """Least number of calls under each e-class; infinite if no kernels make it."""
+        height = [np.inf] * len(self.egraph.classes)
+        changed = True
+        while changed:
+            changed = False
+            for k, c in enumerate(self.egraph.classes):
+                ways = [0.0] if c.input is not None or c.constant is not None else []
+                ways += [1 + sum(height[a] for a in call.args) for call in c.calls]
+                best = min(ways, default=np.inf)
+                if best < height[k]:
+                    height[k], changed = best, True
+        return height
+
+    def value(self, k: int, path: frozenset[int] = frozenset()) -> np.ndarray:
+        """The e-class's value by a random choice, or a shortest one where others go in circles."""
+        if k not in self.done:
+            self.done[k] = self._value(k, path | {k})
+        return self.done[k]
+
+    def _value(self, k: int, path: frozenset[int]) -> np.ndarray:
+        c = self.egraph.classes[k]
+        if c.input is not None:
+            return self.args[c.input]
+        if c.constant is not None:
+            return self.egraph.constants[c.constant]
+        safe = [call for call in c.calls if 1 + sum(self.height[a] for a in call.args) <= self.height[k]]
+        free = [call for call in c.calls if self._reaches_leaves(call, path)]
+        call = (free or safe)[self.rng.integers(len(free or safe))]
+        return evaluate_expr(call.kernel.expr, [self.value(a, path) for a in call.args], double=True)
+
+    def _reaches_leaves(self, call: CallNode, path: frozenset[int]) -> bool:
+        return all(a not in path and np.isfinite(self.height[a]) and self._clear(a, path) for a in call.args)
+
+    def _clear(self, k: int, path: frozenset[int]) -> bool:
+        """The e-class can be made without anything on the path."""
+        if k in self.done:
+            return True
+        c = self.egraph.classes[k]
+        if c.input is not None or c.constant is not None:
+            return True
+        lower = [call for call in c.calls if 1 + sum(self.height[a] for a in call.args) <= self.height[k]]
+        return any(all(a not in path and self._clear(a, path) for a in call.args) for call in lower)
+
+
+def check(
+    graph: Graph, args: list[np.ndarray], egraph: GraphEGraph, rng: np.random.Generator, times: int
+) -> None:
+    want = evaluate(graph, args, double=True)
+    for _ in range(times):
+        pick = Picker(egraph, args, rng)
+        for o, w in zip(egraph.outputs, want, strict=True):
+            got = pick.value(o)
+            assert got.shape == w.shape
+            np.testing.assert_allclose(got, w, rtol=1e-8, atol=1e-8)
+
+
+def test_every_program_of_a_network_computes_the_same():
+    graph = conv_net()
+    egraph = build(graph, RULES, Limits(nodes=3000))
+    rng = np.random.default_rng(1)
+    check(graph, [rng.normal(size=(1, 2, 5, 5))], egraph, rng, times=60)
+
+
+def test_every_kind_of_rule_fires_on_a_network():
+    report = build(conv_net(), RULES, Limits(nodes=3000)).report
+    assert {s.kind for s in report.rules.values() if s.matches} >= {
+        "algebra",
+        "layout",
+        "algorithm",
+        "lowering",
+        "fusion",
+    }
+
+
+@settings(max_examples=15)
+@given(graphs(max_nodes=5).flatmap(lambda g: st.tuples(st.just(g), inputs_of(g))), st.integers(0, 999))
+def test_every_program_of_a_random_graph_computes_the_same(case, seed):
+    graph, args = case
+    egraph = build(graph, RULES, LIMITS)
+    assert [egraph.classes[o].type for o in egraph.outputs] == list(graph.output_types)
+    for c in egraph.classes:
+        for call in c.calls:
+            assert call.kernel.expr.type == c.type
+            assert call.kernel.expr.inputs == tuple(egraph.classes[a].type for a in call.args)
+    check(graph, list(args), egraph, np.random.default_rng(seed), times=4)
+
+
+@pytest.mark.slow
+@settings(max_examples=200)
+@given(graphs(max_nodes=8).flatmap(lambda g: st.tuples(st.just(g), inputs_of(g))), st.integers(0, 999))
+def test_every_program_of_many_random_graphs_computes_the_same(case, seed):
+    graph, args = case
+    check(
+        graph,
+        list(args),
+        build(graph, RULES, Limits(nodes=1000, iterations=3)),
+        np.random.default_rng(seed),
+        times=20,
+    )
+
+
+def test_constants_are_known_at_compile_time():
+    b = GraphBuilder()
+    x = b.input(TensorType((3,)))
+    c = b.op("exp", b.constant(np.ones(3, np.float32)))
+    egraph = build(b.finish([x * c]), RULES)
+    assert not egraph.classes[egraph.outputs[0]].const
+    assert any(k.const and k.calls for k in egraph.classes)
