@@ -55,7 +55,7 @@ class Options:
     rules: tuple[GraphRule | LoopRule | str | Path, ...] = ()
     graph_limits: Limits = GRAPH_LIMITS
     extraction: str = "ilp"
-    time_limit: float = 10.0
+    time_limit: float = 4.0
 
     @property
     def workers(self) -> int:
@@ -343,7 +343,9 @@ def _call(s: Step, buffers: _Buffers, number: int) -> KernelCall:
     return KernelCall(f"kernel{number}", s.kernel, s.nest, args, buffers.of[s.result], s.seconds)
 
 
-def _copy(type: TensorType, place: int, buffers: _Buffers, source: int, search: KernelSearch, number: int) -> KernelCall:
+def _copy(
+    type: TensorType, place: int, buffers: _Buffers, source: int, search: KernelSearch, number: int
+) -> KernelCall:
     """An output that is an input, a constant, or another output: copied."""
     kernel = lower(identity(type))
     schedule = search.schedule(kernel)

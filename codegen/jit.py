@@ -23,6 +23,7 @@ def _initialise() -> None:
         if not _ready:
             llvm.initialize_all_targets()
             llvm.initialize_all_asmprinters()
+            llvm.initialize_native_asmparser()  # for the fences of kernel_code
             _ready = True
 
 

@@ -160,18 +160,26 @@ class Executable:
         self._constants = aligned_bytes(max(program.constant_offsets[-1], 1))
         for array, start in zip(program.constants, program.constant_offsets, strict=False):
             self._constants[start : start + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        self._constants_at = self._constants.ctypes.data
         self._arena_size = program.memory.peak
-        self._free: list[np.ndarray] = []
+        self._free: list[tuple[int, np.ndarray]] = []
+        self._pointers = {n: ctypes.c_void_p * n for n in range(17)}
 
     def run(self, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> None:
         """Run on contiguous arrays of the right types (not checked here)."""
         try:
             arena = self._free.pop()
         except IndexError:
-            arena = aligned_bytes(max(self._arena_size, 1))
+            memory = aligned_bytes(max(self._arena_size, 1))
+            arena = (memory.ctypes.data, memory)
         try:
-            into = (ctypes.c_void_p * max(len(inputs), 1))(*(a.ctypes.data for a in inputs))
-            out = (ctypes.c_void_p * max(len(outputs), 1))(*(a.ctypes.data for a in outputs))
-            self._run(into, out, self._constants.ctypes.data, arena.ctypes.data)
+            into = self._table(len(inputs))(*[a.__array_interface__["data"][0] for a in inputs])
+            out = self._table(len(outputs))(*[a.__array_interface__["data"][0] for a in outputs])
+            self._run(into, out, self._constants_at, arena[0])
         finally:
             self._free.append(arena)
+
+    def _table(self, n: int) -> type[ctypes.Array[ctypes.c_void_p]]:
+        if n not in self._pointers:
+            self._pointers[n] = ctypes.c_void_p * n
+        return self._pointers[n]

@@ -108,7 +108,7 @@ class Roofline:
         moved = sum(float(footprint(a, whole)[0]) for a in rates.accesses)
         cycles = rates.best_tile() / self.threads
         t = self.target
-        traffic = [moved / self.threads, *(moved if moved > t.caches[k] * WARM else 0.0 for k in (1, 2))]
+        traffic = [moved / self.threads, *(moved * cold(moved, t.caches[k]) for k in (1, 2))]
         return float(seconds(t, np.array([cycles, *traffic])))
 
 
@@ -117,6 +117,11 @@ def update_cost(kernel: LoopKernel) -> float:
     extra = scalar_cost(kernel.update)
     product = isinstance(kernel.update, Apply) and kernel.update.fn == "mul" and kernel.kind == "sum"
     return max(1.0, extra if product else extra + 1.0)
+
+
+def cold(bytes: float, capacity: float) -> float:
+    """Share of a kernel's operands that a cache does not hold already: none up to half of it, all from 1.5 times it."""
+    return min(max(bytes / capacity - 0.5, 0.0), 1.0)
 
 
 def seconds(t: Target, state: np.ndarray) -> np.ndarray:
@@ -232,8 +237,8 @@ def _tile_shapes(extents: list[int], vector: int, lanes: int, registers: int) ->
         grown, taken = [], []
         for shape, u in zip(shapes, used, strict=True):
             if k == vector:
-                sizes = [s for s in (*range(1, min(n, lanes) + 1), *range(2 * lanes, n + 1, lanes)) if s <= lanes * registers]
-                options = [(s, -(-s // lanes)) for s in sizes if s in (n, lanes) or s % lanes == 0 or s == min(n, lanes)]
+                most = min(n, lanes * registers)
+                options = [(s, -(-s // lanes)) for s in {min(n, lanes), most, *range(lanes, most + 1, lanes)}]
             else:
                 options = [(s, s) for s in _tile_sizes(n, registers // u)]
             for s, cost in options:
@@ -326,15 +331,14 @@ class Scorer:
     def total(self, state: np.ndarray) -> float:
         """Seconds of a whole nest whose operands lie in the smallest cache that holds them."""
         warm = state.copy()
+        whole = float(self.whole[self.g.root])
         for level in (1, 2):
-            if self.whole[self.g.root] <= self.t.caches[level] * WARM:
-                warm[level + 1] = 0.0
+            if whole <= self.t.caches[level] * 1.5:
+                warm[level + 1] = min(warm[level + 1], whole * cold(whole, self.t.caches[level]))
         return float(seconds(self.t, warm))
 
 
 def _guarded(s: Scalar | None, read: Read) -> bool:
     """The read stands under a bounds test."""
-    for n in walk(s) if s is not None else ():
-        if isinstance(n, When) and any(m == read for m in walk(n.then)):
-            return True
-    return False
+    tests = [n for n in walk(s) if isinstance(n, When)] if s is not None else []
+    return any(m == read for n in tests for m in walk(n.then))

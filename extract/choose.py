@@ -28,6 +28,10 @@ from .result import Extraction
 #: register tile; without the allowance, every near miss of the best program would be searched for a few per cent.
 SLACK = 1.06
 
+#: Rounds of extracting and searching.
+GREEDY_ROUNDS = 40
+EXACT_ROUNDS = 4
+
 #: Seconds to call a kernel, besides its work.
 CALL_OVERHEAD = 5e-8
 
@@ -81,15 +85,20 @@ def choose(egraph: GraphEGraph, costs: KernelCosts, *, method: str = "ilp", time
         if c.kernel not in seconds:
             seconds[c.kernel] = 0.0 if c.kernel.is_alias else costs.bound(c.kernel) * SLACK
     rounds = 0
-    while True:
-        rounds += 1
-        extraction, chosen = _extract(egraph, candidates, seconds, method, time_limit)
-        todo = list(dict.fromkeys(c.kernel for c in chosen if not c.kernel.is_alias and c.kernel not in found))
-        if not todo:
-            break
-        for kernel, result in zip(todo, costs.search(todo), strict=True):
-            found[kernel] = result
-            seconds[kernel] = result[1]
+    # Greedy extraction is quick and finds most of the kernels worth searching; the last rounds are the method asked for.
+    for how, most in (("greedy", GREEDY_ROUNDS), (method, EXACT_ROUNDS)):
+        for _ in range(most):
+            rounds += 1
+            extraction, chosen = _extract(egraph, candidates, seconds, how, time_limit)
+            todo = list(dict.fromkeys(c.kernel for c in chosen if not c.kernel.is_alias and c.kernel not in found))
+            if not todo:
+                break
+            for kernel, result in zip(todo, costs.search(todo), strict=True):
+                found[kernel] = result
+                seconds[kernel] = result[1]
+    if todo:  # rounds ran out: the best program of the kernels searched so far
+        known = [c for c in candidates if c.kernel.is_alias or c.kernel in found]
+        extraction, chosen = _extract(egraph, known, seconds, method, time_limit)
     steps = [
         Step(c.kernel, c.args, c.owner, *(found.get(c.kernel) or (None, 0.0))) for c in _ordered(chosen)
     ]

@@ -15,7 +15,6 @@ from ..rewrite.saturate import Limits, SaturationReport
 from .beam import extract_nests
 from .costmodel import CostModel
 
-
 #: Loop e-graphs kept in memory at a time.
 SPACES_KEPT = 24
 

@@ -162,7 +162,7 @@ def _right(p: Pattern, r: GraphRule, names: Sequence[str], arguments: list[str],
     return f"({constructor(p.op, len(p.args))} {args} {attrs})"
 
 
-def _attribute_function(p: Apply, names: Sequence[str]):  # noqa: ANN202
+def _attribute_function(p: Apply, names: Sequence[str]):
     from ..ir.attrs import Attrs
 
     def make(*values: object) -> Attrs:

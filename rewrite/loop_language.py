@@ -41,9 +41,7 @@ OVER = ("any", "spatial", "contiguous", "reduced", "none")
 
 @dataclass(frozen=True)
 class Size:
-    """An integer known when the rule runs: arithmetic builds egglog expressions, comparisons build
-    conditions.
-    """
+    """An integer known when the rule runs: arithmetic builds expressions, comparisons conditions."""
 
     text: str
 
@@ -90,8 +88,7 @@ class Size:
 
 @dataclass(frozen=True)
 class LoopAxis:
-    """An axis of the kernel at hand: its number, full extent, whether it reduces, whether vectors may run
-    along it.
+    """An axis of the kernel at hand: number, full extent, whether it reduces, whether it may be vectorised.
 
     `contiguous`: some access walks neighbouring elements along it (if none does along any axis, every axis
     counts).
@@ -101,13 +98,12 @@ class LoopAxis:
     extent: int
     reduces: bool
     contiguous: bool
+    beside: bool = False
 
 
 @dataclass(frozen=True)
 class Space:
-    """What rules may ask of the kernel and target: axes, lanes of a vector, register and unrolling budgets,
-    threads.
-    """
+    """What rules may ask of kernel and target: axes, lanes, register and unrolling budgets, threads."""
 
     axes: tuple[LoopAxis, ...]
     lanes: int
@@ -124,12 +120,19 @@ class Space:
     def reduced(self) -> tuple[LoopAxis, ...]:
         return tuple(a for a in self.axes if a.reduces)
 
+    @property
+    def unrolled(self) -> tuple[LoopAxis, ...]:
+        """The order of unrolled loops, outermost first: reductions, then axes that repeat the operand's vectors, then
+        those that change them, so that few vectors are alive at a time."""
+        return (*self.reduced, *sorted(self.spatial, key=lambda a: (a.beside, a.number)))
+
 
 def space(kernel: LoopKernel, target: Target, threads: int = 1) -> Space:
     """The schedule space of a kernel on a target."""
     n = len(kernel.spatial)
     unit = _contiguous(kernel)
-    axes = tuple(LoopAxis(k, a.extent, k >= n, a in unit) for k, a in enumerate(kernel.axes))
+    beside = _beside(kernel, unit)
+    axes = tuple(LoopAxis(k, a.extent, k >= n, a in unit, a in beside) for k, a in enumerate(kernel.axes))
     widest = max(DTYPES[t].size for t in _dtypes(kernel))
     lanes = target.lanes(widest)
     depth = math.prod(a.extent for a in kernel.reduce)
@@ -145,6 +148,11 @@ def _contiguous(kernel: LoopKernel) -> set[Axis]:
     addresses = [kernel.out, *(r.index[0] for r in (*kernel.update_reads, *kernel.epilogue_reads))]
     unit = {a for a in kernel.spatial if any(i.coefficient(a) == 1 for i in addresses)}
     return unit or set(kernel.spatial)
+
+
+def _beside(kernel: LoopKernel, unit: set[Axis]) -> set[Axis]:
+    loaded = [r.index[0] for r in kernel.update_reads if any(r.index[0].coefficient(v) == 1 for v in unit)]
+    return {a for a in kernel.spatial if any(i.coefficient(a) for i in loaded)}
 
 
 def _dtypes(kernel: LoopKernel) -> set[str]:

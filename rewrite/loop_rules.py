@@ -9,6 +9,10 @@ from __future__ import annotations
 from .loop_language import Block, Cat, For, LoopAxis, LoopRule, Space, Tile, Vec, loop_rule
 
 
+#: Partial results that a cut reduction may keep on the stack (64 KiB of float32).
+PARTIAL_RESULTS = 16384
+
+
 def _threaded(s: Space) -> bool:
     return s.threads > 1
 
@@ -35,8 +39,9 @@ def peel(b: Block, a: LoopAxis) -> str:
 
 @loop_rule("tiling", phase="serial", over="reduced", when=lambda s: s.blocks_reduction)
 def block_reduction(b: Block, a: LoopAxis) -> str:
-    """A reduction axis is cut outside the register tile: partial results wait in memory between the pieces."""
+    """A reduction axis is cut outside the register tile: partial results wait on the stack between the pieces."""
     f, trips = b.factor(a)
+    b.require(b.product(b.space.spatial) <= PARTIAL_RESULTS)
     return For(a, trips, "serial", b.resized(a, f))
 
 
@@ -83,8 +88,8 @@ def unroll(b: Block, a: LoopAxis) -> str:
     """Block(e) -> unrolled For(a, e_a, Block(e with e_a := 1)) for an axis that is not the vector axis"""
     e = b.extent(a)
     b.require(e > 1, b.vector.differs(a.number))
-    order = [*b.space.reduced, *b.space.spatial]
-    for x in order[: order.index(a)]:  # in one order: that of straight-line code is for LLVM's scheduler
+    order = b.space.unrolled
+    for x in order[: order.index(a)]:  # in one order: results that share an operand's vector stand together
         distance = b.vector - x.number
         b.require((b.extent(x) - 1) * distance * distance <= 0)
     return For(a, e, "unroll", b.resized(a, 1))
@@ -96,7 +101,7 @@ def split_vectors(b: Block, a: LoopAxis) -> str:
     s = b.space
     b.require(b.vector.equals(a.number), *(b.extent(x).equals(1) for x in s.axes if x != a))
     f, trips = b.factor(a)
-    b.require(b.extent(a) > s.lanes, f <= s.lanes, f * 2 > s.lanes)
+    b.require(b.extent(a) > s.lanes, f <= s.lanes, trips.equals((b.extent(a) + (s.lanes - 1)) // s.lanes))
     return For(a, trips, "unroll", b.resized(a, f))
 
 

@@ -12,8 +12,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-
-KINDS = ("algebra", "layout", "algorithm", "precision", "fusion", "lowering", "tiling", "vectorize", "unroll", "parallel")
+KINDS = (
+    "algebra",
+    "layout",
+    "algorithm",
+    "precision",
+    "fusion",
+    "lowering",
+    "tiling",
+    "vectorize",
+    "unroll",
+    "parallel",
+)
 """What a rule may say it is about."""
 
 

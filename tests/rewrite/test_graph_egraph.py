@@ -132,7 +132,7 @@ def test_every_program_of_a_random_graph_computes_the_same(case, seed):
 
 
 @pytest.mark.slow
-@settings(max_examples=200)
+@settings(max_examples=60)
 @given(graphs(max_nodes=8).flatmap(lambda g: st.tuples(st.just(g), inputs_of(g))), st.integers(0, 999))
 def test_every_program_of_many_random_graphs_computes_the_same(case, seed):
     graph, args = case
