@@ -35,7 +35,19 @@ _PUBLIC = {
     "NesteggError": "ir.errors",
 }
 
-__all__ = [*_PUBLIC, "__version__"]
+# Spelled out, not from _PUBLIC: type checkers read it.
+__all__ = [
+    "Compiled",
+    "NesteggError",
+    "Options",
+    "__version__",
+    "jit",
+    "load_rules",
+    "loop_rule",
+    "op",
+    "optimize",
+    "rule",
+]
 
 
 def __getattr__(name: str) -> Any:

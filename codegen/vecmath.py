@@ -26,7 +26,7 @@ _FUSE = ("contract",)  # fmul + fadd may become one FMA (`llvm.fma` is a libm ca
 
 def type_of(value: ir.Value) -> Any:
     """`value.type`, which llvmlite does not declare on its base class."""
-    return value.type  # pyright: ignore[reportAttributeAccessIssue]
+    return value.type
 
 
 class Splat(ir.Constant):

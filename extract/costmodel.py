@@ -1,4 +1,4 @@
-"""The interface between loop extraction and a cost model. `compiler.py` hands extraction a model; none is imported here.
+"""The interface between loop extraction and a cost model. `compiler.py` hands over a model; none is imported here.
 
 A model scores *partial* nests bottom-up. What it must remember of a partial nest is a row of `width` floats (its
 state); everything about the block that the nest covers it can compute from the e-graph's arrays beforehand.

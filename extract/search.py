@@ -1,4 +1,4 @@
-"""The best nest of each distinct kernel, found once: saturate its loop e-graph, extract under a cost model, remember."""
+"""The best nest of each distinct kernel, found once: saturate its loop e-graph, extract under a cost model, keep."""
 
 from __future__ import annotations
 

@@ -14,20 +14,19 @@ from .types import TensorType
 
 
 def compose(consumer: TensorExpr, position: int, producer: TensorExpr) -> TensorExpr:
-    """`consumer` with input `position` computed by `producer`; inputs: the consumer's others, then the producer's."""
-    kept = [k for k in range(len(consumer.inputs)) if k != position]
-    renumber = {old: new for new, old in enumerate(kept)}
-    shift = len(kept)
+    """`consumer` with input `position` computed by `producer`, whose inputs take that place in the list."""
+    grown = len(producer.inputs) - 1
+    renumber = {k: k if k < position else k + grown for k in range(len(consumer.inputs))}
     fresh = _apart(producer)
 
     def go(s: Scalar) -> Scalar:
         if isinstance(s, Read):
             if s.input != position:
                 return Read(renumber[s.input], s.index, s.dtype)
-            return _at(fresh, s.index, shift)
+            return _at(fresh, s.index, position)
         return rebuild(s, go, lambda i: i)
 
-    inputs = tuple(consumer.inputs[k] for k in kept) + producer.inputs
+    inputs = consumer.inputs[:position] + producer.inputs + consumer.inputs[position + 1 :]
     return TensorExpr(inputs, consumer.axes, go(consumer.body)).canonical
 
 

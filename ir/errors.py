@@ -1,4 +1,4 @@
-"""The one exception family: every error a user can cause is a `NesteggError` that says what is wrong, where, and what to do."""
+"""The one exception family: an error a user can cause is a `NesteggError`: what is wrong, where, and what to do."""
 
 
 class NesteggError(Exception):

@@ -116,7 +116,7 @@ class Cast(_Ops):
 
 @dataclass(frozen=True, eq=True)
 class When(_Ops):
-    """`then` where all bounds hold, else `otherwise`; `then` is not evaluated outside (its reads may be out of bounds)."""
+    """`then` where all bounds hold, else `otherwise`; outside, `then` is not evaluated (it may read out of bounds)."""
 
     bounds: tuple[Bound, ...]
     then: Scalar
@@ -206,7 +206,9 @@ class TensorExpr:
     body: Scalar
 
     @staticmethod
-    def build(inputs: Sequence[TensorType], shape: Sequence[int], body: Callable[..., Scalar]) -> TensorExpr:
+    def build(
+        inputs: Sequence[TensorType], shape: Sequence[int], body: Callable[..., Callable[..., Scalar]]
+    ) -> TensorExpr:
         """`body(*operands)` returns a function from the output's indices to a scalar."""
         axes = tuple(Axis(f"i{d}", n) for d, n in enumerate(shape))
         operands = [Operand(k, t) for k, t in enumerate(inputs)]

@@ -170,7 +170,7 @@ class Index:
         total: object = self.constant
         for atom, c in self.terms:
             if isinstance(atom, Axis):
-                v: object = env[atom] if atom in env else 0
+                v: object = env.get(atom, 0)
             elif isinstance(atom, Quotient):
                 v = atom.of.evaluate(env) // atom.by  # type: ignore[operator]
             else:

@@ -28,8 +28,9 @@ ACCUMULATOR = -1
 class LoopKernel:
     """A kernel over flat buffers.
 
-    `inputs`: the buffers read (flat, as `out_type`). `spatial`, `reduce`: axes, each of extent > 1. `kind`: the reduction, or "" for a map
-    (then `update` is None and `epilogue` computes the value). Reads carry one address. `out`: address written.
+    `inputs`: the buffers read (flat, as `out_type`). `spatial`, `reduce`: axes, each of extent > 1. `kind`: the
+    reduction, or "" for a map (then `update` is None and `epilogue` computes the value). Reads carry one address.
+    `out`: address written.
     `fill`: value of the elements of `out_type` that the domain does not write (padding), if any.
     """
 
@@ -279,7 +280,7 @@ def _bound_axes(k: LoopKernel) -> set[Axis]:
 
 
 def _merge_axes(k: LoopKernel) -> LoopKernel:
-    """Join axes a, b into one where every address walks them as one (coefficient of a = extent of b times that of b)."""
+    """Join axes a, b into one where every address walks them as one (coefficient of a = extent of b times b's)."""
     merged = True
     while merged:
         merged = False

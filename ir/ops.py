@@ -429,7 +429,7 @@ declare(
 
 
 def _concat_type(t: Types, a: Attrs) -> TensorType:
-    require(len(t) > 0 and all(0 <= a.axis < x.rank for x in t), f"axis {a.axis} exceeds the rank")
+    require(0 < len(t) and all(0 <= a.axis < x.rank for x in t), f"axis {a.axis} exceeds the rank")
     rest = {(x.dtype, x.shape[: a.axis], x.shape[a.axis + 1 :]) for x in t}
     require(len(rest) == 1, "operands must agree in dtype and in all axes but the joined one")
     shape = list(t[0].shape)
@@ -628,7 +628,8 @@ def _dot_type(t: Types, a: Attrs) -> TensorType:
     require(x.dtype == y.dtype != "bool", "operands of one dtype other than bool; cast first")
     require(len(cx) == len(cy) and len(bx) == len(by), "contract and batch name axes in pairs")
     for axes, rank in (((*cx, *bx), x.rank), ((*cy, *by), y.rank)):
-        require(len(set(axes)) == len(axes) and all(0 <= d < rank for d in axes), f"axes {axes} of a rank-{rank} operand")
+        distinct = len(set(axes)) == len(axes)
+        require(distinct and all(0 <= d < rank for d in axes), f"axes {axes} of a rank-{rank} operand")
     for p, q in (*zip(cx, cy, strict=True), *zip(bx, by, strict=True)):
         require(x.shape[p] == y.shape[q], f"axis {p} of {x} meets axis {q} of {y}: extents differ")
     free = [x.shape[d] for d in _dot_free(x.rank, cx, bx)] + [y.shape[d] for d in _dot_free(y.rank, cy, by)]

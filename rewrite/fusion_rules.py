@@ -20,18 +20,24 @@ from .kernel import (
     prologue_arithmetic,
     prologue_broadcast,
     prologue_movement,
+    prologue_unpack,
 )
 
 
 @dataclass(frozen=True)
 class FusionRule:
-    """`Call(k, […, Call(p, ys) at i, …]) -> Call(fuse(k, i, p), [… without i, ys])` if `when(k, i, p)`.
+    """`Call(k, […, Call(p, ys) at i, …]) -> Call(fuse(k, i, p), [… ys in place of i …])` if `when(k, i, p)`.
 
-    With `dominates`, the unfused call is subsumed: it can never be better, so nothing more is derived from it.
+    `consumer`, `producer`: traits (`kernel.TRAITS`) that k and p must have; e-matching joins on them before `when` is
+    called. `const`: the tensor between them must be known at compile time. With `dominates`, the unfused call is
+    subsumed: it can never be better, so nothing more is derived from it.
     """
 
     name: str
     when: Callable[[Kernel, int, Kernel], bool]
+    consumer: str
+    producer: str
+    const: bool = False
     dominates: bool = False
     kind: str = "fusion"
     level: str = "graph"
@@ -42,7 +48,8 @@ class FusionRule:
 
     @property
     def condition(self) -> str:
-        return f"{self.when.__name__}(consumer, position, producer)"
+        constant = " and constant" if self.const else ""
+        return f"{self.when.__name__}({self.consumer} consumer, position, {self.producer} producer){constant}"
 
     @property
     def where(self) -> str:
@@ -53,11 +60,12 @@ class FusionRule:
 
 
 FUSION_RULES = (
-    FusionRule("fuse_broadcast_prologue", prologue_broadcast, dominates=True),
-    FusionRule("fuse_movement_prologue", prologue_movement),
-    FusionRule("fuse_arithmetic_prologue", prologue_arithmetic),
-    FusionRule("fuse_epilogue", epilogue),
-    FusionRule("fuse_residual_epilogue", epilogue_residual),
+    FusionRule("fuse_broadcast_prologue", prologue_broadcast, "open", "single", dominates=True),
+    FusionRule("fuse_packed_constant", prologue_unpack, "open", "single", const=True, dominates=True),
+    FusionRule("fuse_movement_prologue", prologue_movement, "open", "single"),
+    FusionRule("fuse_arithmetic_prologue", prologue_arithmetic, "open", "single"),
+    FusionRule("fuse_epilogue", epilogue, "light", "reducing"),
+    FusionRule("fuse_residual_epilogue", epilogue_residual, "light", "reducing"),
 )
 
 #: Operand positions at which fusion is tried.

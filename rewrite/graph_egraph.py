@@ -115,7 +115,7 @@ def _encode(graph: Graph, engine: Engine, host: Host) -> list[np.ndarray]:
         if n.op in (INPUT, CONSTANT):
             lines.append(f"(set (ty $n{k}) (py-from-int {host.intern(n.type)}))")
         if n.op == CONSTANT:
-            lines.append(f"(is-const $n{k})")
+            lines.append(f"(is-const $n{k}) (set (constness $n{k}) 1)")
     engine.run("\n".join(lines))
     return constants
 
@@ -133,27 +133,31 @@ def _read_back(
 ) -> GraphEGraph:
     egraph = engine.egraph
     tables = egraph.freeze().functions
+
+    def python(value: Any) -> Any:
+        return egraph.value_to_pyobject(value)
+
     classes: list[EClass] = []
     number: dict[Any, int] = {}
     for row in tables["ty"].rows:
         number[row.inputs[0]] = len(classes)
-        classes.append(EClass(host.value(egraph.value_to_pyobject(row.output))))
+        classes.append(EClass(host.value(python(row.output))))
     for row in tables["is-const"].rows:
         classes[number[row.inputs[0]]].const = True
     for row in tables["Input"].rows:
         classes[number[row.output]].input = egraph.value_to_i64(row.inputs[0])
     for row in tables["Const"].rows:
-        classes[number[row.output]].constant = egraph.value_to_pyobject(row.inputs[0])
+        classes[number[row.output]].constant = python(row.inputs[0])
     for row in tables["Call"].rows:
         if row.subsumed:
             continue
-        kernel = host.value(egraph.value_to_pyobject(row.inputs[0]))
+        kernel = host.value(python(row.inputs[0]))
         args = tuple(number[v] for v in egraph.value_to_vec(row.inputs[1]))
         classes[number[row.output]].calls.append(CallNode(kernel, args))
     for name in OPERATORS:
         for n in arities(name):
             for row in tables[constructor(name, n)].rows if constructor(name, n) in tables else ():
-                attrs = host.value(egraph.value_to_pyobject(row.inputs[-1]))
+                attrs = host.value(python(row.inputs[-1]))
                 args = tuple(number[v] for v in row.inputs[:-1])
                 classes[number[row.output]].ops.append(OpNode(name, attrs, args))
     outputs = tuple(number[tables[f"$n{o}"].rows[0].output] for o in graph.outputs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
@@ -53,6 +54,11 @@ def prologue_broadcast(consumer: Kernel, i: int, producer: Kernel) -> bool:
     return producer.op == "broadcast" and _inlines(consumer, i, producer)
 
 
+def prologue_unpack(consumer: Kernel, i: int, producer: Kernel) -> bool:
+    """A constant that can be had in blocks is read in blocks: packing it costs nothing at run time."""
+    return producer.op == "unpack" and _inlines(consumer, i, producer)
+
+
 def prologue_movement(consumer: Kernel, i: int, producer: Kernel) -> bool:
     """A layout, slice or padding operator may be read through, by any kernel without an epilogue.
 
@@ -94,3 +100,12 @@ def fuse(consumer: Kernel, i: int, producer: Kernel) -> Kernel:
     closed = consumer.closed or producer.closed or (is_map(consumer.expr) and not is_map(producer.expr))
     operators = consumer.operators + producer.operators
     return Kernel(compose(consumer.expr, i, producer.expr), "", operators, closed)
+
+
+#: What e-matching may ask of a kernel before a fusion rule's condition is called.
+TRAITS: dict[str, Callable[[Kernel], bool]] = {
+    "open": lambda k: not k.closed,
+    "single": lambda k: bool(k.op),
+    "light": lambda k: k.operators <= 1 and is_map(k.expr),
+    "reducing": lambda k: not is_map(k.expr),
+}

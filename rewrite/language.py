@@ -14,7 +14,7 @@ from ..ir.errors import RuleError, TypeRuleError
 from ..ir.operator import OPERATORS, operator
 from .fusion_rules import POSITIONS, FusionRule
 from .host import PRELUDE, Host, call_text, test_text
-from .kernel import fuse, of_operator
+from .kernel import TRAITS, fuse, of_operator
 from .pattern import Apply, Pattern, Record, Var, call, records, tensors, type_of
 from .rule import GraphRule
 from .saturate import EggRule
@@ -42,7 +42,9 @@ def declarations() -> str:
         "(constructor Input (i64) T) (constructor Const (PyObject) T) (constructor Call (PyObject TV) T)",
         "(function ty (T) PyObject :no-merge)",
         "(relation is-const (T))",
+        "(function constness (T) i64 :merge (max old new))",
         "(relation uses (PyObject TV i64 T))",
+        *(f"(relation trait-{name} (PyObject))" for name in TRAITS),
         f"(ruleset {ANALYSES})",
     ]
     for name in OPERATORS:
@@ -56,6 +58,9 @@ def analyses(host: Host) -> str:
         f"(rule ((= e (Call k xs)) (> (vec-length xs) {i})) ((uses k xs {i} (vec-get xs {i}))) :ruleset {ANALYSES})"
         for i in POSITIONS
     ]
+    for name, holds in TRAITS.items():
+        test = test_text(host.function(name, holds), ["k"])
+        out.append(f"(rule ((= e (Call k xs)) {test}) ((trait-{name} k)) :ruleset {ANALYSES})")
     for name in OPERATORS:
         infer = host.function(f"type rule of {name}", lambda a, *t, _n=name: operator(_n).check(t, a))
         for n in arities(name):
@@ -63,36 +68,56 @@ def analyses(host: Host) -> str:
             node = f"(= e ({constructor(name, n)} {' '.join(xs)} a))"
             types = " ".join(f"(= {t} (ty {x}))" for t, x in zip(ts, xs, strict=True))
             const = " ".join(f"(is-const {x})" for x in xs)
-            out.append(f"(rule ({node} {types}) ((set (ty e) {call_text(infer, ['a', *ts])})) :ruleset {ANALYSES})")
+            out.append(f"(rule ({node} {types}) ((set (ty e) {call_text(infer, ['a', *ts])})"
+                f" (set (constness e) 0)) :ruleset {ANALYSES})")
             if n:
-                out.append(f"(rule ({node} {const}) ((is-const e)) :ruleset {ANALYSES})")
+                out.append(f"(rule ({node} {const}) ((is-const e) (set (constness e) 1)) :ruleset {ANALYSES})")
     return "\n".join(out)
 
 
 def lowering_rules(host: Host) -> list[EggRule]:
-    """`op(x…) -> Call(kernel of op, [x…])`, for every operator: what makes an operator executable."""
+    """`op(x…) -> Call(kernel of op, [x…])`, for every operator: what makes an operator executable.
+
+    Of constants only layouts become kernels (a consumer may read through them); their arithmetic is done at compile
+    time, and a kernel that computed it again would only multiply the choices.
+    """
     out = []
-    for name in OPERATORS:
+    for name, row in OPERATORS.items():
         make = host.function(f"kernel of {name}", lambda a, *t, _n=name: of_operator(_n, a, *t))
+        through = row.family == "movement" and name not in ("pack", "pad", "concat", "slice")
+        varies = "" if through else "(= 0 (constness e))"
         for n in arities(name):
             xs, ts = [f"x{k}" for k in range(n)], [f"t{k}" for k in range(n)]
             types = " ".join(f"(= {t} (ty {x}))" for t, x in zip(ts, xs, strict=True))
             out.append(
-                f"(rule ((= e ({constructor(name, n)} {' '.join(xs)} a)) {types})"
+                f"(rule ((= e ({constructor(name, n)} {' '.join(xs)} a)) {types} {varies})"
                 f" ((union e (Call {call_text(make, ['a', *ts])} (vec-of {' '.join(xs)})))) :ruleset lower_operator)"
             )
     return [EggRule("lower_operator", "lowering", "lower_operator", "(ruleset lower_operator)\n" + "\n".join(out))]
 
 
 def fusion_rule(r: FusionRule, host: Host) -> EggRule:
-    """A fusion rule as egglog text: the consumer is found through `uses`, which is indexed by the tensor it reads."""
+    """A fusion rule as egglog text, one form a position (the producer's arguments take the place of its result).
+
+    The consumer is found through `uses`, which is indexed by the tensor it reads.
+    """
     test, make = host.function(r.name, r.when), host.function(r.name, fuse)
     drop = " (subsume (Call k xs))" if r.dominates else ""
-    arguments = ["k", "(py-from-int i)", "p"]
-    text = f"""(ruleset {r.name})
-(rule ((= x (Call p ys)) (uses k xs i x) (= e (Call k xs)) {test_text(test, arguments)})
-      ((union e (Call {call_text(make, arguments)} (vec-append (vec-remove xs i) ys))){drop}) :ruleset {r.name})"""
-    return EggRule(r.name, r.kind, r.name, text)
+    const = " (is-const x)" if r.const else ""
+    out = [f"(ruleset {r.name})"]
+    for i in POSITIONS:
+        arguments = ["k", f"(py-from-int {i})", "p"]
+        before = "(vec-of " + " ".join(f"(vec-get xs {n})" for n in range(i)) + ")" if i else ""
+        after = "xs"
+        for _ in range(i + 1):
+            after = f"(vec-remove {after} 0)"
+        spliced = f"(vec-append {before} ys {after})"
+        out.append(
+            f"(rule ((= x (Call p ys)) (trait-{r.producer} p) (uses k xs {i} x) (trait-{r.consumer} k) (= e (Call k xs))"
+            f"{const} {test_text(test, arguments)})"
+            f" ((union e (Call {call_text(make, arguments)} {spliced})){drop}) :ruleset {r.name})"
+        )
+    return EggRule(r.name, r.kind, r.name, "\n".join(out))
 
 
 def graph_rule(r: GraphRule, host: Host) -> EggRule:

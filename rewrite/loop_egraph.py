@@ -30,9 +30,10 @@ FOR, CAT, TILE, VEC = range(4)
 class LoopEGraph:
     """The saturated e-graph of one kernel's schedules.
 
-    Per e-class: `entered` (a loop or a tile leads to it, so straight-line code may begin there), `domain` (extents, one column an axis), `level` (children have lower
-    ones). Per e-node: `owner` (its class), `op` (FOR, CAT, TILE, VEC), `axis`, `count` (trips, cut or lanes), `kind`
-    (number in `nest.KINDS`), `child`, `other` (classes; -1 where there is none). E-nodes are sorted by level of owner.
+    Per e-class: `entered` (a loop or a tile leads to it, so straight-line code may begin there), `domain` (extents,
+    one column an axis), `level` (children have lower ones). Per e-node: `owner` (its class), `op` (FOR, CAT, TILE,
+    VEC), `axis`, `count` (trips, cut or lanes), `kind` (number in `nest.KINDS`), `child`, `other` (classes; -1 where
+    there is none). E-nodes are sorted by level of owner.
     """
 
     kernel: LoopKernel
@@ -162,7 +163,9 @@ def build(
     s = space(kernel, target, threads)
     rank = len(s.axes)
     engine = Engine()
-    phases: list[list[Any]] = [[r.render(s) for r in distinct(rules) if r.phase == p and r.instances(s)] for p in PHASES]
+    phases: list[list[Any]] = [
+        [r.render(s) for r in distinct(rules) if r.phase == p and r.instances(s)] for p in PHASES
+    ]
     engine.run("\n".join([declarations(rank), *(r.text for p in phases for r in p), facts(s)]))
     root = f"(let $root (Block 0 -1 {' '.join(str(a.extent) for a in s.axes)}))"
     engine.run(root)
@@ -204,9 +207,11 @@ def _read_back(kernel: LoopKernel, s: Space, engine: Engine, report: SaturationR
     level = _levels(nodes, len(classes))
     nodes = nodes[np.argsort(level[nodes[:, 0]], kind="stable")]
     nodes, domain = _fillable(nodes, level, len(classes), len(s.axes))
-    columns = [np.ascontiguousarray(nodes[:, k]) for k in range(7)]
+    owner, op, axis, count, kind, child, other = (np.ascontiguousarray(nodes[:, k]) for k in range(7))
     straight = _in_registers(nodes, len(classes))
-    return LoopEGraph(kernel, s, root, straight, domain, level, *columns, report)
+    return LoopEGraph(
+        kernel, s, root, straight, domain, level, owner, op, axis, count, kind, child, other, report
+    )
 
 
 def _fillable(nodes: np.ndarray, level: np.ndarray, classes: int, rank: int) -> tuple[np.ndarray, np.ndarray]:
@@ -217,7 +222,7 @@ def _fillable(nodes: np.ndarray, level: np.ndarray, classes: int, rank: int) -> 
     for lo, hi in zip(bounds[:-1], bounds[1:], strict=True):
         part = nodes[lo:hi]
         op, axis, count, child, other = (part[:, k] for k in (1, 2, 3, 5, 6))
-        filled = domain.any(axis=1) if rank else np.ones(classes, bool)
+        filled = (domain != 0).any(axis=1) if rank else np.ones(classes, bool)
         alive = (op == VEC) | (filled[child] & ((other < 0) | filled[other]))
         part, op, axis, count, child, other = (x[alive] for x in (part, op, axis, count, child, other))
         shape = np.where((op == VEC)[:, None], 1, domain[child])

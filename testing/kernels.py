@@ -60,9 +60,9 @@ def one_operator(
 
 
 def compose(consumer: Tree, i: int, producer: Tree) -> Tree:
-    """The two kernels fused; the producer's variables follow the consumer's remaining ones."""
+    """The two kernels fused; the producer's variables take the place of the consumer's."""
     kernel = fuse(consumer.kernel, i, producer.kernel)
-    names = (*consumer.names[:i], *consumer.names[i + 1 :], *producer.names)
+    names = (*consumer.names[:i], *producer.names, *consumer.names[i + 1 :])
     return Tree(kernel, substituted(consumer.pattern, consumer.names[i], producer.pattern), names)
 
 

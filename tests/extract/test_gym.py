@@ -97,7 +97,7 @@ def test_malformed(tmp_path: Path, case: str) -> None:
 def test_not_an_egraph(tmp_path: Path, text: bytes) -> None:
     path = tmp_path / "bad.json"
     path.write_bytes(text)
-    with pytest.raises(EGraphFormatError, match="bad.json"):
+    with pytest.raises(EGraphFormatError, match=r"bad\.json"):
         read_gym(path)
 
 
