@@ -85,18 +85,24 @@ def choose(egraph: GraphEGraph, costs: KernelCosts, *, method: str = "ilp", time
         if c.kernel not in seconds:
             seconds[c.kernel] = 0.0 if c.kernel.is_alias else costs.bound(c.kernel) * SLACK
     rounds = 0
-    # Greedy extraction is quick and finds most of the kernels worth searching; the last rounds are the method asked for.
-    for how, most in (("greedy", GREEDY_ROUNDS), (method, EXACT_ROUNDS)):
-        for _ in range(most):
-            rounds += 1
+
+    def settle(how: str, most: int) -> tuple[Extraction, list[_Candidate], bool]:
+        """Extract and search until every kernel in the best program has its true cost, or the rounds run out."""
+        nonlocal rounds
+        while True:
+            rounds, most = rounds + 1, most - 1
             extraction, chosen = _extract(egraph, candidates, seconds, how, time_limit)
             todo = list(dict.fromkeys(c.kernel for c in chosen if not c.kernel.is_alias and c.kernel not in found))
-            if not todo:
-                break
             for kernel, result in zip(todo, costs.search(todo), strict=True):
                 found[kernel] = result
                 seconds[kernel] = result[1]
-    if todo:  # rounds ran out: the best program of the kernels searched so far
+            if not todo or not most:
+                return extraction, chosen, not todo
+
+    # Greedy extraction is quick and finds most kernels worth searching; the last rounds are the method asked for.
+    settle("greedy", GREEDY_ROUNDS)
+    extraction, chosen, settled = settle(method, EXACT_ROUNDS)
+    if not settled:  # the best program of the kernels searched so far
         known = [c for c in candidates if c.kernel.is_alias or c.kernel in found]
         extraction, chosen = _extract(egraph, known, seconds, method, time_limit)
     steps = [

@@ -60,9 +60,8 @@ class KernelSearch:
             self.progress(f"scheduling kernel {len(self.schedules) + 1} ({kernel.points} points)")
             egraph = self._egraph(kernel)
             best = extract_nests(egraph, self.model)[0]
-            programs = egraph.programs[egraph.root]
             self.schedules[kernel] = KernelSchedule(
-                best.nest, best.seconds, egraph.enodes, programs, egraph.report.stopped_by
+                best.nest, best.seconds, egraph.enodes, int(min(egraph.size, 1e300)), egraph.report.stopped_by
             )
         return self.schedules[kernel]
 

@@ -35,8 +35,8 @@ class FusionRule:
 
     name: str
     when: Callable[[Kernel, int, Kernel], bool]
-    consumer: str
-    producer: str
+    consumer: str = "open"
+    producer: str = "single"
     const: bool = False
     dominates: bool = False
     kind: str = "fusion"

@@ -113,8 +113,8 @@ def fusion_rule(r: FusionRule, host: Host) -> EggRule:
             after = f"(vec-remove {after} 0)"
         spliced = f"(vec-append {before} ys {after})"
         out.append(
-            f"(rule ((= x (Call p ys)) (trait-{r.producer} p) (uses k xs {i} x) (trait-{r.consumer} k) (= e (Call k xs))"
-            f"{const} {test_text(test, arguments)})"
+            f"(rule ((= x (Call p ys)) (trait-{r.producer} p) (uses k xs {i} x) (trait-{r.consumer} k)"
+            f" (= e (Call k xs)){const} {test_text(test, arguments)})"
             f" ((union e (Call {call_text(make, arguments)} {spliced})){drop}) :ruleset {r.name})"
         )
     return EggRule(r.name, r.kind, r.name, "\n".join(out))

@@ -73,6 +73,17 @@ class LoopEGraph:
             count[self.owner[n]] += ways
         return count
 
+    @cached_property
+    def size(self) -> float:
+        """Number of distinct nests of the whole kernel, in floating point (exact up to 2**53)."""
+        count = np.zeros(len(self.level))
+        bounds = np.searchsorted(self.level[self.owner], np.arange(self.level.max(initial=0) + 2))
+        for lo, hi in zip(bounds[:-1], bounds[1:], strict=True):
+            child, other = self.child[lo:hi], self.other[lo:hi]
+            ways = np.where(child >= 0, count[child], 1.0) * np.where(other >= 0, count[other], 1.0)
+            np.add.at(count, self.owner[lo:hi], ways)
+        return float(count[self.root])
+
     def sample(self, rng: np.random.Generator) -> Nest | None:
         """A nest drawn uniformly from all that the e-graph holds; None if it holds none."""
         count = self.programs

@@ -137,10 +137,10 @@ def space(kernel: LoopKernel, target: Target, threads: int = 1) -> Space:
     lanes = target.lanes(widest)
     depth = math.prod(a.extent for a in kernel.reduce)
     # A register tile streams (rows + columns) * depth elements; past the first-level cache, cutting the depth
-    # may pay.
+    # may pay. Spaces of few axes are small enough to offer it always.
     streamed = (
         depth * widest * 2 > target.caches[0] and sum(t.nbytes for t in kernel.inputs) > target.caches[1]
-    )
+    ) or len(axes) <= 3
     return Space(axes, lanes, target.registers, 8 * target.registers, threads, streamed)
 
 

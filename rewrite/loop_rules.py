@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from .loop_language import Block, Cat, For, LoopAxis, LoopRule, Space, Tile, Vec, loop_rule
 
-
 #: Partial results that a cut reduction may keep on the stack (64 KiB of float32).
 PARTIAL_RESULTS = 16384
 

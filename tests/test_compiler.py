@@ -1,0 +1,91 @@
+"""The whole pipeline on small programs: optimized graphs compute what the reference does."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import nestegg
+from nestegg.compiler import Options, compile_graph
+from nestegg.ir.errors import CallError
+from nestegg.ir.imported import ImportedProgram
+from nestegg.ir.reference import evaluate
+from nestegg.testing import graphs, inputs_of
+
+
+def test_optimize_a_jax_function():
+    import jax.numpy as jnp
+
+    w = np.random.default_rng(0).standard_normal((8, 24)).astype(np.float32)
+
+    def f(x):
+        return jnp.maximum(x @ w, 0) * 2
+
+    compiled = nestegg.optimize(f, np.zeros((3, 8), np.float32))
+    assert compiled.verify().ok
+    x = np.random.default_rng(1).standard_normal((3, 8)).astype(np.float32)
+    np.testing.assert_allclose(compiled(x), np.maximum(x @ w, 0) * 2, rtol=1e-5, atol=1e-5)
+    assert len(compiled.program.calls) == 1, "matmul, activation and factor are one kernel"
+
+
+def test_jit_specialises_by_shape():
+    @nestegg.jit
+    def f(x, y):
+        return {"sum": x + y}
+
+    for n in (3, 5):
+        x = np.arange(n, dtype=np.float32)
+        np.testing.assert_array_equal(f(x, x)["sum"], 2 * x)
+    assert len(f.compiled) == 2
+
+
+def test_jax_arrays_in_jax_arrays_out():
+    import jax.numpy as jnp
+
+    compiled = nestegg.optimize(lambda x: x * 3, jnp.ones((4,)))
+    assert type(compiled(jnp.ones((4,)))).__module__.startswith("jax")
+
+
+@pytest.mark.parametrize(
+    "wrong", [np.zeros((4,), np.float32), np.zeros((3,), np.float64), np.zeros((3, 1), np.float32)]
+)
+def test_wrong_arguments_are_named(wrong: np.ndarray) -> None:
+    compiled = nestegg.optimize(lambda x: x + 1, np.zeros((3,), np.float32))
+    with pytest.raises(CallError, match=r"argument 0 .*optimized for f32\[3\]"):
+        compiled(wrong)
+
+
+def test_outputs_may_be_inputs_constants_and_each_other():
+    c = np.arange(4, dtype=np.float32)
+    compiled = nestegg.optimize(lambda x: (x, c, x + c, x + c, x.reshape(2, 2)), np.zeros((4,), np.float32))
+    x = np.float32([1, 2, 3, 4])
+    a, b, d, e, f = compiled(x)
+    for got, want in ((a, x), (b, c), (d, x + c), (e, x + c), (f, x.reshape(2, 2))):
+        np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("name", ["mlp", "lenet", "dqn"])
+def test_zoo_models_from_both_front_ends(name: str) -> None:
+    from nestegg.ir import zoo
+
+    ours, theirs = nestegg.optimize(f"zoo:{name}"), nestegg.optimize(zoo.onnx_model(name))
+    report = ours.verify()
+    assert report.ok, report
+    x = ours.example_inputs()
+    np.testing.assert_allclose(np.asarray(ours(*x)), np.asarray(theirs(*x)), rtol=1e-4, atol=1e-5)
+
+
+@settings(max_examples=12, suppress_health_check=list(HealthCheck))
+@given(graphs(max_nodes=4).flatmap(lambda g: st.tuples(st.just(g), inputs_of(g))))
+def test_optimized_random_graphs(case) -> None:
+    graph, args = case
+    names = tuple(f"x{k}" for k in range(len(graph.inputs)))
+    program = ImportedProgram(graph, names, tuple(f"y{k}" for k in range(len(graph.outputs))))
+    compiled = compile_graph(program, Options())
+    want = evaluate(graph, args, double=True)
+    outputs = compiled(*args)
+    for got, exact in zip(outputs if isinstance(outputs, tuple) else (outputs,), want, strict=True):
+        scale = max(np.abs(exact).max(initial=0), 1.0)
+        np.testing.assert_allclose(got, exact, rtol=1e-4, atol=1e-5 * scale)
