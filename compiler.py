@@ -45,8 +45,8 @@ Progress = Callable[[str], None]
 class Options:
     """How to compile.
 
-    target: `cpu` (this machine) or the name of a target. threads: None for one. rules: rules besides the shipped ones,
-    or files of them. graph_limits: when graph saturation stops. extraction: `ilp` or `greedy`. time_limit: seconds for
+    target: `cpu` (this machine) or the name of a target. threads: how many are wanted (programs run on one so far, and
+    the report says so). rules: rules besides the shipped ones, or files of them. graph_limits: when graph saturation stops. extraction: `ilp` or `greedy`. time_limit: seconds for
     one graph extraction.
     """
 
@@ -59,10 +59,10 @@ class Options:
 
     @property
     def workers(self) -> int:
-        threads = 1 if self.threads is None else self.threads
-        if threads < 1:
-            raise NesteggError(f"threads={threads}: give 1 or more")
-        return threads
+        """Threads that the program will run on: one, whatever is asked for, until the thread pool is built."""
+        if self.threads is not None and self.threads < 1:
+            raise NesteggError(f"threads={self.threads}: give 1 or more")
+        return 1
 
 
 def import_program(source: Any, *example_args: Any, shapes: Any = None) -> ImportedProgram:
@@ -109,6 +109,7 @@ class Compiled:
     ) -> None:
         self.imported, self.graph, self.egraph = imported, imported.graph, egraph
         self.choice, self.program, self.search, self.seconds = choice, program, search, seconds
+        self.threads_wanted = 1
         self._types = imported.graph.input_types
         self._results = imported.graph.output_types
         self._verified: Verification | None = None
@@ -256,7 +257,9 @@ def compile_graph(imported: ImportedProgram, options: Options, progress: Progres
     program = plan_program(imported.graph, egraph, choice, search, machine, options.workers)
     lap("constants")
     progress("generating machine code")
-    return Compiled(imported, egraph, choice, program, search, seconds)
+    compiled = Compiled(imported, egraph, choice, program, search, seconds)
+    compiled.threads_wanted = options.threads or 1
+    return compiled
 
 
 def _load(rules: Sequence[GraphRule | LoopRule | str | Path]) -> Sequence[Any]:

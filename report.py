@@ -79,6 +79,7 @@ class Report:
                 "source": c.imported.source,
                 "target": c.program.target.cpu,
                 "threads": c.program.threads,
+                "threads_wanted": c.threads_wanted,
                 "verify": None if verification is None else vars(verification),
                 "graph": {
                     "operators": c.graph.operator_counts,
