@@ -46,8 +46,8 @@ class Options:
     """How to compile.
 
     target: `cpu` (this machine) or the name of a target. threads: how many are wanted (programs run on one so far, and
-    the report says so). rules: rules besides the shipped ones, or files of them. graph_limits: when graph saturation stops. extraction: `ilp` or `greedy`. time_limit: seconds for
-    one graph extraction.
+    the report says so). rules: rules besides the shipped ones, or files of them. graph_limits: when graph saturation
+    stops. extraction: `ilp` or `greedy`. time_limit: seconds for one graph extraction.
     """
 
     target: str = "cpu"

@@ -16,7 +16,7 @@ from ..ir.loops import LoopKernel
 from ..ir.nest import SERIAL, UNROLL, Cat, For, Nest, Tile, Vec, extents
 from ..ir.scalars import COMBINERS
 from ..ir.types import DTYPES
-from .llvm_types import I32, I64, POINTER, constant, load, memory_type, neutral_element, offset, splat, store
+from .llvm_types import I32, I64, POINTER, constant, lanes_of, load, memory_type, neutral_element, offset, splat, store
 from .scalar_code import Position, ScalarCode
 from .scalar_ops import emit_scalar
 
@@ -149,6 +149,9 @@ class KernelCode:
             for slot, lanes in slots.items():
                 self._finish(self._at(at, slot), nest.vector, lanes, None)
             return
+        if nest.vector >= self.spatial:
+            self._tile_lanes(nest, at, slots)
+            return
         start = {s: self._start(at, s, n, nest.vector) for s, n in slots.items()}
         done = self._reduce(nest.body, at, (0,) * self.spatial, start, nest.vector)
         self.code.fresh()
@@ -158,6 +161,41 @@ class KernelCode:
                 self._store_partial(done[slot], here, nest.vector, lanes)
             else:
                 self._finish(here, nest.vector, lanes, done[slot])
+
+    def _tile_lanes(self, nest: Tile, at: Position, slots: dict[Slot, int]) -> None:
+        """A tile vectorised along a reduction axis: lanes hold partial results, combined when the tile is done."""
+        dtype, kind = self.kernel.accumulator_dtype, self.kernel.kind
+        start: Accumulators = {s: neutral_element(kind, dtype, n) for s, n in slots.items()}
+        done = self._reduce(nest.body, at, (0,) * self.spatial, start, nest.vector)
+        self.code.fresh()
+        for slot in slots:
+            here = self._at(at, slot)
+            result = self._across(done[slot])
+            if self.partial is None:
+                self._finish(here, -1, 1, result)
+            else:
+                before = self._load_partial(here, -1, 1)
+                merged = emit_scalar(COMBINERS[kind], self.builder, [before, result], dtype)
+                self._store_partial(merged, here, -1, 1)
+
+    def _across(self, value: ir.Value) -> ir.Value:
+        """All lanes of a vector combined: by halves while they pair up, then one by one."""
+        b, combine, dtype = self.builder, COMBINERS[self.kernel.kind], self.kernel.accumulator_dtype
+        while (lanes := lanes_of(value)) > 1 and lanes % 2 == 0:
+            halves = []
+            for first in (0, lanes // 2):
+                places = [ir.Constant(I32, first + k) for k in range(lanes // 2)]
+                mask = ir.Constant(ir.VectorType(I32, lanes // 2), places)
+                halves.append(b.shuffle_vector(value, ir.Constant(value.type, ir.Undefined), mask))
+            if lanes == 2:
+                halves = [b.extract_element(value, ir.Constant(I32, k)) for k in (0, 1)]
+            value = emit_scalar(combine, b, halves, dtype)
+        if lanes_of(value) == 1:
+            return value
+        total = b.extract_element(value, ir.Constant(I32, 0))
+        for k in range(1, lanes_of(value)):
+            total = emit_scalar(combine, b, [total, b.extract_element(value, ir.Constant(I32, k))], dtype)
+        return total
 
     def _at(self, at: Position, slot: Slot) -> Position:
         return replace(at, fixed=tuple(f + (slot[k] if k < self.spatial else 0) for k, f in enumerate(at.fixed)))

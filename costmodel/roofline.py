@@ -26,6 +26,7 @@ from ..rewrite.loop_language import space
 LINE = 64  # bytes
 LOOP_OVERHEAD = 1.0  # cycles an iteration
 TILE_OVERHEAD = 6.0  # cycles to enter and leave a register tile
+LANES_COMBINED = 12.0  # cycles to combine the lanes of a vector
 FORK_JOIN = 3000.0  # cycles to hand work to the pool and wait
 WARM = 0.8  # share of a cache that a working set may fill
 OVERLAP = 0.25  # share of the lesser costs that the greatest does not hide
@@ -179,7 +180,11 @@ class Rates:
         operations = self._others(domain, v, every) * -(-self._along(domain, v) // self.lanes)
         arithmetic = operations * self.update_cost / self.t.fma_per_cycle
         loads = sum((self.loads(a, domain, v) for a in self.updates), np.zeros(len(v)))
-        latency = self.t.latency * domain[:, self.spatial :].prod(axis=1)
+        depth = domain[:, self.spatial :].prod(axis=1)
+        across = v >= self.spatial
+        along = self._along(domain, v)
+        chain = np.where(across, depth / np.maximum(along, 1) * -(-along // self.lanes), depth)
+        latency = self.t.latency * chain
         front_end = operations * 1.3 / 4.0
         spill = np.where(operations > 512, operations * 0.3, 0.0)  # falls out of the micro-op cache
         return np.maximum(np.maximum(arithmetic, loads), np.maximum(latency, front_end)) + 0.1 * loads + spill
@@ -197,6 +202,7 @@ class Rates:
         scattered = (stride != self.out.size) & (along > 1)
         store = np.where(scattered, rows * along * 1.5, vectors / self.t.stores_per_cycle)
         overhead = TILE_OVERHEAD if self.kernel.update is not None else 0.0
+        overhead = overhead + np.where(v >= self.spatial, rows * LANES_COMBINED, 0.0)
         return np.maximum(work, store) + 0.3 * np.minimum(work, store) + overhead
 
     def vectors(self, domain: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -211,7 +217,7 @@ class Rates:
         k = self.kernel
         extents = [a.extent for a in k.spatial]
         results, depth = float(np.prod(extents, initial=1.0)), float(np.prod([a.extent for a in k.reduce], initial=1.0))
-        candidates = [a.number for a in space(k, self.t).spatial if a.contiguous] or [-1]
+        candidates = [a.number for a in space(k, self.t).axes if a.contiguous] or [-1]
         best = np.inf
         for axis in candidates:
             shapes = _tile_shapes(extents, axis, self.lanes, self.t.registers)
@@ -219,8 +225,11 @@ class Rates:
             if extents:
                 domain[:, : self.spatial] = shapes
             v = np.full(len(shapes), axis)
-            cycles = self.region(domain, v) * depth + self.finish(domain, v)
-            best = min(best, float((cycles / domain.prod(axis=1)).min()))
+            lanes = min(self.lanes, k.axes[axis].extent) if axis >= self.spatial else 1
+            if lanes > 1:
+                domain[:, axis] = lanes
+            cycles = self.region(domain, v) / lanes * depth + self.finish(domain, v)
+            best = min(best, float((cycles / (domain.prod(axis=1) / lanes)).min()))
         return best * results
 
 

@@ -36,7 +36,7 @@ from .saturate import EggRule
 
 PHASES = ("parallel", "serial", "tile", "unroll")
 #: For which axes a rule is instantiated.
-OVER = ("any", "spatial", "contiguous", "reduced", "none")
+OVER = ("any", "spatial", "contiguous", "reduced", "walked", "none")
 
 
 @dataclass(frozen=True)
@@ -146,8 +146,15 @@ def space(kernel: LoopKernel, target: Target, threads: int = 1) -> Space:
 
 def _contiguous(kernel: LoopKernel) -> set[Axis]:
     addresses = [kernel.out, *(r.index[0] for r in (*kernel.update_reads, *kernel.epilogue_reads))]
-    unit = {a for a in kernel.spatial if any(i.coefficient(a) == 1 for i in addresses)}
-    return unit or set(kernel.spatial)
+    unit = {a for a in kernel.spatial if any(i.coefficient(a) == 1 for i in addresses)} or set(kernel.spatial)
+    operands = [r.index[0] for r in kernel.update_reads if r.index[0].axes]
+
+    def loads(a: Axis) -> bool:
+        return all(i.is_affine and i.coefficient(a) in (0, 1) for i in operands)
+
+    if not any(loads(a) and any(i.coefficient(a) for i in operands) for a in unit):
+        unit |= {a for a in kernel.reduce if loads(a) and all(i.coefficient(a) for i in operands)}
+    return unit
 
 
 def _beside(kernel: LoopKernel, unit: set[Axis]) -> set[Axis]:
@@ -259,9 +266,13 @@ class LoopRule:
         if not self.when(s):
             return []
         groups: dict[str, Sequence[LoopAxis | None]] = {
-            "any": s.axes, "spatial": s.spatial, "contiguous": [a for a in s.spatial if a.contiguous],
-            "reduced": s.reduced, "none": (None,),
-        }  # fmt: skip
+            "any": s.axes,
+            "spatial": s.spatial,
+            "contiguous": [a for a in s.spatial if a.contiguous],
+            "reduced": s.reduced,
+            "walked": [a for a in s.reduced if a.contiguous],
+            "none": (None,),
+        }
         out = []
         for a in groups[self.over]:
             names = tuple(Size(f"e{k}") for k in range(len(s.axes)))

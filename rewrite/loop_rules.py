@@ -61,6 +61,13 @@ def tile_registers(b: Block, a: LoopAxis) -> str:
     return Tile(a, b.into("tile", vector=a))
 
 
+@loop_rule("vectorize", phase="serial", over="walked")
+def tile_lanes(b: Block, a: LoopAxis) -> str:
+    """Block(e) -> Tile(a, Block(e)) along a reduction axis: each lane reduces its share, the lanes are combined last"""
+    b.require(b.product(b.space.spatial) + 2 <= b.space.registers)
+    return Tile(a, b.into("tile", vector=a))
+
+
 @loop_rule("vectorize", phase="serial", over="none", when=lambda s: not s.spatial)
 def tile_scalar(b: Block, a: None) -> str:
     """A kernel with a single result keeps it in a register."""
@@ -78,7 +85,7 @@ def peel_reduction(b: Block, a: LoopAxis) -> str:
 def unroll_rest(b: Block, a: None) -> Block:
     """The rest of the tile becomes straight-line code, if that is short."""
     b.require(b.product(b.space.axes) <= b.space.unroll * b.space.lanes)
-    b.require(b.product(b.space.reduced) <= b.space.lanes)
+    b.require(b.product(b.space.reduced) <= 4 * b.space.lanes)
     return b.into("unroll")
 
 
@@ -94,7 +101,7 @@ def unroll(b: Block, a: LoopAxis) -> str:
     return For(a, e, "unroll", b.resized(a, 1))
 
 
-@loop_rule("vectorize", phase="unroll", over="spatial")
+@loop_rule("vectorize", phase="unroll")
 def split_vectors(b: Block, a: LoopAxis) -> str:
     """Block(n) -> unrolled For(a, n/f, Vec(f)): a row of several vectors"""
     s = b.space
@@ -104,7 +111,7 @@ def split_vectors(b: Block, a: LoopAxis) -> str:
     return For(a, trips, "unroll", b.resized(a, f))
 
 
-@loop_rule("vectorize", phase="unroll", over="spatial")
+@loop_rule("vectorize", phase="unroll")
 def vectorize(b: Block, a: LoopAxis) -> str:
     """Block(n) -> Vec(a, n) if n lanes fit a register"""
     s = b.space
@@ -116,7 +123,7 @@ def vectorize(b: Block, a: LoopAxis) -> str:
 @loop_rule("vectorize", phase="unroll", over="none", when=lambda s: not s.spatial)
 def point(b: Block, a: None) -> str:
     """Block(1, …, 1) -> one scalar operation"""
-    b.require(*(b.extent(x).equals(1) for x in b.space.axes))
+    b.require(b.vector.equals(-1), *(b.extent(x).equals(1) for x in b.space.axes))
     return Vec(-1, 1)
 
 
@@ -127,6 +134,7 @@ LOOP_RULES: tuple[LoopRule, ...] = (
     block_reduction,
     cut_tail,
     tile_registers,
+    tile_lanes,
     tile_scalar,
     peel_reduction,
     unroll_rest,

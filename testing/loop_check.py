@@ -75,7 +75,7 @@ def draw_space(c: Chooser) -> Space:
     unit = c.integer(0, 2)
     axes = tuple(
         LoopAxis(
-            k, c.pick(FULL_EXTENTS if k == 0 else FULL_EXTENTS[:7]), k >= spatial, k < spatial and unit != k
+            k, c.pick(FULL_EXTENTS if k == 0 else FULL_EXTENTS[:7]), k >= spatial, unit != k
         )
         for k in range(rank)
     )
@@ -92,7 +92,7 @@ def draw_case(c: Chooser, rule: LoopRule) -> LoopCase:
     if not acts:
         raise Reject
     phase = PHASES.index(rule.phase)
-    vectors = [a.number for a in s.spatial] if phase >= PHASES.index("tile") else []
+    vectors = [a.number for a in s.axes if a.contiguous or not a.reduces] if phase >= PHASES.index("tile") else []
     extents = [e for e in product(*(_options(a, s) for a in s.axes)) if _size(e) <= MAX_POINTS]
     blocks = [BlockCase(phase, v, e) for e in extents for v in vectors or [-1]]
     start = c.integer(0, max(0, len(blocks) // MAX_BLOCKS))
@@ -260,8 +260,9 @@ def _promises(made: Made, s: Space, block: BlockCase) -> str:
         return f"runs axis {n.axis} in parallel, which reduces: its results would race"
     if isinstance(n, (Tile, Vec)):
         axis = n.vector if isinstance(n, Tile) else n.axis
-        if axis not in spatial and (spatial or axis != -1):
-            return f"puts vectors along axis {axis}, which is not an axis of the result"
+        walked = {a.number for a in s.reduced if a.contiguous}
+        if axis not in spatial | walked and (spatial or axis != -1):
+            return f"puts vectors along axis {axis}, which is neither an axis of the result nor walked by all operands"
     if isinstance(n, Vec) and n.lanes > s.lanes:
         return f"a vector of {n.lanes} lanes where registers have {s.lanes}"
     if isinstance(n, Tile):
@@ -272,6 +273,8 @@ def _promises(made: Made, s: Space, block: BlockCase) -> str:
 
 def registers_of(s: Space, extents: tuple[int, ...], vector: int) -> int:
     """Vector registers of a tile: one a result, a row of the vectorised operand, a broadcast element."""
+    if vector >= len(s.spatial):
+        return _size(tuple(extents[a.number] for a in s.spatial)) + 2
     vectors = -(-extents[vector] // s.lanes) if vector >= 0 else 1
     others = _size(tuple(extents[a.number] for a in s.spatial if a.number != vector))
     return others * vectors + vectors + 1

@@ -140,7 +140,7 @@ def test_schedules_fit_the_machine(tree, data):
     assert all(v.lanes <= space.lanes for v in leaves(nest))
     for t in tiles(nest):
         block = extents(t.body, len(kernel.axes))[: len(kernel.spatial)]
-        vectors = -(-block[t.vector] // space.lanes) if t.vector >= 0 else 1
+        vectors = -(-block[t.vector] // space.lanes) if 0 <= t.vector < len(block) else 1
         others = int(np.prod([n for a, n in enumerate(block) if a != t.vector], dtype=int))
         assert others * vectors < space.registers
     assert all(f.axis < len(kernel.spatial) for f in loops(nest) if f.kind == "parallel")
