@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .extract.choose import SLACK
+
 if TYPE_CHECKING:
     from .compiler import Compiled
 
@@ -105,6 +107,7 @@ class Report:
                     "gap": e.gap,
                     "optimal": e.optimal,
                     "rounds": c.choice.rounds,
+                    "slack": SLACK,
                 },
                 "memory": {"peak": memory.peak, "largest_live_set": memory.live, "sum_of_tensors": memory.total},
                 "predicted_us": sum(k["predicted_us"] for k in kernels),

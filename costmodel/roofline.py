@@ -24,6 +24,8 @@ from ..rewrite.loop_egraph import FOR, VEC, LoopEGraph
 from ..rewrite.loop_language import space
 
 LINE = 64  # bytes
+FAR_ROWS = 2048  # bytes from which short rows miss the prefetcher, the TLB and, at powers of two, their cache set
+SCATTERED = 1.5  # what such rows cost (1024-cube matmul, B in place against panels: 90 to 112 GFLOP/s)
 LOOP_OVERHEAD = 1.0  # cycles an iteration
 TILE_OVERHEAD = 6.0  # cycles to enter and leave a register tile
 LANES_COMBINED = 12.0  # cycles to combine the lanes of a vector
@@ -87,7 +89,8 @@ def footprint(a: Access, domain: np.ndarray) -> np.ndarray:
         outer = np.where(starts, outer * rows, outer)
         rows = np.where(starts, e, rows)
         pitch = np.where(starts, stride, pitch)
-    return outer * rows * np.maximum(run, LINE)
+    scattered = (pitch >= FAR_ROWS) & (rows > 1) & (run <= 4 * LINE)
+    return outer * rows * np.maximum(run, LINE) * np.where(scattered, SCATTERED, 1.0)
 
 
 class Roofline:

@@ -26,7 +26,7 @@ from .result import Extraction
 
 #: A kernel not searched yet is taken to cost this much more than its bound. The bound leaves out the loops around the
 #: register tile; without the allowance, every near miss of the best program would be searched for a few per cent.
-SLACK = 1.06
+SLACK = 1.1
 
 #: Rounds of extracting and searching.
 GREEDY_ROUNDS = 40

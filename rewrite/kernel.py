@@ -51,12 +51,12 @@ def _inlines(consumer: Kernel, i: int, producer: Kernel) -> bool:
 
 def prologue_broadcast(consumer: Kernel, i: int, producer: Kernel) -> bool:
     """A broadcast is read through, never stored: the fused kernel reads less, so the unfused one is dropped."""
-    return producer.op == "broadcast" and _inlines(consumer, i, producer)
+    return producer.op == "broadcast" and consumer.operators > 0 and _inlines(consumer, i, producer)
 
 
 def prologue_unpack(consumer: Kernel, i: int, producer: Kernel) -> bool:
     """A constant that can be had in blocks is read in blocks: packing it costs nothing at run time."""
-    return producer.op == "unpack" and _inlines(consumer, i, producer)
+    return producer.op == "unpack" and consumer.operators > 0 and _inlines(consumer, i, producer)
 
 
 def prologue_movement(consumer: Kernel, i: int, producer: Kernel) -> bool:

@@ -85,6 +85,14 @@ def peel_reduction(b: Block, a: LoopAxis) -> str:
 def unroll_rest(b: Block, a: None) -> Block:
     """The rest of the tile becomes straight-line code, if that is short."""
     b.require(b.product(b.space.axes) <= b.space.unroll * b.space.lanes)
+    b.require(b.product(b.space.reduced) <= b.space.lanes)
+    return b.into("unroll")
+
+
+@loop_rule("unroll", phase="tile", over="walked")
+def unroll_lanes(b: Block, a: LoopAxis) -> Block:
+    """A tile vectorised along a reduction axis unrolls a few vectors of it."""
+    b.require(b.vector.equals(a.number), b.product(b.space.axes) <= b.space.unroll * b.space.lanes)
     b.require(b.product(b.space.reduced) <= 4 * b.space.lanes)
     return b.into("unroll")
 
@@ -138,6 +146,7 @@ LOOP_RULES: tuple[LoopRule, ...] = (
     tile_scalar,
     peel_reduction,
     unroll_rest,
+    unroll_lanes,
     unroll,
     split_vectors,
     vectorize,
