@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from ..ir.loops import LoopKernel
-from ..ir.nest import Nest
+from ..ir.nest import Nest, Vec
 from ..ir.target import Target
 from ..rewrite.loop_egraph import LOOP_LIMITS, LoopEGraph, build
 from ..rewrite.loop_language import LoopRule, Space, space
@@ -49,13 +49,15 @@ class KernelSearch:
         self._spaces: dict[Space, LoopEGraph] = {}
 
     def bound(self, kernel: LoopKernel) -> float:
-        return self.model.bound(kernel)
+        return self.model.bound(kernel) if kernel.points else 0.0
 
     def search(self, kernels: Sequence[LoopKernel]) -> list[tuple[Nest, float]]:
         return [(s.nest, s.seconds) for s in map(self.schedule, kernels)]
 
     def schedule(self, kernel: LoopKernel) -> KernelSchedule:
         """The best nest of one kernel."""
+        if not kernel.points:  # an empty tensor: nothing to schedule
+            self.schedules[kernel] = KernelSchedule(Vec(-1, 1), 0.0, 0, 1, "saturated")
         if kernel not in self.schedules:
             self.progress(f"scheduling kernel {len(self.schedules) + 1} ({kernel.points} points)")
             egraph = self._egraph(kernel)

@@ -18,6 +18,7 @@ from functools import cached_property
 from .errors import UnsupportedError
 from .expr import Const, IndexValue, Read, Reduce, Scalar, TensorExpr, When, rebuild, walk
 from .index import Axis, Index, Quotient, Remainder
+from .scalars import neutral
 from .types import TensorType
 
 #: `Read(ACCUMULATOR, (), dtype)` in an epilogue is the finished reduction.
@@ -108,6 +109,9 @@ def lower(expr: TensorExpr) -> LoopKernel:
     kind, reduce_axes = "", ()
     epilogue = interior
     found = next((s for s in walk(interior) if isinstance(s, Reduce)), None)
+    if found is not None and any(a.extent == 0 for a in found.axes):  # of no elements: the neutral one
+        interior = epilogue = _replace(interior, found, Const(neutral(found.kind, found.dtype), found.dtype))
+        found = None
     if found is not None:
         update, kind, reduce_axes = found.body, found.kind, found.axes
         epilogue = _replace(interior, found, Read(ACCUMULATOR, (), found.dtype))

@@ -23,6 +23,9 @@ from .saturate import Engine, Limits, SaturationReport, saturate
 
 LOOP_LIMITS = Limits(nodes=400_000, iterations=64, seconds=30.0)
 
+#: Largest tile of an axis in a coarse space.
+COARSE_TILE = 16
+
 FOR, CAT, TILE, VEC = range(4)
 
 
@@ -142,7 +145,13 @@ def cuts(n: int, lanes: int, contiguous: bool) -> list[int]:
     return sorted(p for p in places if 0 < p < n)
 
 
-def facts(s: Space) -> str:
+def factors(n: int, coarse: bool) -> list[int]:
+    """Sizes that a block of extent n may be peeled to: every proper divisor, or only 1 and a tile's worth."""
+    proper = [f for f in divisors(n) if f < n]
+    return sorted({1, max(f for f in proper if f <= COARSE_TILE)}) if coarse and proper else proper
+
+
+def facts(s: Space, coarse: bool = False) -> str:
     """The relations `div` (useful factors) and `cut` of every extent that can occur."""
     lines: list[str] = []
     extents: set[int] = set()
@@ -159,7 +168,7 @@ def facts(s: Space) -> str:
                 todo += [x for q in places for x in (q, n - q)]
             todo += divisors(n)
         extents |= seen
-    lines += [f"(div {n} {f} {n // f})" for n in sorted(extents) for f in divisors(n) if f < n]
+    lines += [f"(div {n} {f} {n // f})" for n in sorted(extents) for f in factors(n, coarse)]
     return "\n".join(lines)
 
 
@@ -170,14 +179,29 @@ def build(
     rules: Sequence[LoopRule] = LOOP_RULES,
     limits: Limits = LOOP_LIMITS,
 ) -> LoopEGraph:
-    """Saturate the schedules of a kernel."""
+    """Saturate the schedules of a kernel.
+
+    If a limit stops it before any nest is complete, the space is built again from few factors an axis, which always
+    completes; the report then still names the limit.
+    """
+    egraph = _build(kernel, target, threads, rules, limits, coarse=False)
+    if egraph.report.stopped_by == "saturated" or egraph.size:
+        return egraph
+    again = _build(kernel, target, threads, rules, LOOP_LIMITS, coarse=True)
+    again.report.stopped_by = egraph.report.stopped_by
+    return again
+
+
+def _build(
+    kernel: LoopKernel, target: Target, threads: int, rules: Sequence[LoopRule], limits: Limits, coarse: bool
+) -> LoopEGraph:
     s = space(kernel, target, threads)
     rank = len(s.axes)
     engine = Engine()
     phases: list[list[Any]] = [
         [r.render(s) for r in distinct(rules) if r.phase == p and r.instances(s)] for p in PHASES
     ]
-    engine.run("\n".join([declarations(rank), *(r.text for p in phases for r in p), facts(s)]))
+    engine.run("\n".join([declarations(rank), *(r.text for p in phases for r in p), facts(s, coarse)]))
     root = f"(let $root (Block 0 -1 {' '.join(str(a.extent) for a in s.axes)}))"
     engine.run(root)
     report = saturate(engine, phases, limits, counted=("Block", "For", "Cat", "Tile", "Vec"))

@@ -66,6 +66,14 @@ def test_outputs_may_be_inputs_constants_and_each_other():
         np.testing.assert_array_equal(got, want)
 
 
+def test_empty_tensors():
+    add = nestegg.optimize(lambda x: x + 1, np.zeros((0, 3), np.float32))
+    assert add(np.zeros((0, 3), np.float32)).shape == (0, 3)
+    assert add.report().to_json()["kernels"]
+    product = nestegg.optimize(lambda x, y: x @ y, np.zeros((3, 0), np.float32), np.zeros((0, 2), np.float32))
+    np.testing.assert_array_equal(product(np.zeros((3, 0), np.float32), np.zeros((0, 2), np.float32)), np.zeros((3, 2)))
+
+
 @pytest.mark.parametrize("name", ["mlp", "lenet", "dqn"])
 def test_zoo_models_from_both_front_ends(name: str) -> None:
     from nestegg.ir import zoo

@@ -21,6 +21,7 @@ from nestegg.ir.operator import operator
 from nestegg.ir.target import host
 from nestegg.ir.types import DTYPES, TensorType
 from nestegg.rewrite.loop_egraph import build
+from nestegg.rewrite.saturate import Limits
 from nestegg.testing import evaluate_kernel, kernels, schedules
 
 
@@ -111,6 +112,27 @@ def _cuts(nest: Nest, spatial: int) -> bool:
     if isinstance(nest, For):
         return nest.axis >= spatial or _cuts(nest.body, spatial)
     return isinstance(nest, Cat) and (_cuts(nest.first, spatial) or _cuts(nest.second, spatial))
+
+
+def test_a_limit_still_leaves_a_schedule():
+    kernel = matmul(60, 48, 96)
+    egraph = build(kernel, host(), limits=Limits(nodes=50))
+    assert egraph.report.stopped_by == "nodes"
+    nest = egraph.sample(np.random.default_rng(0))
+    assert nest is not None
+    inputs = [a * 0.01 for a in random_inputs(kernel, 6)]
+    want = np.exp(inputs[0].reshape(60, 48).astype(np.float64) @ inputs[1].reshape(48, 96)).ravel()
+    np.testing.assert_allclose(run(kernel, nest, inputs), want, rtol=1e-5)
+
+
+@pytest.mark.parametrize("extent", [1, 13, 509, 4096])
+def test_extreme_extents_have_schedules(extent: int) -> None:
+    for shape in ((extent, 1, 1), (1, extent, 1), (1, 1, extent)):
+        types = (TensorType(shape[:2]), TensorType(shape[1:]))
+        kernel = lower(operator("dot").expr(types, Attrs(contract=((1,), (0,)), batch=((), ()))))
+        nest = build(kernel, host()).sample(np.random.default_rng(7))
+        assert nest is not None
+        check(kernel, nest)
 
 
 @settings(max_examples=40, suppress_health_check=list(HealthCheck))
