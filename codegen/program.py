@@ -162,24 +162,29 @@ class Executable:
             self._constants[start : start + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
         self._constants_at = self._constants.ctypes.data
         self._arena_size = program.memory.peak
-        self._free: list[tuple[int, np.ndarray]] = []
-        self._pointers = {n: ctypes.c_void_p * n for n in range(17)}
+        self._free: list[_Frame] = []
 
     def run(self, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> None:
         """Run on contiguous arrays of the right types (not checked here)."""
         try:
-            arena = self._free.pop()
+            frame = self._free.pop()
         except IndexError:
-            memory = aligned_bytes(max(self._arena_size, 1))
-            arena = (memory.ctypes.data, memory)
+            frame = _Frame(self._arena_size, len(inputs), len(outputs))
         try:
-            into = self._table(len(inputs))(*[a.__array_interface__["data"][0] for a in inputs])
-            out = self._table(len(outputs))(*[a.__array_interface__["data"][0] for a in outputs])
-            self._run(into, out, self._constants_at, arena[0])
+            for k, a in enumerate(inputs):
+                frame.inputs[k] = a.__array_interface__["data"][0]
+            for k, a in enumerate(outputs):
+                frame.outputs[k] = a.__array_interface__["data"][0]
+            self._run(frame.inputs, frame.outputs, self._constants_at, frame.address)
         finally:
-            self._free.append(arena)
+            self._free.append(frame)
 
-    def _table(self, n: int) -> type[ctypes.Array[ctypes.c_void_p]]:
-        if n not in self._pointers:
-            self._pointers[n] = ctypes.c_void_p * n
-        return self._pointers[n]
+
+class _Frame:
+    """What one call at a time uses: an arena and the tables of pointers."""
+
+    def __init__(self, size: int, inputs: int, outputs: int) -> None:
+        self.memory = aligned_bytes(max(size, 1))
+        self.address = self.memory.ctypes.data
+        self.inputs = (ctypes.c_void_p * max(inputs, 1))()
+        self.outputs = (ctypes.c_void_p * max(outputs, 1))()
