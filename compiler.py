@@ -7,7 +7,6 @@ Every stage's result is kept on `Compiled` and can be written out (`dump_to`).
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -380,8 +379,3 @@ def jit(fn: Callable[..., Any] | None = None, **options: Any) -> Any:
 
     call.compiled = compiled  # type: ignore[attr-defined]
     return call
-
-
-def default_threads() -> int:
-    """Threads to use when asked for all."""
-    return len(os.sched_getaffinity(0))

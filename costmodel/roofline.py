@@ -25,7 +25,7 @@ from ..rewrite.loop_language import space
 
 LINE = 64  # bytes
 FAR_ROWS = 2048  # bytes from which short rows miss the prefetcher, the TLB and, at powers of two, their cache set
-SCATTERED = 1.5  # what such rows cost (1024-cube matmul, B in place against panels: 90 to 112 GFLOP/s)
+SCATTERED = 1.5  # what such rows cost: set by hand so that panels win where they measured faster (matmuls from 1024)
 LOOP_OVERHEAD = 1.0  # cycles an iteration
 TILE_OVERHEAD = 6.0  # cycles to enter and leave a register tile
 LANES_COMBINED = 12.0  # cycles to combine the lanes of a vector

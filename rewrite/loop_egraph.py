@@ -181,8 +181,8 @@ def build(
 ) -> LoopEGraph:
     """Saturate the schedules of a kernel.
 
-    If a limit stops it before any nest is complete, the space is built again from few factors an axis, which always
-    completes; the report then still names the limit.
+    If a limit stops it before any nest is complete, the space is built again from few factors an axis, under the
+    default limits; the report then still names the limit that was hit.
     """
     egraph = _build(kernel, target, threads, rules, limits, coarse=False)
     if egraph.report.stopped_by == "saturated" or egraph.size:

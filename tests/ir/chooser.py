@@ -1,27 +1,13 @@
-"""Hypothesis behind the `Chooser` that samplers draw from."""
+"""Operands for the tests of operators; instances are drawn by `nestegg.testing`'s chooser."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
 
 import numpy as np
-from hypothesis import strategies as st
 
 from nestegg.ir.types import DTYPES, TensorType
+from nestegg.testing.choosing import HypothesisChooser
 
-T = TypeVar("T")
-
-
-class HypothesisChooser:
-    """Draws integers and picks by Hypothesis, so that failing instances shrink."""
-
-    def __init__(self, draw: Callable[[Any], Any]) -> None:
-        self.draw = draw
-
-    def integer(self, lo: int, hi: int) -> int:
-        return self.draw(st.integers(lo, hi))
-
-    def pick(self, options: Sequence[T]) -> T:
-        return self.draw(st.sampled_from(list(options)))
+__all__ = ["HypothesisChooser", "tensors"]
 
 
 def tensors(types: Sequence[TensorType], lo: float = -2.0, hi: float = 2.0) -> list[np.ndarray]:
