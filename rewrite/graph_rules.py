@@ -108,8 +108,9 @@ def subtract_constant(x, s):
 
 @rule("algebra", const=("s",))
 def divide_by_constant(x, s):
-    """x / s -> x * (s/s/s): one multiplication instead of a division"""
-    return op.div(x, s) >> op.mul(x, op.div(op.div(s, s), s))
+    """x / s -> x * (1 / s): one multiplication, no division (1 is s == s, so that 0 and inf divide as before)"""
+    one = op.cast(op.eq(s, s), dtype=lambda s: s.dtype)
+    return op.div(x, s) >> op.mul(x, op.div(one, s))
 
 
 @rule("algebra", when=lambda s, t: s.shape == t.shape, const=("s", "t"))

@@ -97,3 +97,9 @@ def test_optimized_random_graphs(case) -> None:
     for got, exact in zip(outputs if isinstance(outputs, tuple) else (outputs,), want, strict=True):
         scale = max(np.abs(exact).max(initial=0), 1.0)
         np.testing.assert_allclose(got, exact, rtol=1e-4, atol=1e-5 * scale)
+
+
+def test_division_by_a_constant_zero_is_infinite():
+    by = np.float32([0, 2, 4, -0.5])
+    compiled = nestegg.optimize(lambda x: x / by, np.ones((4,), np.float32))
+    np.testing.assert_array_equal(compiled(np.float32([1, 1, 3, 1])), np.float32([np.inf, 0.5, 0.75, -2]))
