@@ -24,8 +24,9 @@ from ..rewrite.loop_egraph import FOR, VEC, LoopEGraph
 from ..rewrite.loop_language import space
 
 LINE = 64  # bytes
-FAR_ROWS = 2048  # bytes from which short rows miss the prefetcher, the TLB and, at powers of two, their cache set
-SCATTERED = 1.5  # what such rows cost: set by hand so that panels win where they measured faster (matmuls from 1024)
+FAR_ROWS = 1024  # bytes from which short rows miss the prefetcher, the TLB and, at powers of two, their cache set
+SCATTERED = 3.0  # what such rows cost: set by hand so that panels win where they measured faster (BERT matmuls: 1.2x)
+SPLIT = 1.6  # what a vector costs that lies across two cache lines, as many do where rows do not begin at one
 LOOP_OVERHEAD = 1.0  # cycles an iteration
 TILE_OVERHEAD = 6.0  # cycles to enter and leave a register tile
 LANES_COMBINED = 12.0  # cycles to combine the lanes of a vector
@@ -44,6 +45,10 @@ class Access:
     size: int
     guarded: bool
     affine: bool
+
+    def splits(self, vector: int) -> bool:
+        """Vectors along the contiguous axis start anywhere in a cache line, because some row does."""
+        return bool((self.strides % min(vector, LINE))[self.strides > self.size].any())
 
 
 def access(kernel: LoopKernel, address: Index, dtype: str, guarded: bool) -> Access:
@@ -167,7 +172,8 @@ class Rates:
         count = self._others(domain, v, a.strides != 0)
         along = self._along(domain, v)
         stride = np.where(v >= 0, a.strides[np.maximum(v, 0)], 0) if len(a.strides) else np.zeros(len(v))
-        contiguous = count * -(-along // self.lanes) / self.t.loads_per_cycle
+        split = SPLIT if a.splits(self.t.vector_bytes) else 1.0
+        contiguous = split * count * -(-along // self.lanes) / self.t.loads_per_cycle
         broadcast = count * 0.5 / self.t.loads_per_cycle
         gathered = count * along * 1.5
         cycles = np.where(stride == 0, broadcast, np.where(stride == a.size, contiguous, gathered))
@@ -203,7 +209,8 @@ class Rates:
         work = work + sum((self.loads(a, results, v) for a in self.extras), np.zeros(len(v)))
         stride = np.where(v >= 0, self.out.strides[np.maximum(v, 0)], 0) if domain.shape[1] else np.zeros(len(v))
         scattered = (stride != self.out.size) & (along > 1)
-        store = np.where(scattered, rows * along * 1.5, vectors / self.t.stores_per_cycle)
+        split = SPLIT if self.out.splits(self.t.vector_bytes) else 1.0
+        store = np.where(scattered, rows * along * 1.5, split * vectors / self.t.stores_per_cycle)
         overhead = TILE_OVERHEAD if self.kernel.update is not None else 0.0
         overhead = overhead + np.where(v >= self.spatial, rows * LANES_COMBINED, 0.0)
         return np.maximum(work, store) + 0.3 * np.minimum(work, store) + overhead
