@@ -47,7 +47,7 @@ class KernelCode:
             self._fill()
         if self.kernel.points and self.kernel.out_type.size:
             reads = [self.function.args[r.input] for r in self.code.reads]
-            start = Position((*reads, self.function.args[-1]), (None,) * self.rank, (0,) * self.rank)
+            start = Position((*reads, self.function.args[-1]), (None,) * self.rank, (0,) * self.rank, (0,) * self.rank)
             self._memory(self.nest, start)
         self.builder.ret_void()
         return self.function
@@ -80,8 +80,8 @@ class KernelCode:
         b.position_at_end(done)
         return after
 
-    def _advance(self, at: Position, axis: int, index: ir.Value, step: int) -> Position:
-        """The position inside a loop over `axis`: pointers and the axis's index move on by index * step."""
+    def _advance(self, at: Position, axis: int, index: ir.Value, step: int, trips: int) -> Position:
+        """The position inside a loop of `trips` over `axis`: pointers and the axis's index move on by index * step."""
         b = self.builder
         a = self.kernel.axes[axis]
         scaled: dict[int, ir.Value] = {}
@@ -98,7 +98,8 @@ class KernelCode:
         outer = at.loops[axis]
         moved = times(step) if outer is None else b.add(outer, times(step))
         loops = tuple(moved if k == axis else v for k, v in enumerate(at.loops))
-        return replace(at, pointers=tuple(pointers), loops=loops)
+        reach = tuple(r + (trips - 1) * step if k == axis else r for k, r in enumerate(at.reach))
+        return replace(at, pointers=tuple(pointers), loops=loops, reach=reach)
 
     def _memory(self, nest: Nest, at: Position) -> None:
         """Loops over memory, down to the register tiles."""
@@ -121,7 +122,7 @@ class KernelCode:
 
     def _memory_loop(self, nest: For, at: Position, step: int) -> None:
         def body(index: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
-            self._memory(nest.body, self._advance(at, nest.axis, index, step))
+            self._memory(nest.body, self._advance(at, nest.axis, index, step, nest.trips))
             return []
 
         self._loop(nest.trips, [], body)
@@ -244,7 +245,7 @@ class KernelCode:
 
         def body(index: ir.Value, values: list[ir.Value]) -> list[ir.Value]:
             self.code.fresh()
-            inside = self._advance(at, nest.axis, index, step)
+            inside = self._advance(at, nest.axis, index, step, nest.trips)
             after = self._reduce(nest.body, inside, slot, dict(zip(keys, values, strict=True)), vector)
             return [after[k] for k in keys]
 
@@ -328,7 +329,7 @@ class KernelCode:
             return
 
         def body(index: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
-            inside = self._advance(at, axis, index, lanes)
+            inside = self._advance(at, axis, index, lanes, block[axis] // lanes)
             if lanes > 1:
                 self.code.fresh()
                 self._finish(inside, axis, lanes, self._load_partial(inside, axis, lanes))
