@@ -8,20 +8,20 @@ changes with the loop; a loop around one that does not fit brings in everything 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 
 import numpy as np
 
 from ..ir.expr import Apply, Cast, Read, Scalar, When, walk
-from ..ir.index import Index
+from ..ir.index import Axis, Index
 from ..ir.loops import LoopKernel
 from ..ir.nest import KINDS, PARALLEL, SERIAL, UNROLL
 from ..ir.scalars import scalar
 from ..ir.target import Target
 from ..ir.types import DTYPES
 from ..rewrite.loop_egraph import FOR, VEC, LoopEGraph
-from ..rewrite.loop_language import space
+from ..rewrite.loop_language import LoopAxis, border, space
 
 LINE = 64  # bytes
 FAR_ROWS = 1024  # bytes from which short rows miss the prefetcher, the TLB and, at powers of two, their cache set
@@ -39,35 +39,40 @@ SERIAL_KIND, PARALLEL_KIND, UNROLL_KIND = (KINDS.index(k) for k in (SERIAL, PARA
 
 @dataclass(frozen=True)
 class Access:
-    """One access of a kernel: stride of every axis in bytes, element size, whether bounds are tested, and its kind."""
+    """One access of a kernel: stride of every axis in bytes, element size, and its kind.
+
+    `tested`: bounds are tested where it is read, except in blocks that keep clear of the ends `clear` (bits of
+    `Block.inside`; None: everywhere).
+    """
 
     strides: np.ndarray
     size: int
-    guarded: bool
     affine: bool
+    tested: bool = False
+    clear: int | None = None
 
     def splits(self, vector: int) -> bool:
         """Vectors along the contiguous axis start anywhere in a cache line, because some row does."""
         return bool((self.strides % min(vector, LINE))[self.strides > self.size].any())
 
 
-def access(kernel: LoopKernel, address: Index, dtype: str, guarded: bool) -> Access:
+def access(kernel: LoopKernel, address: Index, dtype: str) -> Access:
     size = DTYPES[dtype].size
     strides = np.array([abs(address.coefficient(a)) * size for a in kernel.axes], np.int64)
     for atom, c in address.terms:  # an axis under a quotient or remainder: count it as strided
         for k, a in enumerate(kernel.axes):
             if not address.is_affine and a != atom and atom not in kernel.axes and a in atom.of.axes:  # type: ignore[union-attr]
                 strides[k] = max(strides[k], abs(c) * size, size * 2)
-    return Access(strides, size, guarded, address.is_affine)
+    return Access(strides, size, address.is_affine)
 
 
 def scalar_cost(s: Scalar | None) -> float:
-    """Cost of a scalar expression in fused multiply-adds (a product under a sum is free)."""
+    """Cost of a scalar expression in fused multiply-adds (a product under a sum is free; tests count as loads)."""
     total = 0.0
     for n in walk(s) if s is not None else ():
         if isinstance(n, Apply):
             total += scalar(n.fn).cost
-        elif isinstance(n, (Cast, When)):
+        elif isinstance(n, Cast):
             total += 1.0
     return total
 
@@ -147,9 +152,10 @@ class Rates:
         self.kernel, self.t = kernel, target
         self.lanes = space(kernel, target).lanes
         self.spatial = len(kernel.spatial)
-        self.updates = [access(kernel, r.index[0], r.dtype, _guarded(kernel.update, r)) for r in kernel.update_reads]
-        self.extras = [access(kernel, r.index[0], r.dtype, _guarded(kernel.epilogue, r)) for r in kernel.epilogue_reads]
-        self.out = access(kernel, kernel.out, kernel.epilogue.dtype, False)
+        bits = {kernel.axes[a.number]: a for a in space(kernel, target).axes if a.bit >= 0}
+        self.updates = [_read(kernel, kernel.update, r, bits) for r in kernel.update_reads]
+        self.extras = [_read(kernel, kernel.epilogue, r, bits) for r in kernel.epilogue_reads]
+        self.out = access(kernel, kernel.out, kernel.epilogue.dtype)
         self.accesses = [*self.updates, *self.extras, self.out]
         self.update_cost, self.epilogue_cost = update_cost(kernel), scalar_cost(kernel.epilogue)
 
@@ -167,7 +173,7 @@ class Rates:
             kept[at, np.maximum(v, 0)] = np.where(v >= 0, 1.0, kept[at, np.maximum(v, 0)])
         return kept.prod(axis=1)
 
-    def loads(self, a: Access, domain: np.ndarray, v: np.ndarray) -> np.ndarray:
+    def loads(self, a: Access, domain: np.ndarray, v: np.ndarray, inside: np.ndarray) -> np.ndarray:
         """Cycles of load ports for the distinct elements that straight-line code over a block reads."""
         count = self._others(domain, v, a.strides != 0)
         along = self._along(domain, v)
@@ -179,16 +185,19 @@ class Rates:
         cycles = np.where(stride == 0, broadcast, np.where(stride == a.size, contiguous, gathered))
         if not a.affine:
             cycles = cycles + gathered
-        return cycles * 3 + 2.0 * count if a.guarded else cycles
+        if not a.tested:
+            return cycles
+        free = np.zeros(len(inside), bool) if a.clear is None else (inside & a.clear) == a.clear
+        return np.where(free, cycles, cycles * 3 + 2.0 * count)
 
-    def region(self, domain: np.ndarray, v: np.ndarray) -> np.ndarray:
+    def region(self, domain: np.ndarray, v: np.ndarray, inside: np.ndarray) -> np.ndarray:
         """Cycles of the straight-line code that fills a block."""
         if self.kernel.update is None:
             return np.zeros(len(domain))
         every = np.ones(domain.shape[1], bool)
         operations = self._others(domain, v, every) * -(-self._along(domain, v) // self.lanes)
         arithmetic = operations * self.update_cost / self.t.fma_per_cycle
-        loads = sum((self.loads(a, domain, v) for a in self.updates), np.zeros(len(v)))
+        loads = sum((self.loads(a, domain, v, inside) for a in self.updates), np.zeros(len(v)))
         depth = domain[:, self.spatial :].prod(axis=1)
         across = v >= self.spatial
         along = self._along(domain, v)
@@ -198,7 +207,7 @@ class Rates:
         spill = np.where(operations > 512, operations * 0.3, 0.0)  # falls out of the micro-op cache
         return np.maximum(np.maximum(arithmetic, loads), np.maximum(latency, front_end)) + 0.1 * loads + spill
 
-    def finish(self, domain: np.ndarray, v: np.ndarray) -> np.ndarray:
+    def finish(self, domain: np.ndarray, v: np.ndarray, inside: np.ndarray) -> np.ndarray:
         """Cycles of the epilogue and the stores of a register tile (the reduction axes of `domain` do not count)."""
         results = domain.copy()
         results[:, self.spatial :] = 1
@@ -206,7 +215,7 @@ class Rates:
         rows = self._others(results, v, np.ones(domain.shape[1], bool))
         vectors = rows * -(-along // self.lanes)
         work = vectors * self.epilogue_cost / self.t.fma_per_cycle
-        work = work + sum((self.loads(a, results, v) for a in self.extras), np.zeros(len(v)))
+        work = work + sum((self.loads(a, results, v, inside) for a in self.extras), np.zeros(len(v)))
         stride = np.where(v >= 0, self.out.strides[np.maximum(v, 0)], 0) if domain.shape[1] else np.zeros(len(v))
         scattered = (stride != self.out.size) & (along > 1)
         split = SPLIT if self.out.splits(self.t.vector_bytes) else 1.0
@@ -238,7 +247,8 @@ class Rates:
             lanes = min(self.lanes, k.axes[axis].extent) if axis >= self.spatial else 1
             if lanes > 1:
                 domain[:, axis] = lanes
-            cycles = self.region(domain, v) / lanes * depth + self.finish(domain, v)
+            inside = np.full(len(v), -1)  # of every padding
+            cycles = self.region(domain, v, inside) / lanes * depth + self.finish(domain, v, inside)
             best = min(best, float((cycles / (domain.prod(axis=1) / lanes)).min()))
         return best * results
 
@@ -287,7 +297,7 @@ class Scorer:
         g = self.g
         owner = g.owner[nodes]
         state = np.zeros((len(nodes), self.width))
-        region = self.rates.region(g.domain[owner], g.axis[nodes])
+        region = self.rates.region(g.domain[owner], g.axis[nodes], g.inside[owner])
         state[:, 0] = np.where(g.entered[owner], region, 0.0)
         state[:, 1:] = self.whole[owner][:, None]
         return state
@@ -303,7 +313,8 @@ class Scorer:
         region = np.zeros(len(nodes))
         top = ~serial & ~parallel & g.entered[owner]
         if top.any():
-            region[top] = self.rates.region(g.domain[owner[top]], self._vector_of(nodes[top]))
+            at = owner[top]
+            region[top] = self.rates.region(g.domain[at], self._vector_of(nodes[top]), g.inside[at])
         out[:, :, 0] = np.where((serial | parallel)[:, None], looped, region[:, None])
         again = (self.print[child] * np.where(self.varies[g.axis[nodes]], trips[:, None], 1.0)).sum(axis=1)
         share = np.where(parallel, rounds / trips, 1.0)
@@ -338,7 +349,7 @@ class Scorer:
         partial = self.depth[owner] < self.full_depth
         again = self.rates.vectors(domain, v) * (1 / self.t.loads_per_cycle + 1 / self.t.stores_per_cycle)
         out = body.copy()
-        out[:, :, 0] += (self.rates.finish(domain, v) + np.where(partial, again, 0.0))[:, None]
+        out[:, :, 0] += (self.rates.finish(domain, v, g.inside[owner]) + np.where(partial, again, 0.0))[:, None]
         return out
 
     def cat(self, nodes: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -357,7 +368,15 @@ class Scorer:
         return float(seconds(self.t, warm))
 
 
-def _guarded(s: Scalar | None, read: Read) -> bool:
-    """The read stands under a bounds test."""
-    tests = [n for n in walk(s) if isinstance(n, When)] if s is not None else []
-    return any(m == read for n in tests for m in walk(n.then))
+def _read(kernel: LoopKernel, s: Scalar | None, read: Read, padded: dict[Axis, LoopAxis]) -> Access:
+    """A read of an expression, with the tests that it stands under."""
+    around = [n for n in walk(s) if isinstance(n, When) and read in walk(n.then)] if s is not None else []
+    clear: int | None = 0
+    for test in (b for n in around for b in n.bounds):
+        found = border(kernel, *test)
+        if found is None or (found[0] not in padded and any(found[1:])):
+            clear = None
+            break
+        for width, end in zip(found[1:], (0, 1), strict=True):
+            clear |= (1 << padded[found[0]].bit + end) if width else 0
+    return replace(access(kernel, read.index[0], read.dtype), tested=bool(around), clear=clear)

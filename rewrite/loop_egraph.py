@@ -16,12 +16,15 @@ import numpy as np
 from ..ir.loops import LoopKernel
 from ..ir.nest import KINDS, Cat, For, Nest, Tile, Vec
 from ..ir.target import Target
-from .loop_language import PHASES, LoopRule, Space, declarations, space
+from .loop_language import PHASES, LoopAxis, LoopRule, Space, declarations, space
 from .loop_rules import LOOP_RULES
 from .rule import distinct
 from .saturate import Engine, Limits, SaturationReport, saturate
 
 LOOP_LIMITS = Limits(nodes=400_000, iterations=64, seconds=30.0)
+
+#: Widest border cut off a padded axis for its tests' sake.
+BORDER_TILE = 14
 
 #: Largest tile of an axis in a coarse space.
 COARSE_TILE = 16
@@ -34,7 +37,8 @@ class LoopEGraph:
     """The saturated e-graph of one kernel's schedules.
 
     Per e-class: `entered` (a loop or a tile leads to it, so straight-line code may begin there), `domain` (extents,
-    one column an axis), `level` (children have lower ones). Per e-node: `owner` (its class), `op` (FOR, CAT, TILE,
+    one column an axis), `inside` (`Block.inside` of the vector operations below: the ends of padded axes that they keep
+    clear of), `level` (children have lower ones). Per e-node: `owner` (its class), `op` (FOR, CAT, TILE,
     VEC), `axis`, `count` (trips, cut or lanes), `kind` (number in `nest.KINDS`), `child`, `other` (classes; -1 where
     there is none). E-nodes are sorted by level of owner.
     """
@@ -44,6 +48,7 @@ class LoopEGraph:
     root: int
     entered: np.ndarray
     domain: np.ndarray
+    inside: np.ndarray
     level: np.ndarray
     owner: np.ndarray
     op: np.ndarray
@@ -151,12 +156,22 @@ def factors(n: int, coarse: bool) -> list[int]:
     return sorted({1, max(f for f in proper if f <= COARSE_TILE)}) if coarse and proper else proper
 
 
+def borders(a: LoopAxis, coarse: bool) -> list[int]:
+    """Widths of the border to cut off a padded axis: the least, and a tile's worth that divides the extent."""
+    least = max(a.below, a.above)
+    tiles = [f for f in divisors(a.extent) if least < f <= BORDER_TILE and 2 * f < a.extent]
+    return [least] if coarse else sorted({least, *tiles[-1:]})
+
+
 def facts(s: Space, coarse: bool = False) -> str:
-    """The relations `div` (useful factors) and `cut` of every extent that can occur."""
+    """The relations `div` (useful factors), `cut` and `border` of every extent that can occur."""
     lines: list[str] = []
     extents: set[int] = set()
     for a in s.axes:
         todo, seen = [a.extent], set()
+        for f in borders(a, coarse) if a.bit >= 0 else ():
+            lines.append(f"(border {a.number} {f})")
+            todo += [f, a.extent - f, a.extent - 2 * f]
         while todo:
             n = todo.pop()
             if n in seen:
@@ -202,7 +217,7 @@ def _build(
         [r.render(s) for r in distinct(rules) if r.phase == p and r.instances(s)] for p in PHASES
     ]
     engine.run("\n".join([declarations(rank), *(r.text for p in phases for r in p), facts(s, coarse)]))
-    root = f"(let $root (Block 0 -1 {' '.join(str(a.extent) for a in s.axes)}))"
+    root = f"(let $root (Block 0 0 -1 {' '.join(str(a.extent) for a in s.axes)}))"
     engine.run(root)
     report = saturate(engine, phases, limits, counted=("Block", "For", "Cat", "Tile", "Vec"))
     return _read_back(kernel, s, engine, report)
@@ -226,6 +241,7 @@ def _read_back(kernel: LoopKernel, s: Space, engine: Engine, report: SaturationR
 
     root = number(tables["$root"][0].output)
     rows: list[tuple[int, ...]] = []
+    known: dict[int, int] = {}
     for r in tables["For"]:
         axis, trips, kind, child = r.inputs
         rows.append((number(r.output), FOR, value(axis), value(trips), value(kind), number(child), -1))
@@ -236,16 +252,18 @@ def _read_back(kernel: LoopKernel, s: Space, engine: Engine, report: SaturationR
         axis, child = r.inputs
         rows.append((number(r.output), TILE, value(axis), -1, -1, number(child), -1))
     for r in tables["Vec"]:
-        axis, lanes = r.inputs
+        inside, axis, lanes = r.inputs
+        known[number(r.output)] = value(inside)
         rows.append((number(r.output), VEC, value(axis), value(lanes), -1, -1, -1))
     nodes = np.array(rows, np.int64).reshape(len(rows), 7)
     level = _levels(nodes, len(classes))
     nodes = nodes[np.argsort(level[nodes[:, 0]], kind="stable")]
     nodes, domain = _fillable(nodes, level, len(classes), len(s.axes))
+    inside = _inside(nodes, level, len(classes), known)
     owner, op, axis, count, kind, child, other = (np.ascontiguousarray(nodes[:, k]) for k in range(7))
     straight = _in_registers(nodes, len(classes))
     return LoopEGraph(
-        kernel, s, root, straight, domain, level, owner, op, axis, count, kind, child, other, report
+        kernel, s, root, straight, domain, inside, level, owner, op, axis, count, kind, child, other, report
     )
 
 
@@ -271,6 +289,19 @@ def _fillable(nodes: np.ndarray, level: np.ndarray, classes: int, rank: int) -> 
         domain[part[:, 0]] = shape
         kept.append(part)
     return np.concatenate(kept) if kept else nodes, domain
+
+
+def _inside(nodes: np.ndarray, level: np.ndarray, classes: int, known: dict[int, int]) -> np.ndarray:
+    """What is known of every class's place: what all vector operations below know."""
+    inside = np.zeros(classes, np.int64)
+    inside[list(known)] = list(known.values())
+    bounds = np.searchsorted(level[nodes[:, 0]], np.arange(level.max(initial=0) + 2))
+    for lo, hi in zip(bounds[:-1], bounds[1:], strict=True):
+        owner, op, child, other = (nodes[lo:hi, k] for k in (0, 1, 5, 6))
+        below = inside[child] & np.where(other >= 0, inside[other], inside[child])
+        above = op != VEC
+        inside[owner[above]] = below[above]
+    return inside
 
 
 def _in_registers(nodes: np.ndarray, classes: int) -> np.ndarray:

@@ -1,8 +1,9 @@
 """The loop language: Blocks, the nests that fill them, and how a rule on them is authored.
 
-A `Block(phase, vector, e0, e1, …)` stands for every nest that covers a rectangle of those extents. Phases
-only go forward (parallel -> serial -> tile -> unroll), so the e-graph is acyclic and each e-node is derived
-once:
+A `Block(phase, inside, vector, e0, e1, …)` stands for every nest that covers a rectangle of those extents.
+`inside` is a set of bits: the ends of padded axes that the block does not touch, so that its bounds tests are
+known to hold. Phases only go forward (parallel -> serial -> tile -> unroll), so the e-graph is acyclic and each
+e-node is derived once:
 
     parallel, serial   loops over memory; any order, any number of levels
     tile               results are in registers, vectorised along `vector`; loops here only reduce
@@ -26,7 +27,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from ..ir.errors import RuleError
-from ..ir.index import Axis
+from ..ir.expr import When, walk
+from ..ir.index import Axis, Index
 from ..ir.loops import LoopKernel
 from ..ir.nest import KINDS
 from ..ir.target import Target
@@ -36,7 +38,7 @@ from .saturate import EggRule
 
 PHASES = ("parallel", "serial", "tile", "unroll")
 #: For which axes a rule is instantiated.
-OVER = ("any", "spatial", "contiguous", "reduced", "walked", "none")
+OVER = ("any", "spatial", "contiguous", "reduced", "walked", "padded", "none")
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,9 @@ class LoopAxis:
     """An axis of the kernel at hand: number, full extent, whether it reduces, whether it may be vectorised.
 
     `contiguous`: some access walks neighbouring elements along it (if none does along any axis, every axis
-    counts).
+    counts). `beside`: it changes which vectors of the operands are read. `below`, `above`: so many indices at
+    its ends reach into padding, and `bit` is the number of the lower end in `Block.inside` (the upper end's is
+    the next).
     """
 
     number: int
@@ -99,6 +103,9 @@ class LoopAxis:
     reduces: bool
     contiguous: bool
     beside: bool = False
+    below: int = 0
+    above: int = 0
+    bit: int = -1
 
 
 @dataclass(frozen=True)
@@ -132,7 +139,12 @@ def space(kernel: LoopKernel, target: Target, threads: int = 1) -> Space:
     n = len(kernel.spatial)
     unit = _contiguous(kernel)
     beside = _beside(kernel, unit)
-    axes = tuple(LoopAxis(k, a.extent, k >= n, a in unit, a in beside) for k, a in enumerate(kernel.axes))
+    borders = padding(kernel)
+    bits = {a: 2 * k for k, a in enumerate(borders)}
+    axes = tuple(
+        LoopAxis(k, a.extent, k >= n, a in unit, a in beside, *borders.get(a, (0, 0)), bits.get(a, -1))
+        for k, a in enumerate(kernel.axes)
+    )
     widest = max(DTYPES[t].size for t in _dtypes(kernel))
     lanes = target.lanes(widest)
     depth = math.prod(a.extent for a in kernel.reduce)
@@ -157,6 +169,35 @@ def _contiguous(kernel: LoopKernel) -> set[Axis]:
     return unit
 
 
+def padding(kernel: LoopKernel) -> dict[Axis, tuple[int, int]]:
+    """Spatial axis -> how many indices at its lower and at its upper end fail some bounds test.
+
+    Only tests of one spatial axis count (the reduction axes take every value); an axis most of whose indices
+    fail is left out.
+    """
+    found: dict[Axis, tuple[int, int]] = {}
+    for axis, below, above in (t for b in tests(kernel) if (t := border(kernel, *b)) is not None):
+        low, high = found.get(axis, (0, 0))
+        found[axis] = (max(low, below), max(high, above))
+    return {a: b for a in kernel.spatial if (b := found.get(a)) is not None and 2 * max(b) < a.extent}
+
+
+def tests(kernel: LoopKernel) -> list[tuple[Index, int, int]]:
+    """The bounds tests (index, least, one past the most) of a kernel's expressions."""
+    parts = [s for s in (kernel.update, kernel.epilogue) if s is not None]
+    return [b for s in parts for n in walk(s) if isinstance(n, When) for b in n.bounds]
+
+
+def border(kernel: LoopKernel, index: Index, lo: int, hi: int) -> tuple[Axis, int, int] | None:
+    """(axis, below, above) of a bounds test of one spatial axis; None for another kind of test."""
+    inside = [a for a in kernel.spatial if a in index.axes]
+    if len(inside) != 1 or not index.is_affine or (c := index.coefficient(inside[0])) <= 0:
+        return None
+    axis = inside[0]
+    least, most = index.substitute({axis: Index()}).range
+    return axis, max(0, -((least - lo) // c)), max(0, axis.extent - 1 - (hi - 1 - most) // c)
+
+
 def _beside(kernel: LoopKernel, unit: set[Axis]) -> set[Axis]:
     loaded = [r.index[0] for r in kernel.update_reads if any(r.index[0].coefficient(v) == 1 for v in unit)]
     return {a for a in kernel.spatial if any(i.coefficient(a) for i in loaded)}
@@ -172,6 +213,7 @@ class Block:
     """A block with symbolic extents, as a rule sees it. Conditions accumulate as the rule asks."""
 
     phase: str
+    inside: Size
     vector: Size
     extents: tuple[Size, ...]
     space: Space
@@ -196,6 +238,19 @@ class Block:
         self.facts.append(f"(cut {a.number} e{a.number} q rest)")
         return Size("q"), Size("rest")
 
+    def border(self, a: LoopAxis) -> Size:
+        """f for every useful width of a border that holds the padding at either end of the axis."""
+        self.facts.append(f"(border {a.number} f)")
+        return Size("f")
+
+    def touches(self, bit: int) -> str:
+        """The block is not known to keep clear of an end of a padded axis."""
+        return (self.inside // (1 << bit) % 2).equals(0)
+
+    def clear_of(self, bit: int) -> Block:
+        """The same block, known to keep clear of an end of a padded axis."""
+        return replace(self, inside=self.inside + (1 << bit))
+
     def resized(self, a: LoopAxis, size: Size | int) -> Block:
         new = tuple(Size.of(size) if k == a.number else e for k, e in enumerate(self.extents))
         return replace(self, extents=new)
@@ -213,7 +268,7 @@ class Block:
     @property
     def text(self) -> str:
         inside = " ".join(e.text for e in self.extents)
-        return f"(Block {PHASES.index(self.phase)} {self.vector.text} {inside})"
+        return f"(Block {PHASES.index(self.phase)} {self.inside.text} {self.vector.text} {inside})"
 
 
 def For(a: LoopAxis, trips: Size | int, kind: str, body: Block) -> str:
@@ -231,17 +286,18 @@ def Tile(a: LoopAxis | None, body: Block) -> str:
     return f"(Tile {-1 if a is None else a.number} {body.text})"
 
 
-def Vec(axis: Size | int, lanes: Size | int) -> str:
-    """One vector operation."""
-    return f"(Vec {Size.of(axis).text} {Size.of(lanes).text})"
+def Vec(b: Block, axis: Size | int, lanes: Size | int) -> str:
+    """One vector operation. What is known of the block's place is part of it, or congruence would merge blocks at
+    different places."""
+    return f"(Vec {b.inside.text} {Size.of(axis).text} {Size.of(lanes).text})"
 
 
 @dataclass(frozen=True)
 class LoopRule:
     """A rule of loop programs: `make(block, axis)` returns the nest (or Block) that the block may also be.
 
-    It is instantiated for each axis that `over` admits (`any`, `spatial`, `contiguous`, `reduced`, or `none`:
-    once, axis None).
+    It is instantiated for each axis that `over` admits (`any`, `spatial`, `contiguous`, `reduced`, `walked`,
+    `padded`, or `none`: once, axis None).
     """
 
     name: str
@@ -271,12 +327,13 @@ class LoopRule:
             "contiguous": [a for a in s.spatial if a.contiguous],
             "reduced": s.reduced,
             "walked": [a for a in s.reduced if a.contiguous],
+            "padded": [a for a in s.spatial if a.bit >= 0],
             "none": (None,),
         }
         out = []
         for a in groups[self.over]:
             names = tuple(Size(f"e{k}") for k in range(len(s.axes)))
-            block = Block(self.phase, Size("v"), names, s)
+            block = Block(self.phase, Size("i"), Size("v"), names, s)
             before = block.text
             try:
                 made = self.make(block, a)  # type: ignore[arg-type]
@@ -325,12 +382,13 @@ def declarations(rank: int) -> str:
     return "\n".join(
         [
             "(sort N)",
-            f"(constructor Block (i64 i64 {sizes}) N)",
+            f"(constructor Block (i64 i64 i64 {sizes}) N)",
             "(constructor For (i64 i64 i64 N) N)",
             "(constructor Cat (i64 i64 N N) N)",
             "(constructor Tile (i64 N) N)",
-            "(constructor Vec (i64 i64) N)",
+            "(constructor Vec (i64 i64 i64) N)",
             "(relation div (i64 i64 i64))",
             "(relation cut (i64 i64 i64 i64))",
+            "(relation border (i64 i64))",
         ]
     )

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
-from ..ir.nest import KINDS, PARALLEL, Cat, For, Nest, Tile, Vec, points
+from ..ir.nest import KINDS, PARALLEL, Cat, For, Nest, Tile, Vec, extents, points
 from ..ir.operator import Chooser, Reject
-from ..rewrite.loop_egraph import cuts, divisors, facts
+from ..rewrite.loop_egraph import borders, cuts, divisors, facts
 from ..rewrite.loop_language import PHASES, LoopAxis, LoopRule, Space, declarations
 from ..rewrite.saturate import Engine
 from .choosing import Outcome, Refuted, search
@@ -24,16 +24,17 @@ from .choosing import Outcome, Refuted, search
 MAX_BLOCKS, MAX_POINTS = 24, 160
 
 #: How many numbers a constructor of nests takes before its blocks.
-NUMBERS = {"For": 3, "Cat": 2, "Tile": 1, "Vec": 2}
+NUMBERS = {"For": 3, "Cat": 2, "Tile": 1, "Vec": 3}
 
 FULL_EXTENTS = (2, 3, 4, 5, 6, 7, 8, 9, 12, 17, 19, 23)
 
 
 @dataclass(frozen=True)
 class BlockCase:
-    """A concrete block: phase and vector axis (-1: none yet), one extent an axis."""
+    """A concrete block: phase, ends of padded axes it keeps clear of (bits), vector axis (-1: none yet), extents."""
 
     phase: int
+    inside: int
     vector: int
     extents: tuple[int, ...]
 
@@ -73,14 +74,17 @@ def draw_space(c: Chooser) -> Space:
     reduced = c.integer(0 if spatial else 1, 3 - spatial if spatial else 1)
     rank = spatial + min(reduced, 2)
     unit = c.integer(0, 2)
-    axes = tuple(
-        LoopAxis(
-            k, c.pick(FULL_EXTENTS if k == 0 else FULL_EXTENTS[:7]), k >= spatial, unit != k
-        )
-        for k in range(rank)
-    )
+    axes = tuple(draw_axis(c, k, k >= spatial, unit != k) for k in range(rank))
     registers = c.pick((4, 8, 16))
     return Space(axes, c.pick((2, 4, 1)), registers, 8 * registers, c.pick((1, 2)), bool(c.integer(0, 1)))
+
+
+def draw_axis(c: Chooser, number: int, reduces: bool, contiguous: bool) -> LoopAxis:
+    extent = c.pick(FULL_EXTENTS if number == 0 else FULL_EXTENTS[:7])
+    axis = LoopAxis(number, extent, reduces, contiguous)
+    below, above = c.pick(((0, 0), (1, 1), (1, 0), (0, 1), (2, 1)))
+    padded = not reduces and 2 * max(below, above) < extent and below + above > 0
+    return replace(axis, below=below, above=above, bit=2 * number) if padded else axis
 
 
 def draw_case(c: Chooser, rule: LoopRule) -> LoopCase:
@@ -93,8 +97,9 @@ def draw_case(c: Chooser, rule: LoopRule) -> LoopCase:
         raise Reject
     phase = PHASES.index(rule.phase)
     vectors = [a.number for a in s.axes if a.contiguous or not a.reduces] if phase >= PHASES.index("tile") else []
-    extents = [e for e in product(*(_options(a, s) for a in s.axes)) if _size(e) <= MAX_POINTS]
-    blocks = [BlockCase(phase, v, e) for e in extents for v in vectors or [-1]]
+    shapes = [e for e in product(*(_options(a, s) for a in s.axes)) if _size(e) <= MAX_POINTS]
+    known = [0, *(1 << a.bit for a in s.axes if a.bit >= 0)]
+    blocks = [BlockCase(phase, i, v, e) for e in shapes for v in vectors or [-1] for i in known]
     start = c.integer(0, max(0, len(blocks) // MAX_BLOCKS))
     return LoopCase(s, tuple(blocks[start :: max(1, len(blocks) // MAX_BLOCKS)]))
 
@@ -103,6 +108,8 @@ def _options(a: LoopAxis, s: Space) -> list[int]:
     """Extents that a block of the axis may have: its factors, and those of the pieces it is cut into."""
     places = [] if a.reduces else cuts(a.extent, s.lanes, a.contiguous)
     pieces = {x for q in places for x in (q, a.extent - q)}
+    if a.bit >= 0:
+        pieces |= {x for f in borders(a, coarse=False) for x in (f, a.extent - f, a.extent - 2 * f)}
     return sorted({f for n in (a.extent, *pieces) for f in divisors(n)})
 
 
@@ -138,7 +145,7 @@ def step(rule: LoopRule, case: LoopCase) -> dict[BlockCase, list[Made]]:
     rank = len(case.space.axes)
     engine = Engine()
     lets = [
-        f"(let $b{k} (Block {b.phase} {b.vector} {' '.join(map(str, b.extents))}))"
+        f"(let $b{k} (Block {b.phase} {b.inside} {b.vector} {' '.join(map(str, b.extents))}))"
         for k, b in enumerate(case.blocks)
     ]
     try:
@@ -185,8 +192,8 @@ class _Reader:
         self._tables = {name: f.rows for name, f in engine.egraph.freeze().functions.items()}
         self._blocks: dict[Any, list[BlockCase]] = {}
         for row in self._tables["Block"]:
-            phase, vector, *extents = self._ints(row.inputs)
-            self._blocks.setdefault(row.output, []).append(BlockCase(phase, vector, tuple(extents)))
+            phase, inside, vector, *extents = self._ints(row.inputs)
+            self._blocks.setdefault(row.output, []).append(BlockCase(phase, inside, vector, tuple(extents)))
         self._rank = rank
 
     def _ints(self, values: Any) -> list[int]:
@@ -213,7 +220,7 @@ def _nest(name: str, n: list[int], inner: list[Nest]) -> Nest:
         "For": lambda: For(n[0], n[1], KINDS[n[2]], inner[0]),
         "Cat": lambda: Cat(n[0], n[1], inner[0], inner[1]),
         "Tile": lambda: Tile(n[0], inner[0]),
-        "Vec": lambda: Vec(n[0], n[1]),
+        "Vec": lambda: Vec(n[1], n[2]),
     }
     return build[name]()
 
@@ -254,6 +261,10 @@ def _progress(children: tuple[BlockCase, ...], block: BlockCase) -> str:
 
 def _promises(made: Made, s: Space, block: BlockCase) -> str:
     n, spatial = made.nest, {a.number for a in s.spatial}
+    for number, child in enumerate(made.children):
+        for a in s.axes:
+            if a.bit >= 0 and (end := _unjustified(n, number, child.inside & ~block.inside, a)):
+                return f"claims that a block keeps clear of the {end} end of axis {a.number}, which it may touch"
     if not made.is_nest:
         return ""
     if isinstance(n, For) and n.kind == PARALLEL and n.axis not in spatial:
@@ -268,6 +279,17 @@ def _promises(made: Made, s: Space, block: BlockCase) -> str:
     if isinstance(n, Tile):
         need = registers_of(s, block.extents, n.vector)
         return f"needs {need} registers of {s.registers}" if need > s.registers else ""
+    return ""
+
+
+def _unjustified(n: Nest, number: int, gained: int, a: LoopAxis) -> str:
+    """Which end of an axis child `number` of a nest claims to keep clear of without a reason."""
+    cut = n if isinstance(n, Cat) and n.axis == a.number else None
+    if gained >> a.bit & 1 and not (cut and number == 1 and cut.at >= a.below):
+        return "lower"
+    rank = a.number + 1
+    if gained >> a.bit + 1 & 1 and not (cut and number == 0 and extents(cut.second, rank)[a.number] >= a.above):
+        return "upper"
     return ""
 
 
