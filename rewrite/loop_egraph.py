@@ -157,10 +157,11 @@ def factors(n: int, coarse: bool) -> list[int]:
 
 
 def borders(a: LoopAxis, coarse: bool) -> list[int]:
-    """Widths of the border to cut off a padded axis: the least, and a tile's worth that divides the extent."""
+    """Widths of the border to cut off a padded axis: the least, and a tile's worth that divides the extent; in a coarse
+    space none."""
     least = max(a.below, a.above)
     tiles = [f for f in divisors(a.extent) if least < f <= BORDER_TILE and 2 * f < a.extent]
-    return [least] if coarse else sorted({least, *tiles[-1:]})
+    return [] if coarse else sorted({least, *tiles[-1:]})
 
 
 def facts(s: Space, coarse: bool = False) -> str:

@@ -37,6 +37,8 @@ from .saturate import KINDS as RULE_KINDS
 from .saturate import EggRule
 
 PHASES = ("parallel", "serial", "tile", "unroll")
+#: Uses of an input element from which on borders are not cut off: a 3x3 convolution of 4 channels has 36.
+PADDED_REUSE = 48
 #: For which axes a rule is instantiated.
 OVER = ("any", "spatial", "contiguous", "reduced", "walked", "padded", "none")
 
@@ -139,7 +141,9 @@ def space(kernel: LoopKernel, target: Target, threads: int = 1) -> Space:
     n = len(kernel.spatial)
     unit = _contiguous(kernel)
     beside = _beside(kernel, unit)
-    borders = padding(kernel)
+    # Where each input element is used often, a padded copy of the input costs little and the space stays small.
+    reused = kernel.points > PADDED_REUSE * sum(t.size for t in kernel.inputs)
+    borders = {} if reused else padding(kernel)
     bits = {a: 2 * k for k, a in enumerate(borders)}
     axes = tuple(
         LoopAxis(k, a.extent, k >= n, a in unit, a in beside, *borders.get(a, (0, 0)), bits.get(a, -1))
