@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from ..ir.loops import LoopKernel
-from ..ir.nest import KINDS, Cat, For, Nest, Tile, Vec
+from ..ir.loops import Lowered
+from ..ir.nest import KINDS, Cat, For, Nest, Seq, Stage, Tile, Vec
 from ..ir.target import Target
-from .loop_language import PHASES, LoopRule, Space, declarations, space
+from .loop_language import ALL, PHASES, LoopRule, Space, declarations, space
 from .loop_rules import LOOP_RULES
 from .rule import distinct
 from .saturate import Engine, Limits, SaturationReport, saturate
@@ -26,7 +26,8 @@ LOOP_LIMITS = Limits(nodes=400_000, iterations=64, seconds=30.0)
 #: Largest tile of an axis in a coarse space.
 COARSE_TILE = 16
 
-FOR, CAT, TILE, VEC = range(4)
+FOR, CAT, TILE, VEC, SEQ, STAGE = range(6)
+CONSTRUCTORS = ("For", "Cat", "Tile", "Vec", "Seq", "Stage")
 
 
 @dataclass(frozen=True)
@@ -34,16 +35,18 @@ class LoopEGraph:
     """The saturated e-graph of one kernel's schedules.
 
     Per e-class: `entered` (a loop or a tile leads to it, so straight-line code may begin there), `domain` (extents,
-    one column an axis), `level` (children have lower ones). Per e-node: `owner` (its class), `op` (FOR, CAT, TILE,
-    VEC), `axis`, `count` (trips, cut or lanes), `kind` (number in `nest.KINDS`), `child`, `other` (classes; -1 where
-    there is none). E-nodes are sorted by level of owner.
+    one column an axis of its stage), `stage` (ALL where all stages are to come), `level` (children have lower ones).
+    Per e-node: `owner` (its class), `op` (FOR, CAT, TILE, VEC, SEQ, STAGE), `axis`, `count` (trips, cut or lanes),
+    `kind` (number in `nest.KINDS`; of a VEC or a STAGE, the stage's), `child`, `other` (classes; -1 where there is
+    none). E-nodes are sorted by level of owner.
     """
 
-    kernel: LoopKernel
+    kernel: Lowered
     space: Space
     root: int
     entered: np.ndarray
     domain: np.ndarray
+    stage: np.ndarray
     level: np.ndarray
     owner: np.ndarray
     op: np.ndarray
@@ -71,7 +74,7 @@ class LoopEGraph:
         for n in range(self.enodes):
             op = self.op[n]
             ways = 1 if op == VEC else count[self.child[n]]
-            if op == CAT:
+            if self.other[n] >= 0:
                 ways *= count[self.other[n]]
             count[self.owner[n]] += ways
         return count
@@ -114,6 +117,10 @@ class LoopEGraph:
             return Tile(axis, of(int(self.child[n])))
         if op == CAT:
             return Cat(axis, count, of(int(self.child[n])), of(int(self.other[n])))
+        if op == SEQ:
+            return Seq(of(int(self.child[n])), of(int(self.other[n])))
+        if op == STAGE:
+            return Stage(int(self.kind[n]), of(int(self.child[n])))
         return For(axis, count, KINDS[self.kind[n]], of(int(self.child[n])))
 
 
@@ -155,7 +162,7 @@ def facts(s: Space, coarse: bool = False) -> str:
     """The relations `div` (useful factors) and `cut` of every extent that can occur."""
     lines: list[str] = []
     extents: set[int] = set()
-    for a in s.axes:
+    for stage, a in ((v.stage, a) for v in s.views for a in v.axes):
         todo, seen = [a.extent], set()
         while todo:
             n = todo.pop()
@@ -164,7 +171,7 @@ def facts(s: Space, coarse: bool = False) -> str:
             seen.add(n)
             if not a.reduces and (n == a.extent or n > s.lanes):
                 places = cuts(n, s.lanes, a.contiguous) if n == a.extent or n < 4 * s.lanes else []
-                lines += [f"(cut {a.number} {n} {q} {n - q})" for q in places]
+                lines += [f"(cut {stage} {a.number} {n} {q} {n - q})" for q in places]
                 todo += [x for q in places for x in (q, n - q)]
             todo += divisors(n)
         extents |= seen
@@ -173,7 +180,7 @@ def facts(s: Space, coarse: bool = False) -> str:
 
 
 def build(
-    kernel: LoopKernel,
+    kernel: Lowered,
     target: Target,
     threads: int = 1,
     rules: Sequence[LoopRule] = LOOP_RULES,
@@ -193,22 +200,21 @@ def build(
 
 
 def _build(
-    kernel: LoopKernel, target: Target, threads: int, rules: Sequence[LoopRule], limits: Limits, coarse: bool
+    kernel: Lowered, target: Target, threads: int, rules: Sequence[LoopRule], limits: Limits, coarse: bool
 ) -> LoopEGraph:
     s = space(kernel, target, threads)
-    rank = len(s.axes)
     engine = Engine()
     phases: list[list[Any]] = [
         [r.render(s) for r in distinct(rules) if r.phase == p and r.instances(s)] for p in PHASES
     ]
-    engine.run("\n".join([declarations(rank), *(r.text for p in phases for r in p), facts(s, coarse)]))
-    root = f"(let $root (Block 0 -1 {' '.join(str(a.extent) for a in s.axes)}))"
-    engine.run(root)
-    report = saturate(engine, phases, limits, counted=("Block", "For", "Cat", "Tile", "Vec"))
+    engine.run("\n".join([declarations(s.rank), *(r.text for p in phases for r in p), facts(s, coarse)]))
+    extents = [a.extent for a in s.axes] + [1] * (s.rank - len(s.axes))
+    engine.run(f"(let $root (Block {s.stage} 0 -1 {' '.join(map(str, extents))}))")
+    report = saturate(engine, phases, limits, counted=("Block", *CONSTRUCTORS))
     return _read_back(kernel, s, engine, report)
 
 
-def _read_back(kernel: LoopKernel, s: Space, engine: Engine, report: SaturationReport) -> LoopEGraph:
+def _read_back(kernel: Lowered, s: Space, engine: Engine, report: SaturationReport) -> LoopEGraph:
     """The e-nodes as arrays. Blocks themselves are not read: their domains follow from the nests that fill them."""
     egraph = engine.egraph
     tables = {name: f.rows for name, f in egraph.freeze().functions.items()}
@@ -236,30 +242,40 @@ def _read_back(kernel: LoopKernel, s: Space, engine: Engine, report: SaturationR
         axis, child = r.inputs
         rows.append((number(r.output), TILE, value(axis), -1, -1, number(child), -1))
     for r in tables["Vec"]:
-        axis, lanes = r.inputs
-        rows.append((number(r.output), VEC, value(axis), value(lanes), -1, -1, -1))
+        stage, axis, lanes = r.inputs
+        rows.append((number(r.output), VEC, value(axis), value(lanes), value(stage), -1, -1))
+    for r in tables["Stage"]:
+        stage, child = r.inputs
+        rows.append((number(r.output), STAGE, -1, -1, value(stage), number(child), -1))
+    for r in tables["Seq"]:
+        first, second = r.inputs
+        rows.append((number(r.output), SEQ, -1, -1, -1, number(first), number(second)))
     nodes = np.array(rows, np.int64).reshape(len(rows), 7)
     level = _levels(nodes, len(classes))
     nodes = nodes[np.argsort(level[nodes[:, 0]], kind="stable")]
-    nodes, domain = _fillable(nodes, level, len(classes), len(s.axes))
+    nodes, domain, stage = _fillable(nodes, level, len(classes), s)
     owner, op, axis, count, kind, child, other = (np.ascontiguousarray(nodes[:, k]) for k in range(7))
     straight = _in_registers(nodes, len(classes))
     return LoopEGraph(
-        kernel, s, root, straight, domain, level, owner, op, axis, count, kind, child, other, report
+        kernel, s, root, straight, domain, stage, level, owner, op, axis, count, kind, child, other, report
     )
 
 
-def _fillable(nodes: np.ndarray, level: np.ndarray, classes: int, rank: int) -> tuple[np.ndarray, np.ndarray]:
-    """The e-nodes that complete nests are made of, and every class's domain, level by level from the leaves."""
-    domain = np.zeros((classes, rank), np.int64)
+def _fillable(
+    nodes: np.ndarray, level: np.ndarray, classes: int, s: Space
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The e-nodes that complete nests are made of, and every class's domain and stage, level by level from the
+    leaves."""
+    rank, shared = s.rank, len(s.axes)
+    domain, stage = np.zeros((classes, rank), np.int64), np.full(classes, s.stage)
+    filled = np.zeros(classes, bool)
     kept: list[np.ndarray] = []
     bounds = np.searchsorted(level[nodes[:, 0]], np.arange(level.max(initial=0) + 2))
     for lo, hi in zip(bounds[:-1], bounds[1:], strict=True):
         part = nodes[lo:hi]
-        op, axis, count, child, other = (part[:, k] for k in (1, 2, 3, 5, 6))
-        filled = (domain != 0).any(axis=1) if rank else np.ones(classes, bool)
-        alive = (op == VEC) | (filled[child] & ((other < 0) | filled[other]))
-        part, op, axis, count, child, other = (x[alive] for x in (part, op, axis, count, child, other))
+        op, child, other = (part[:, k] for k in (1, 5, 6))
+        part = part[(op == VEC) | (filled[child] & ((other < 0) | filled[other]))]
+        owner, op, axis, count, kind, child, other = (part[:, k] for k in range(7))
         shape = np.where((op == VEC)[:, None], 1, domain[child])
         at = np.arange(len(part))
         if rank:
@@ -268,9 +284,11 @@ def _fillable(nodes: np.ndarray, level: np.ndarray, classes: int, rank: int) -> 
             here = np.where(op == FOR, here * count, here)
             here = np.where(op == CAT, here + domain[other, axis], here)
             shape[at, axis] = np.where(axis >= 0, here, shape[at, axis])
-        domain[part[:, 0]] = shape
+            shape[op == STAGE, shared:] = 1
+        domain[owner], filled[owner] = shape, True
+        stage[owner] = np.where(op == VEC, kind, np.where(op == STAGE, ALL, stage[child]))
         kept.append(part)
-    return np.concatenate(kept) if kept else nodes, domain
+    return np.concatenate(kept) if kept else nodes, domain, stage
 
 
 def _in_registers(nodes: np.ndarray, classes: int) -> np.ndarray:

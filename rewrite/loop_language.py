@@ -1,6 +1,7 @@
 """The loop language: Blocks, the nests that fill them, and how a rule on them is authored.
 
-A `Block(phase, vector, e0, e1, …)` stands for every nest that covers a rectangle of those extents. Phases
+A `Block(stage, phase, vector, e0, e1, …)` stands for every nest of a stage that covers a rectangle of those
+extents (stage `ALL`: of all stages, over the axes they share; a kernel of one stage has stage 0 only). Phases
 only go forward (parallel -> serial -> tile -> unroll), so the e-graph is acyclic and each e-node is derived
 once:
 
@@ -24,10 +25,11 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from ..ir.errors import RuleError
 from ..ir.index import Axis
-from ..ir.loops import LoopKernel
+from ..ir.loops import SCRATCH_BYTES, LoopKernel, Lowered, StagedKernel
 from ..ir.nest import KINDS
 from ..ir.target import Target
 from ..ir.types import DTYPES
@@ -36,7 +38,9 @@ from .saturate import EggRule
 
 PHASES = ("parallel", "serial", "tile", "unroll")
 #: For which axes a rule is instantiated.
-OVER = ("any", "spatial", "contiguous", "reduced", "walked", "none")
+OVER = ("any", "spatial", "contiguous", "reduced", "walked", "sequence", "none")
+#: The stage number of blocks that all stages are still to fill.
+ALL = -1
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,11 @@ class LoopAxis:
 
 @dataclass(frozen=True)
 class Space:
-    """What rules may ask of kernel and target: axes, lanes, register and unrolling budgets, threads."""
+    """What rules may ask of kernel and target: axes, lanes, register and unrolling budgets, threads.
+
+    A kernel of several stages has the space of its shared axes, whose `parts` are the spaces of its stages;
+    `sequences` are the orders in which they may run, each with the bytes of scratch it takes for one point.
+    """
 
     axes: tuple[LoopAxis, ...]
     lanes: int
@@ -111,6 +119,20 @@ class Space:
     unroll: int
     threads: int
     blocks_reduction: bool
+    stage: int = 0
+    parts: tuple[Space, ...] = ()
+    sequences: tuple[tuple[tuple[int, ...], int], ...] = ()
+    scratch: int = SCRATCH_BYTES
+
+    @property
+    def views(self) -> tuple[Space, ...]:
+        """The space itself, and those of the stages."""
+        return (self, *self.parts)
+
+    @property
+    def rank(self) -> int:
+        """Axes of a block: as many as the stage with most of them has."""
+        return max(len(v.axes) for v in self.views)
 
     @property
     def spatial(self) -> tuple[LoopAxis, ...]:
@@ -127,8 +149,10 @@ class Space:
         return (*self.reduced, *sorted(self.spatial, key=lambda a: (a.beside, a.number)))
 
 
-def space(kernel: LoopKernel, target: Target, threads: int = 1) -> Space:
+def space(kernel: Lowered, target: Target, threads: int = 1) -> Space:
     """The schedule space of a kernel on a target."""
+    if isinstance(kernel, StagedKernel):
+        return _staged_space(kernel, target, threads)
     n = len(kernel.spatial)
     unit = _contiguous(kernel)
     beside = _beside(kernel, unit)
@@ -144,6 +168,14 @@ def space(kernel: LoopKernel, target: Target, threads: int = 1) -> Space:
     return Space(axes, lanes, target.registers, 8 * target.registers, threads, streamed)
 
 
+def _staged_space(kernel: StagedKernel, target: Target, threads: int) -> Space:
+    axes = tuple(LoopAxis(k, a.extent, False, False) for k, a in enumerate(kernel.shared))
+    parts = tuple(replace(space(k, target), stage=n) for n, k in enumerate(kernel.stages))
+    sequences = tuple((q, kernel.scratch_bytes(q)) for q in kernel.sequences)
+    registers = target.registers
+    return Space(axes, target.lanes(), registers, 8 * registers, threads, False, ALL, parts, sequences)
+
+
 def _contiguous(kernel: LoopKernel) -> set[Axis]:
     addresses = [kernel.out, *(r.index[0] for r in (*kernel.update_reads, *kernel.epilogue_reads))]
     unit = {a for a in kernel.spatial if any(i.coefficient(a) == 1 for i in addresses)} or set(kernel.spatial)
@@ -153,7 +185,8 @@ def _contiguous(kernel: LoopKernel) -> set[Axis]:
         return all(i.is_affine and i.coefficient(a) in (0, 1) for i in operands)
 
     if not any(loads(a) and any(i.coefficient(a) for i in operands) for a in unit):
-        unit |= {a for a in kernel.reduce if loads(a) and all(i.coefficient(a) for i in operands)}
+        walked = [i for i in operands if i.axes & set(kernel.reduce)]
+        unit |= {a for a in kernel.reduce if loads(a) and all(i.coefficient(a) for i in walked)}
     return unit
 
 
@@ -176,6 +209,7 @@ class Block:
     extents: tuple[Size, ...]
     space: Space
     facts: list[str] = field(default_factory=list)
+    stage: Size = Size("stage")
 
     def extent(self, a: LoopAxis) -> Size:
         return self.extents[a.number]
@@ -193,7 +227,7 @@ class Block:
 
     def cut(self, a: LoopAxis) -> tuple[Size, Size]:
         """(q, n - q) for every useful place to cut an axis of awkward extent n."""
-        self.facts.append(f"(cut {a.number} e{a.number} q rest)")
+        self.facts.append(f"(cut stage {a.number} e{a.number} q rest)")
         return Size("q"), Size("rest")
 
     def resized(self, a: LoopAxis, size: Size | int) -> Block:
@@ -210,10 +244,18 @@ class Block:
             total = self.extent(a) if total.text == "1" else total * self.extent(a)
         return total
 
+    def of_stage(self, number: int) -> Block:
+        """All of a stage's own axes over this block of the axes that the stages share."""
+        s = self.space.parts[number]
+        own = tuple(Size(str(a.extent)) for a in s.axes[len(self.extents) :])
+        rank = replace(s, parts=self.space.parts)
+        return replace(self, extents=self.extents + own, space=rank, stage=Size(str(number)))
+
     @property
     def text(self) -> str:
-        inside = " ".join(e.text for e in self.extents)
-        return f"(Block {PHASES.index(self.phase)} {self.vector.text} {inside})"
+        ones = (Size("1"),) * (self.space.rank - len(self.extents))
+        inside = " ".join(e.text for e in (*self.extents, *ones))
+        return f"(Block {self.stage.text} {PHASES.index(self.phase)} {self.vector.text} {inside})"
 
 
 def For(a: LoopAxis, trips: Size | int, kind: str, body: Block) -> str:
@@ -232,8 +274,17 @@ def Tile(a: LoopAxis | None, body: Block) -> str:
 
 
 def Vec(axis: Size | int, lanes: Size | int) -> str:
-    """One vector operation."""
-    return f"(Vec {Size.of(axis).text} {Size.of(lanes).text})"
+    """One vector operation (of the stage at hand: blocks of different stages stay apart)."""
+    return f"(Vec stage {Size.of(axis).text} {Size.of(lanes).text})"
+
+
+def Seq(blocks: Sequence[Block]) -> str:
+    """Stages one after the other."""
+    stages = [f"(Stage {b.stage.text} {b.text})" for b in blocks]
+    text = stages.pop()
+    while stages:
+        text = f"(Seq {stages.pop()} {text})"
+    return text
 
 
 @dataclass(frozen=True)
@@ -241,7 +292,7 @@ class LoopRule:
     """A rule of loop programs: `make(block, axis)` returns the nest (or Block) that the block may also be.
 
     It is instantiated for each axis that `over` admits (`any`, `spatial`, `contiguous`, `reduced`, or `none`:
-    once, axis None).
+    once, axis None), in each stage of the kernel; over `sequence`, for each order in which all stages may run.
     """
 
     name: str
@@ -262,21 +313,28 @@ class LoopRule:
         return f"{self.name}: {self.doc}"
 
     def instances(self, s: Space) -> list[str]:
-        """The rule as egglog text, one form an axis."""
+        """The rule as egglog text, one form an axis and stage."""
+        return [text for v in s.views for text in self._instances_in(v, s)] if self.phase != "parallel" else (
+            self._instances_in(s, s)
+        )
+
+    def _instances_in(self, s: Space, whole: Space) -> list[str]:
         if not self.when(s):
             return []
-        groups: dict[str, Sequence[LoopAxis | None]] = {
+        groups: dict[str, Sequence[Any]] = {
             "any": s.axes,
             "spatial": s.spatial,
             "contiguous": [a for a in s.spatial if a.contiguous],
             "reduced": s.reduced,
             "walked": [a for a in s.reduced if a.contiguous],
+            "sequence": s.sequences,
             "none": (None,),
         }
+        seen = replace(s, parts=whole.parts)
         out = []
         for a in groups[self.over]:
             names = tuple(Size(f"e{k}") for k in range(len(s.axes)))
-            block = Block(self.phase, Size("v"), names, s)
+            block = Block(self.phase, Size("v"), names, seen, [f"(= stage {s.stage})"] if whole.parts else [])
             before = block.text
             try:
                 made = self.make(block, a)  # type: ignore[arg-type]
@@ -325,12 +383,14 @@ def declarations(rank: int) -> str:
     return "\n".join(
         [
             "(sort N)",
-            f"(constructor Block (i64 i64 {sizes}) N)",
+            f"(constructor Block (i64 i64 i64 {sizes}) N)",
             "(constructor For (i64 i64 i64 N) N)",
             "(constructor Cat (i64 i64 N N) N)",
             "(constructor Tile (i64 N) N)",
-            "(constructor Vec (i64 i64) N)",
+            "(constructor Vec (i64 i64 i64) N)",
+            "(constructor Seq (N N) N)",
+            "(constructor Stage (i64 N) N)",
             "(relation div (i64 i64 i64))",
-            "(relation cut (i64 i64 i64 i64))",
+            "(relation cut (i64 i64 i64 i64 i64))",
         ]
     )
