@@ -15,6 +15,7 @@ import os
 import statistics
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -26,7 +27,6 @@ from pinning import pin
 if TYPE_CHECKING:
     from peers import Case
 
-    from nestegg.ir.loops import LoopKernel
 
 SUITES = "matmul,conv,depthwise,memory"
 FINALISTS, ROUNDS = 10, 7
@@ -112,7 +112,7 @@ def _quality(case: Case, drawn: int, best: int, seed: int) -> dict[str, Any]:
 
     compiled = nestegg.optimize(case.source.program(), *case.source.inputs, threads=1)
     call = max(compiled.program.calls, key=lambda c: c.seconds)
-    kernel: LoopKernel = call.kernel
+    kernel = call.kernel
     egraph = build(kernel, host(), 1)
     bench, rng = Bench(kernel, host()), np.random.default_rng(seed)
     patience = 40 * bench.seconds(call.nest)
@@ -132,18 +132,12 @@ def _quality(case: Case, drawn: int, best: int, seed: int) -> dict[str, Any]:
         "best_us": again[winner] * 1e6,
         "slowdown": round(again[0] / again[winner], 3),
         "best_is": "extracted" if finalists[winner] == call.nest else times[finalists[winner]][1],
-        "best_nest": _text(kernel, finalists[winner]),
-        "extracted_nest": _text(kernel, call.nest),
+        "best_nest": replace(call, nest=finalists[winner]).schedule,
+        "extracted_nest": call.schedule,
         "median_drawn": statistics.median(slowest) / again[winner] if slowest else math.nan,
         "measured": len(times),
         "programs": egraph.size,
     }
-
-
-def _text(kernel: LoopKernel, nest: Any) -> str:
-    from nestegg.ir.nest import text
-
-    return text(nest, [a.name for a in kernel.axes])
 
 
 if __name__ == "__main__":

@@ -58,6 +58,11 @@ class ScalarCode:
         """(address, dtype) of every access; the last is the output."""
         return [*((r.index[0], r.dtype) for r in self.reads), (self.kernel.out, self.kernel.out_type.dtype)]
 
+    @property
+    def accessed(self) -> list[ir.Value]:
+        """The start of the buffer of every access."""
+        return [*(self.buffers[r.input] for r in self.reads), self.buffers[-1]]
+
     def fresh(self) -> None:
         """Forget loaded values: a new piece of straight-line code begins."""
         self._loaded = {}

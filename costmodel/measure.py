@@ -13,7 +13,7 @@ import numpy as np
 
 from ..codegen import jit
 from ..codegen.program import ENTRY, Buffer, KernelCall, Program
-from ..ir.loops import LoopKernel
+from ..ir.loops import Lowered
 from ..ir.nest import Nest
 from ..ir.target import Target
 from ..ir.types import DTYPES, TensorType
@@ -37,7 +37,7 @@ done:
 """
 
 
-def alone(kernel: LoopKernel, nest: Nest, target: Target, threads: int = 1) -> Program:
+def alone(kernel: Lowered, nest: Nest, target: Target, threads: int = 1) -> Program:
     """A program of one kernel: its operands are the program's inputs."""
     buffers = [Buffer(t, "input", k) for k, t in enumerate(kernel.inputs)] + [Buffer(kernel.out_type, "output")]
     operands = tuple(range(len(kernel.inputs)))
@@ -49,7 +49,7 @@ def alone(kernel: LoopKernel, nest: Nest, target: Target, threads: int = 1) -> P
 class Bench:
     """One kernel's operands, random, and a stop-watch for its nests."""
 
-    def __init__(self, kernel: LoopKernel, target: Target, threads: int = 1, seed: int = 0) -> None:
+    def __init__(self, kernel: Lowered, target: Target, threads: int = 1, seed: int = 0) -> None:
         self.kernel, self.target, self.threads = kernel, target, threads
         rng = np.random.default_rng(seed)
         self.inputs = [_filled(t, rng) for t in kernel.inputs]

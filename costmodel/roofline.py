@@ -13,15 +13,14 @@ from functools import cache, cached_property
 
 import numpy as np
 
-from ..ir.expr import Apply, Cast, Read, Scalar, When, walk
+from ..ir.expr import Apply, Read, Scalar, When, cost, walk
 from ..ir.index import Axis, Index
-from ..ir.loops import LoopKernel
+from ..ir.loops import LoopKernel, Lowered, StagedKernel
 from ..ir.nest import KINDS, PARALLEL, SERIAL, UNROLL
-from ..ir.scalars import scalar
 from ..ir.target import Target
 from ..ir.types import DTYPES
 from ..rewrite.loop_egraph import FOR, VEC, LoopEGraph
-from ..rewrite.loop_language import LoopAxis, border, space
+from ..rewrite.loop_language import ALL, LoopAxis, border, space
 
 LINE = 64  # bytes
 FAR_ROWS = 1024  # bytes from which short rows miss the prefetcher, the TLB and, at powers of two, their cache set
@@ -68,13 +67,7 @@ def access(kernel: LoopKernel, address: Index, dtype: str) -> Access:
 
 def scalar_cost(s: Scalar | None) -> float:
     """Cost of a scalar expression in fused multiply-adds (a product under a sum is free; tests count as loads)."""
-    total = 0.0
-    for n in walk(s) if s is not None else ():
-        if isinstance(n, Apply):
-            total += scalar(n.fn).cost
-        elif isinstance(n, Cast):
-            total += 1.0
-    return total
+    return 0.0 if s is None else cost(s)
 
 
 def footprint(a: Access, domain: np.ndarray) -> np.ndarray:
@@ -111,16 +104,25 @@ class Roofline:
     def __init__(self, target: Target, threads: int = 1) -> None:
         self.target, self.threads = target, threads
 
-    def scorer(self, egraph: LoopEGraph) -> Scorer:
-        return Scorer(egraph, self.target, self.threads)
+    def scorer(self, egraph: LoopEGraph) -> Scorer | StagedScorer:
+        staged = isinstance(egraph.kernel, StagedKernel)
+        return (StagedScorer if staged else Scorer)(egraph, self.target, self.threads)
 
-    def bound(self, kernel: LoopKernel) -> float:
+    def bound(self, kernel: Lowered) -> float:
         """The best register tile of any shape, at no cost for the loops around it, and every buffer moved once."""
-        rates = Rates(kernel, self.target)
-        rank = len(kernel.axes)
-        whole = np.array([kernel.extents], np.int64).reshape(1, rank)
-        moved = sum(float(footprint(a, whole)[0]) for a in rates.accesses)
-        cycles = rates.best_tile() / self.threads
+        if isinstance(kernel, StagedKernel):
+            rates = [Rates(k, self.target) for k in kernel.stages]
+            whole = np.array([kernel.extents], np.int64).reshape(1, len(kernel.shared))
+            moved = float(shared_footprint(kernel, rates, whole)[0].sum())
+            cycles = min(sum(rates[n].best_tile() for n in q) for q in kernel.sequences)
+        else:
+            rate = Rates(kernel, self.target)
+            whole = np.array([kernel.extents], np.int64).reshape(1, len(kernel.axes))
+            moved = sum(float(footprint(a, whole)[0]) for a in rate.accesses)
+            cycles = rate.best_tile()
+        return self._lower_bound(cycles / self.threads, moved)
+
+    def _lower_bound(self, cycles: float, moved: float) -> float:
         t = self.target
         traffic = [moved / self.threads, *(moved * cold(moved, t.caches[k]) for k in (1, 2))]
         return float(seconds(t, np.array([cycles, *traffic])))
@@ -157,7 +159,13 @@ class Rates:
         self.extras = [_read(kernel, kernel.epilogue, r, bits) for r in kernel.epilogue_reads]
         self.out = access(kernel, kernel.out, kernel.epilogue.dtype)
         self.accesses = [*self.updates, *self.extras, self.out]
+        self.buffers = [r.input for r in (*kernel.update_reads, *kernel.epilogue_reads)]
         self.update_cost, self.epilogue_cost = update_cost(kernel), scalar_cost(kernel.epilogue)
+
+    def by_buffer(self, whole: StagedKernel) -> list[tuple[int, Access]]:
+        """The accesses of this stage to the inputs of the whole kernel, and (as the number after) to its output."""
+        found = [p for p in zip(self.buffers, self.accesses, strict=False) if not whole.is_scratch(p[0])]
+        return [*found, (len(whole.inputs), self.out)] if self.kernel in whole.results else found
 
     def _along(self, domain: np.ndarray, v: np.ndarray) -> np.ndarray:
         """Extent along the vector axis."""
@@ -270,10 +278,10 @@ def _tile_shapes(extents: list[int], vector: int, lanes: int, registers: int) ->
                 options = [(s, -(-s // lanes)) for s in {min(n, lanes), most, *range(lanes, most + 1, lanes)}]
             else:
                 options = [(s, s) for s in _tile_sizes(n, registers // u)]
-            for s, cost in options:
-                if u * cost < registers:
+            for s, vectors in options:
+                if u * vectors < registers:
                     grown.append((*shape, s))
-                    taken.append(u * cost)
+                    taken.append(u * vectors)
         shapes, used = grown, taken
     return np.array(shapes, np.int64).reshape(len(shapes), len(extents))
 
@@ -286,6 +294,7 @@ class Scorer:
     def __init__(self, egraph: LoopEGraph, target: Target, threads: int) -> None:
         self.g, self.t, self.threads = egraph, target, threads
         k = egraph.kernel
+        assert isinstance(k, LoopKernel)
         self.rates = Rates(k, target)
         self.print = np.stack([footprint(a, egraph.domain) for a in self.rates.accesses], axis=1)
         self.varies = np.stack([a.strides != 0 for a in self.rates.accesses], axis=1)
@@ -355,6 +364,19 @@ class Scorer:
     def cat(self, nodes: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
         return first + second
 
+    def seq(self, nodes: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """Two stages over a block: what fits a cache all together comes in once."""
+        out = first + second
+        whole = self.whole[self.g.owner[nodes]]
+        for level in range(3):
+            fits = whole <= self.t.caches[level] * WARM
+            once = np.minimum(out[:, :, level + 1], whole[:, None])
+            out[:, :, level + 1] = np.where(fits[:, None], once, out[:, :, level + 1])
+        return out
+
+    def stage(self, nodes: np.ndarray, body: np.ndarray) -> np.ndarray:
+        return body
+
     def score(self, owners: np.ndarray, states: np.ndarray) -> np.ndarray:
         return seconds(self.t, states)
 
@@ -380,3 +402,81 @@ def _read(kernel: LoopKernel, s: Scalar | None, read: Read, padded: dict[Axis, L
         for width, end in zip(found[1:], (0, 1), strict=True):
             clear |= (1 << padded[found[0]].bit + end) if width else 0
     return replace(access(kernel, read.index[0], read.dtype), tested=bool(around), clear=clear)
+def shared_footprint(kernel: StagedKernel, rates: list[Rates], blocks: np.ndarray) -> np.ndarray:
+    """Bytes of cache lines of every buffer (inputs, output, then all scratch) that the stages touch over blocks of the
+    shared axes: of a buffer that several stages read, the most that one of them does."""
+    buffers = len(kernel.inputs)
+    out = np.zeros((len(blocks), buffers + 2))
+    for k, r in zip(kernel.stages, rates, strict=True):
+        own = np.array([a.extent for a in k.axes[blocks.shape[1] :]], np.int64)
+        domain = np.concatenate([blocks, np.broadcast_to(own, (len(blocks), len(own)))], axis=1)
+        for number, a in r.by_buffer(kernel):
+            out[:, number] = np.maximum(out[:, number], footprint(a, domain))
+    points = blocks.prod(axis=1)
+    out[:, -1] = points * max(map(kernel.scratch_bytes, kernel.sequences))
+    return out
+
+
+class _FrameScorer(Scorer):
+    """The loops around all stages, which share their buffers."""
+
+    def __init__(self, egraph: LoopEGraph, kernel: StagedKernel, rates: list[Rates], target: Target, threads: int):
+        super().__init__(replace(egraph, kernel=kernel.frame), target, threads)
+        axes = len(kernel.shared)
+        self.print = shared_footprint(kernel, rates, egraph.domain[:, :axes])
+        self.varies = np.zeros((max(axes, 1), self.print.shape[1]), bool)
+        for r in rates:
+            for number, a in r.by_buffer(kernel):
+                self.varies[:axes, number] |= a.strides[:axes] != 0
+        self.whole = self.print.sum(axis=1)
+
+
+class StagedScorer:
+    """The roofline on the e-graph of a kernel of several stages: a scorer for each, and one for what is around them."""
+
+    width = Scorer.width
+
+    def __init__(self, egraph: LoopEGraph, target: Target, threads: int) -> None:
+        kernel = egraph.kernel
+        assert isinstance(kernel, StagedKernel)
+        self.g, self.t = egraph, target
+        self.parts: dict[int, Scorer] = {}
+        for n, k in enumerate(kernel.stages):
+            own = replace(egraph, kernel=k, domain=egraph.domain[:, : len(k.axes)])
+            self.parts[n] = Scorer(own, target, threads)
+        rates = [s.rates for s in self.parts.values()]
+        self.parts[ALL] = _FrameScorer(egraph, kernel, rates, target, threads)
+
+    def _by_stage(self, nodes: np.ndarray, step: str, *states: np.ndarray) -> np.ndarray:
+        """Each node by the scorer of its class's stage."""
+        stage = self.g.stage[self.g.owner[nodes]]
+        shape = states[0].shape if states else (len(nodes), self.width)
+        out = np.zeros(shape)
+        for n in np.unique(stage):
+            here = stage == n
+            out[here] = getattr(self.parts[int(n)], step)(nodes[here], *(s[here] for s in states))
+        return out
+
+    def leaf(self, nodes: np.ndarray) -> np.ndarray:
+        return self._by_stage(nodes, "leaf")
+
+    def loop(self, nodes: np.ndarray, body: np.ndarray) -> np.ndarray:
+        return self._by_stage(nodes, "loop", body)
+
+    def tile(self, nodes: np.ndarray, body: np.ndarray) -> np.ndarray:
+        return self._by_stage(nodes, "tile", body)
+
+    def cat(self, nodes: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        return self._by_stage(nodes, "cat", first, second)
+
+    def seq(self, nodes: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        return self._by_stage(nodes, "seq", first, second)
+
+    def stage(self, nodes: np.ndarray, body: np.ndarray) -> np.ndarray:
+        return body
+
+    def score(self, owners: np.ndarray, states: np.ndarray) -> np.ndarray:
+        return seconds(self.t, states)
+
+    def total(self, state: np.ndarray) -> float:
+        return self.parts[ALL].total(state)

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from ..ir.loops import LoopKernel
-from ..ir.nest import KINDS, Cat, For, Nest, Tile, Vec
+from ..ir.loops import Lowered
+from ..ir.nest import KINDS, Cat, For, Nest, Seq, Stage, Tile, Vec
 from ..ir.target import Target
-from .loop_language import PHASES, LoopAxis, LoopRule, Space, declarations, space
+from .loop_language import ALL, PHASES, LoopAxis, LoopRule, Space, declarations, space
 from .loop_rules import LOOP_RULES
 from .rule import distinct
 from .saturate import Engine, Limits, SaturationReport, saturate
@@ -29,7 +29,8 @@ BORDER_TILE = 14
 #: Largest tile of an axis in a coarse space.
 COARSE_TILE = 16
 
-FOR, CAT, TILE, VEC = range(4)
+FOR, CAT, TILE, VEC, SEQ, STAGE = range(6)
+CONSTRUCTORS = ("For", "Cat", "Tile", "Vec", "Seq", "Stage")
 
 
 @dataclass(frozen=True)
@@ -37,18 +38,20 @@ class LoopEGraph:
     """The saturated e-graph of one kernel's schedules.
 
     Per e-class: `entered` (a loop or a tile leads to it, so straight-line code may begin there), `domain` (extents,
-    one column an axis), `inside` (`Block.inside` of the vector operations below: the ends of padded axes that they keep
-    clear of), `level` (children have lower ones). Per e-node: `owner` (its class), `op` (FOR, CAT, TILE,
-    VEC), `axis`, `count` (trips, cut or lanes), `kind` (number in `nest.KINDS`), `child`, `other` (classes; -1 where
-    there is none). E-nodes are sorted by level of owner.
+    one column an axis of its stage), `inside` (`Block.inside` of the vector operations below: the ends of padded axes
+    that they keep clear of), `stage` (ALL where all stages are to come), `level` (children have lower ones).
+    Per e-node: `owner` (its class), `op` (FOR, CAT, TILE, VEC, SEQ, STAGE), `axis`, `count` (trips, cut or lanes),
+    `kind` (number in `nest.KINDS`; of a VEC or a STAGE, the stage's), `child`, `other` (classes; -1 where there is
+    none). E-nodes are sorted by level of owner.
     """
 
-    kernel: LoopKernel
+    kernel: Lowered
     space: Space
     root: int
     entered: np.ndarray
     domain: np.ndarray
     inside: np.ndarray
+    stage: np.ndarray
     level: np.ndarray
     owner: np.ndarray
     op: np.ndarray
@@ -76,7 +79,7 @@ class LoopEGraph:
         for n in range(self.enodes):
             op = self.op[n]
             ways = 1 if op == VEC else count[self.child[n]]
-            if op == CAT:
+            if self.other[n] >= 0:
                 ways *= count[self.other[n]]
             count[self.owner[n]] += ways
         return count
@@ -119,6 +122,10 @@ class LoopEGraph:
             return Tile(axis, of(int(self.child[n])))
         if op == CAT:
             return Cat(axis, count, of(int(self.child[n])), of(int(self.other[n])))
+        if op == SEQ:
+            return Seq(of(int(self.child[n])), of(int(self.other[n])))
+        if op == STAGE:
+            return Stage(int(self.kind[n]), of(int(self.child[n])))
         return For(axis, count, KINDS[self.kind[n]], of(int(self.child[n])))
 
 
@@ -168,10 +175,10 @@ def facts(s: Space, coarse: bool = False) -> str:
     """The relations `div` (useful factors), `cut` and `border` of every extent that can occur."""
     lines: list[str] = []
     extents: set[int] = set()
-    for a in s.axes:
+    for stage, a in ((v.stage, a) for v in s.views for a in v.axes):
         todo, seen = [a.extent], set()
         for f in borders(a, coarse) if a.bit >= 0 else ():
-            lines.append(f"(border {a.number} {f})")
+            lines.append(f"(border {stage} {a.number} {f})")
             todo += [f, a.extent - f, a.extent - 2 * f]
         while todo:
             n = todo.pop()
@@ -180,7 +187,7 @@ def facts(s: Space, coarse: bool = False) -> str:
             seen.add(n)
             if not a.reduces and (n == a.extent or n > s.lanes):
                 places = cuts(n, s.lanes, a.contiguous) if n == a.extent or n < 4 * s.lanes else []
-                lines += [f"(cut {a.number} {n} {q} {n - q})" for q in places]
+                lines += [f"(cut {stage} {a.number} {n} {q} {n - q})" for q in places]
                 todo += [x for q in places for x in (q, n - q)]
             todo += divisors(n)
         extents |= seen
@@ -189,7 +196,7 @@ def facts(s: Space, coarse: bool = False) -> str:
 
 
 def build(
-    kernel: LoopKernel,
+    kernel: Lowered,
     target: Target,
     threads: int = 1,
     rules: Sequence[LoopRule] = LOOP_RULES,
@@ -209,22 +216,21 @@ def build(
 
 
 def _build(
-    kernel: LoopKernel, target: Target, threads: int, rules: Sequence[LoopRule], limits: Limits, coarse: bool
+    kernel: Lowered, target: Target, threads: int, rules: Sequence[LoopRule], limits: Limits, coarse: bool
 ) -> LoopEGraph:
     s = space(kernel, target, threads)
-    rank = len(s.axes)
     engine = Engine()
     phases: list[list[Any]] = [
         [r.render(s) for r in distinct(rules) if r.phase == p and r.instances(s)] for p in PHASES
     ]
-    engine.run("\n".join([declarations(rank), *(r.text for p in phases for r in p), facts(s, coarse)]))
-    root = f"(let $root (Block 0 0 -1 {' '.join(str(a.extent) for a in s.axes)}))"
-    engine.run(root)
-    report = saturate(engine, phases, limits, counted=("Block", "For", "Cat", "Tile", "Vec"))
+    engine.run("\n".join([declarations(s.rank), *(r.text for p in phases for r in p), facts(s, coarse)]))
+    extents = [a.extent for a in s.axes] + [1] * (s.rank - len(s.axes))
+    engine.run(f"(let $root (Block {s.stage} 0 0 -1 {' '.join(map(str, extents))}))")
+    report = saturate(engine, phases, limits, counted=("Block", *CONSTRUCTORS))
     return _read_back(kernel, s, engine, report)
 
 
-def _read_back(kernel: LoopKernel, s: Space, engine: Engine, report: SaturationReport) -> LoopEGraph:
+def _read_back(kernel: Lowered, s: Space, engine: Engine, report: SaturationReport) -> LoopEGraph:
     """The e-nodes as arrays. Blocks themselves are not read: their domains follow from the nests that fill them."""
     egraph = engine.egraph
     tables = {name: f.rows for name, f in egraph.freeze().functions.items()}
@@ -253,32 +259,42 @@ def _read_back(kernel: LoopKernel, s: Space, engine: Engine, report: SaturationR
         axis, child = r.inputs
         rows.append((number(r.output), TILE, value(axis), -1, -1, number(child), -1))
     for r in tables["Vec"]:
-        inside, axis, lanes = r.inputs
+        stage, inside, axis, lanes = r.inputs
         known[number(r.output)] = value(inside)
-        rows.append((number(r.output), VEC, value(axis), value(lanes), -1, -1, -1))
+        rows.append((number(r.output), VEC, value(axis), value(lanes), value(stage), -1, -1))
+    for r in tables["Stage"]:
+        stage, child = r.inputs
+        rows.append((number(r.output), STAGE, -1, -1, value(stage), number(child), -1))
+    for r in tables["Seq"]:
+        first, second = r.inputs
+        rows.append((number(r.output), SEQ, -1, -1, -1, number(first), number(second)))
     nodes = np.array(rows, np.int64).reshape(len(rows), 7)
     level = _levels(nodes, len(classes))
     nodes = nodes[np.argsort(level[nodes[:, 0]], kind="stable")]
-    nodes, domain = _fillable(nodes, level, len(classes), len(s.axes))
+    nodes, domain, stage = _fillable(nodes, level, len(classes), s)
     inside = _inside(nodes, level, len(classes), known)
     owner, op, axis, count, kind, child, other = (np.ascontiguousarray(nodes[:, k]) for k in range(7))
     straight = _in_registers(nodes, len(classes))
     return LoopEGraph(
-        kernel, s, root, straight, domain, inside, level, owner, op, axis, count, kind, child, other, report
+        kernel, s, root, straight, domain, inside, stage, level, owner, op, axis, count, kind, child, other, report
     )
 
 
-def _fillable(nodes: np.ndarray, level: np.ndarray, classes: int, rank: int) -> tuple[np.ndarray, np.ndarray]:
-    """The e-nodes that complete nests are made of, and every class's domain, level by level from the leaves."""
-    domain = np.zeros((classes, rank), np.int64)
+def _fillable(
+    nodes: np.ndarray, level: np.ndarray, classes: int, s: Space
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The e-nodes that complete nests are made of, and every class's domain and stage, level by level from the
+    leaves."""
+    rank, shared = s.rank, len(s.axes)
+    domain, stage = np.zeros((classes, rank), np.int64), np.full(classes, s.stage)
+    filled = np.zeros(classes, bool)
     kept: list[np.ndarray] = []
     bounds = np.searchsorted(level[nodes[:, 0]], np.arange(level.max(initial=0) + 2))
     for lo, hi in zip(bounds[:-1], bounds[1:], strict=True):
         part = nodes[lo:hi]
-        op, axis, count, child, other = (part[:, k] for k in (1, 2, 3, 5, 6))
-        filled = (domain != 0).any(axis=1) if rank else np.ones(classes, bool)
-        alive = (op == VEC) | (filled[child] & ((other < 0) | filled[other]))
-        part, op, axis, count, child, other = (x[alive] for x in (part, op, axis, count, child, other))
+        op, child, other = (part[:, k] for k in (1, 5, 6))
+        part = part[(op == VEC) | (filled[child] & ((other < 0) | filled[other]))]
+        owner, op, axis, count, kind, child, other = (part[:, k] for k in range(7))
         shape = np.where((op == VEC)[:, None], 1, domain[child])
         at = np.arange(len(part))
         if rank:
@@ -287,9 +303,11 @@ def _fillable(nodes: np.ndarray, level: np.ndarray, classes: int, rank: int) -> 
             here = np.where(op == FOR, here * count, here)
             here = np.where(op == CAT, here + domain[other, axis], here)
             shape[at, axis] = np.where(axis >= 0, here, shape[at, axis])
-        domain[part[:, 0]] = shape
+            shape[op == STAGE, shared:] = 1
+        domain[owner], filled[owner] = shape, True
+        stage[owner] = np.where(op == VEC, kind, np.where(op == STAGE, ALL, stage[child]))
         kept.append(part)
-    return np.concatenate(kept) if kept else nodes, domain
+    return np.concatenate(kept) if kept else nodes, domain, stage
 
 
 def _inside(nodes: np.ndarray, level: np.ndarray, classes: int, known: dict[int, int]) -> np.ndarray:

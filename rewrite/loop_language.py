@@ -1,9 +1,9 @@
 """The loop language: Blocks, the nests that fill them, and how a rule on them is authored.
 
-A `Block(phase, inside, vector, e0, e1, …)` stands for every nest that covers a rectangle of those extents.
-`inside` is a set of bits: the ends of padded axes that the block does not touch, so that its bounds tests are
-known to hold. Phases only go forward (parallel -> serial -> tile -> unroll), so the e-graph is acyclic and each
-e-node is derived once:
+A `Block(stage, phase, inside, vector, e0, e1, …)` stands for every nest of a stage that covers a rectangle of those
+extents (stage `ALL`: of all stages, over the axes they share; a kernel of one stage has stage 0 only). `inside` is a
+set of bits: the ends of padded axes that the block does not touch, so that its bounds tests are known to hold. Phases
+only go forward (parallel -> serial -> tile -> unroll), so the e-graph is acyclic and each e-node is derived once:
 
     parallel, serial   loops over memory; any order, any number of levels
     tile               results are in registers, vectorised along `vector`; loops here only reduce
@@ -25,11 +25,12 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from ..ir.errors import RuleError
 from ..ir.expr import When, walk
 from ..ir.index import Axis, Index
-from ..ir.loops import LoopKernel
+from ..ir.loops import SCRATCH_BYTES, LoopKernel, Lowered, StagedKernel
 from ..ir.nest import KINDS
 from ..ir.target import Target
 from ..ir.types import DTYPES
@@ -40,7 +41,9 @@ PHASES = ("parallel", "serial", "tile", "unroll")
 #: Uses of an input element from which on borders are not cut off: a 3x3 convolution of 4 channels has 36.
 PADDED_REUSE = 48
 #: For which axes a rule is instantiated.
-OVER = ("any", "spatial", "contiguous", "reduced", "walked", "padded", "none")
+OVER = ("any", "spatial", "contiguous", "reduced", "walked", "padded", "sequence", "none")
+#: The stage number of blocks that all stages are still to fill.
+ALL = -1
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,11 @@ class LoopAxis:
 
 @dataclass(frozen=True)
 class Space:
-    """What rules may ask of kernel and target: axes, lanes, register and unrolling budgets, threads."""
+    """What rules may ask of kernel and target: axes, lanes, register and unrolling budgets, threads.
+
+    A kernel of several stages has the space of its shared axes, whose `parts` are the spaces of its stages;
+    `sequences` are the orders in which they may run, each with the bytes of scratch it takes for one point.
+    """
 
     axes: tuple[LoopAxis, ...]
     lanes: int
@@ -120,6 +127,20 @@ class Space:
     unroll: int
     threads: int
     blocks_reduction: bool
+    stage: int = 0
+    parts: tuple[Space, ...] = ()
+    sequences: tuple[tuple[tuple[int, ...], int], ...] = ()
+    scratch: int = SCRATCH_BYTES
+
+    @property
+    def views(self) -> tuple[Space, ...]:
+        """The space itself, and those of the stages."""
+        return (self, *self.parts)
+
+    @property
+    def rank(self) -> int:
+        """Axes of a block: as many as the stage with most of them has."""
+        return max(len(v.axes) for v in self.views)
 
     @property
     def spatial(self) -> tuple[LoopAxis, ...]:
@@ -136,8 +157,10 @@ class Space:
         return (*self.reduced, *sorted(self.spatial, key=lambda a: (a.beside, a.number)))
 
 
-def space(kernel: LoopKernel, target: Target, threads: int = 1) -> Space:
+def space(kernel: Lowered, target: Target, threads: int = 1) -> Space:
     """The schedule space of a kernel on a target."""
+    if isinstance(kernel, StagedKernel):
+        return _staged_space(kernel, target, threads)
     n = len(kernel.spatial)
     unit = _contiguous(kernel)
     beside = _beside(kernel, unit)
@@ -160,6 +183,14 @@ def space(kernel: LoopKernel, target: Target, threads: int = 1) -> Space:
     return Space(axes, lanes, target.registers, 8 * target.registers, threads, streamed)
 
 
+def _staged_space(kernel: StagedKernel, target: Target, threads: int) -> Space:
+    axes = tuple(LoopAxis(k, a.extent, False, False) for k, a in enumerate(kernel.shared))
+    parts = tuple(replace(space(k, target), stage=n) for n, k in enumerate(kernel.stages))
+    sequences = tuple((q, kernel.scratch_bytes(q)) for q in kernel.sequences)
+    registers = target.registers
+    return Space(axes, target.lanes(), registers, 8 * registers, threads, False, ALL, parts, sequences)
+
+
 def _contiguous(kernel: LoopKernel) -> set[Axis]:
     addresses = [kernel.out, *(r.index[0] for r in (*kernel.update_reads, *kernel.epilogue_reads))]
     unit = {a for a in kernel.spatial if any(i.coefficient(a) == 1 for i in addresses)} or set(kernel.spatial)
@@ -169,7 +200,8 @@ def _contiguous(kernel: LoopKernel) -> set[Axis]:
         return all(i.is_affine and i.coefficient(a) in (0, 1) for i in operands)
 
     if not any(loads(a) and any(i.coefficient(a) for i in operands) for a in unit):
-        unit |= {a for a in kernel.reduce if loads(a) and all(i.coefficient(a) for i in operands)}
+        walked = [i for i in operands if i.axes & set(kernel.reduce)]
+        unit |= {a for a in kernel.reduce if loads(a) and all(i.coefficient(a) for i in walked)}
     return unit
 
 
@@ -209,7 +241,9 @@ def _beside(kernel: LoopKernel, unit: set[Axis]) -> set[Axis]:
 
 def _dtypes(kernel: LoopKernel) -> set[str]:
     out = {kernel.epilogue.dtype, *(t.dtype for t in kernel.inputs)}
-    return (out | {kernel.update.dtype}) - {"bool"} if kernel.update is not None else out - {"bool"} or {"u8"}
+    if kernel.update is not None:
+        out.add(kernel.update.dtype)
+    return out - {"bool"} or {"u8"}
 
 
 @dataclass
@@ -222,6 +256,7 @@ class Block:
     extents: tuple[Size, ...]
     space: Space
     facts: list[str] = field(default_factory=list)
+    stage: Size = Size("stage")
 
     def extent(self, a: LoopAxis) -> Size:
         return self.extents[a.number]
@@ -239,12 +274,12 @@ class Block:
 
     def cut(self, a: LoopAxis) -> tuple[Size, Size]:
         """(q, n - q) for every useful place to cut an axis of awkward extent n."""
-        self.facts.append(f"(cut {a.number} e{a.number} q rest)")
+        self.facts.append(f"(cut stage {a.number} e{a.number} q rest)")
         return Size("q"), Size("rest")
 
     def border(self, a: LoopAxis) -> Size:
         """f for every useful width of a border that holds the padding at either end of the axis."""
-        self.facts.append(f"(border {a.number} f)")
+        self.facts.append(f"(border stage {a.number} f)")
         return Size("f")
 
     def touches(self, bit: int) -> str:
@@ -269,10 +304,19 @@ class Block:
             total = self.extent(a) if total.text == "1" else total * self.extent(a)
         return total
 
+    def of_stage(self, number: int) -> Block:
+        """All of a stage's own axes over this block of the axes that the stages share."""
+        s = self.space.parts[number]
+        own = tuple(Size(str(a.extent)) for a in s.axes[len(self.extents) :])
+        rank = replace(s, parts=self.space.parts)
+        return replace(self, extents=self.extents + own, space=rank, stage=Size(str(number)), inside=Size("0"))
+
     @property
     def text(self) -> str:
-        inside = " ".join(e.text for e in self.extents)
-        return f"(Block {PHASES.index(self.phase)} {self.inside.text} {self.vector.text} {inside})"
+        ones = (Size("1"),) * (self.space.rank - len(self.extents))
+        extents = " ".join(e.text for e in (*self.extents, *ones))
+        place = f"{self.stage.text} {PHASES.index(self.phase)} {self.inside.text} {self.vector.text}"
+        return f"(Block {place} {extents})"
 
 
 def For(a: LoopAxis, trips: Size | int, kind: str, body: Block) -> str:
@@ -291,9 +335,17 @@ def Tile(a: LoopAxis | None, body: Block) -> str:
 
 
 def Vec(b: Block, axis: Size | int, lanes: Size | int) -> str:
-    """One vector operation. What is known of the block's place is part of it, or congruence would merge blocks at
-    different places."""
-    return f"(Vec {b.inside.text} {Size.of(axis).text} {Size.of(lanes).text})"
+    """One vector operation. Stage and place of the block are part of it, or congruence would merge different blocks."""
+    return f"(Vec stage {b.inside.text} {Size.of(axis).text} {Size.of(lanes).text})"
+
+
+def Seq(blocks: Sequence[Block]) -> str:
+    """Stages one after the other."""
+    stages = [f"(Stage {b.stage.text} {b.text})" for b in blocks]
+    text = stages.pop()
+    while stages:
+        text = f"(Seq {stages.pop()} {text})"
+    return text
 
 
 @dataclass(frozen=True)
@@ -301,7 +353,8 @@ class LoopRule:
     """A rule of loop programs: `make(block, axis)` returns the nest (or Block) that the block may also be.
 
     It is instantiated for each axis that `over` admits (`any`, `spatial`, `contiguous`, `reduced`, `walked`,
-    `padded`, or `none`: once, axis None).
+    `padded`, or `none`: once, axis None), in each stage of the kernel; over `sequence`, for each order in which all
+    stages may run.
     """
 
     name: str
@@ -322,25 +375,33 @@ class LoopRule:
         return f"{self.name}: {self.doc}"
 
     def instances(self, s: Space) -> list[str]:
-        """The rule as egglog text, one form an axis."""
+        """The rule as egglog text, one form an axis and stage."""
+        return [text for v in s.views for text in self._instances_in(v, s)] if self.phase != "parallel" else (
+            self._instances_in(s, s)
+        )
+
+    def _instances_in(self, s: Space, whole: Space) -> list[str]:
         if not self.when(s):
             return []
-        groups: dict[str, Sequence[LoopAxis | None]] = {
+        groups: dict[str, Sequence[Any]] = {
             "any": s.axes,
             "spatial": s.spatial,
             "contiguous": [a for a in s.spatial if a.contiguous],
             "reduced": s.reduced,
             "walked": [a for a in s.reduced if a.contiguous],
             "padded": [a for a in s.spatial if a.bit >= 0],
+            "sequence": s.sequences,
             "none": (None,),
         }
+        seen = replace(s, parts=whole.parts)
         out = []
         for a in groups[self.over]:
             names = tuple(Size(f"e{k}") for k in range(len(s.axes)))
-            block = Block(self.phase, Size("i"), Size("v"), names, s)
+            known = [f"(= stage {s.stage})"] if whole.parts else []
+            block = Block(self.phase, Size("i"), Size("v"), names, seen, known)
             before = block.text
             try:
-                made = self.make(block, a)  # type: ignore[arg-type]
+                made = self.make(block, a)
             except Exception as e:
                 raise RuleError(f"{self.where}: rule {self.name}: {type(e).__name__}: {e}") from None
             if not isinstance(made, (Block, str)):
@@ -386,13 +447,15 @@ def declarations(rank: int) -> str:
     return "\n".join(
         [
             "(sort N)",
-            f"(constructor Block (i64 i64 i64 {sizes}) N)",
+            f"(constructor Block (i64 i64 i64 i64 {sizes}) N)",
             "(constructor For (i64 i64 i64 N) N)",
             "(constructor Cat (i64 i64 N N) N)",
             "(constructor Tile (i64 N) N)",
-            "(constructor Vec (i64 i64 i64) N)",
+            "(constructor Vec (i64 i64 i64 i64) N)",
+            "(constructor Seq (N N) N)",
+            "(constructor Stage (i64 N) N)",
             "(relation div (i64 i64 i64))",
-            "(relation cut (i64 i64 i64 i64))",
-            "(relation border (i64 i64))",
+            "(relation cut (i64 i64 i64 i64 i64))",
+            "(relation border (i64 i64 i64))",
         ]
     )

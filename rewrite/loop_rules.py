@@ -6,7 +6,7 @@ axis first is a rule for every axis.
 
 from __future__ import annotations
 
-from .loop_language import Block, Cat, For, LoopAxis, LoopRule, Size, Space, Tile, Vec, loop_rule
+from .loop_language import ALL, Block, Cat, For, LoopAxis, LoopRule, Seq, Size, Space, Tile, Vec, loop_rule
 
 #: Partial results that a cut reduction may keep on the stack (64 KiB of float32).
 PARTIAL_RESULTS = 16384
@@ -88,7 +88,15 @@ def tile_lanes(b: Block, a: LoopAxis) -> str:
     return Tile(a, b.into("tile", vector=a))
 
 
-@loop_rule("vectorize", phase="serial", over="none", when=lambda s: not s.spatial)
+@loop_rule("tiling", phase="serial", over="sequence")
+def run_stages(b: Block, q: tuple[tuple[int, ...], int]) -> str:
+    """Block(all stages) -> Seq(Stage 0, Stage 1, …) over the block, if what they leave each other fits the scratch"""
+    stages, scratch = q
+    b.require(b.product(b.space.axes) * scratch <= b.space.scratch)
+    return Seq([b.of_stage(n) for n in stages])
+
+
+@loop_rule("vectorize", phase="serial", over="none", when=lambda s: not s.spatial and s.stage != ALL)
 def tile_scalar(b: Block, a: None) -> str:
     """A kernel with a single result keeps it in a register."""
     return Tile(None, b.into("tile"))
@@ -165,6 +173,7 @@ LOOP_RULES: tuple[LoopRule, ...] = (
     cut_upper_border,
     tile_registers,
     tile_lanes,
+    run_stages,
     tile_scalar,
     peel_reduction,
     unroll_rest,

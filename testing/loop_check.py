@@ -2,7 +2,7 @@
 
 And it keeps the promises that the search and the emitter build on: blocks only shrink or go to a later phase
 (the e-graph is acyclic), parallel loops run over results only, register tiles fit the registers, vectors fit
-their lanes.
+their lanes; stages run in an order that the kernel allows, and what they leave each other fits the scratch.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
-from ..ir.nest import KINDS, PARALLEL, Cat, For, Nest, Tile, Vec, extents, points
+from ..ir.nest import KINDS, PARALLEL, Cat, For, Nest, Seq, Stage, Tile, Vec, extents, points, stages, visits
 from ..ir.operator import Chooser, Reject
 from ..rewrite.loop_egraph import borders, cuts, divisors, facts
-from ..rewrite.loop_language import PHASES, LoopAxis, LoopRule, Space, declarations
+from ..rewrite.loop_language import ALL, PHASES, LoopAxis, LoopRule, Space, declarations
 from ..rewrite.saturate import Engine
 from .choosing import Outcome, Refuted, search
 
@@ -24,23 +24,31 @@ from .choosing import Outcome, Refuted, search
 MAX_BLOCKS, MAX_POINTS = 24, 160
 
 #: How many numbers a constructor of nests takes before its blocks.
-NUMBERS = {"For": 3, "Cat": 2, "Tile": 1, "Vec": 3}
+NUMBERS = {"For": 3, "Cat": 2, "Tile": 1, "Vec": 4, "Seq": 0, "Stage": 1}
 
 FULL_EXTENTS = (2, 3, 4, 5, 6, 7, 8, 9, 12, 17, 19, 23)
 
 
 @dataclass(frozen=True)
 class BlockCase:
-    """A concrete block: phase, ends of padded axes it keeps clear of (bits), vector axis (-1: none yet), extents."""
+    """A concrete block: phase, ends of padded axes it keeps clear of (bits), vector axis (-1: none yet), one extent an
+    axis, the stage it is of."""
 
     phase: int
     inside: int
     vector: int
     extents: tuple[int, ...]
+    stage: int = 0
 
     def __str__(self) -> str:
         vector = f", vector axis {self.vector}" if self.vector >= 0 else ""
-        return f"Block[{','.join(map(str, self.extents))}] in the {PHASES[self.phase]} phase{vector}"
+        stage = " of all stages" if self.stage == ALL else ""
+        return f"Block[{','.join(map(str, self.extents))}]{stage} in the {PHASES[self.phase]} phase{vector}"
+
+    def term(self, rank: int) -> str:
+        ones = (1,) * (rank - len(self.extents))
+        numbers = (self.stage, self.phase, self.inside, self.vector, *self.extents, *ones)
+        return f"(Block {' '.join(map(str, numbers))})"
 
 
 @dataclass(frozen=True)
@@ -87,8 +95,27 @@ def draw_axis(c: Chooser, number: int, reduces: bool, contiguous: bool) -> LoopA
     return replace(axis, below=below, above=above, bit=2 * number) if padded else axis
 
 
+def draw_staged_space(c: Chooser) -> Space:
+    """A space of two or three stages that share none to two axes."""
+    whole = draw_space(c)
+    shared = tuple(replace(a, contiguous=False, beside=False) for a in whole.spatial[: c.integer(0, 2)])
+    parts = []
+    for n in range(c.integer(2, 3)):
+        own, reduced = c.integer(0, 1), c.integer(0, 1)
+        extra = tuple(
+            LoopAxis(len(shared) + d, c.pick(FULL_EXTENTS[:7]), d >= own, True) for d in range(own + reduced)
+        )
+        parts.append(replace(whole, axes=shared + extra, stage=n))
+    order = tuple(range(len(parts)))
+    sequences = tuple((q, c.pick((4, 8, 40))) for q in (order, order[::-1])[: c.integer(1, 2)])
+    scratch = c.pick((40, 64, 1024))
+    return replace(
+        whole, axes=shared, stage=ALL, parts=tuple(parts), sequences=sequences, scratch=scratch, blocks_reduction=False
+    )
+
+
 def draw_case(c: Chooser, rule: LoopRule) -> LoopCase:
-    s = draw_space(c)
+    s = draw_staged_space(c) if rule.over == "sequence" else draw_space(c)
     try:
         acts = rule.when(s)
     except Exception as e:
@@ -99,7 +126,7 @@ def draw_case(c: Chooser, rule: LoopRule) -> LoopCase:
     vectors = [a.number for a in s.axes if a.contiguous or not a.reduces] if phase >= PHASES.index("tile") else []
     shapes = [e for e in product(*(_options(a, s) for a in s.axes)) if _size(e) <= MAX_POINTS]
     known = [0, *(1 << a.bit for a in s.axes if a.bit >= 0)]
-    blocks = [BlockCase(phase, i, v, e) for e in shapes for v in vectors or [-1] for i in known]
+    blocks = [BlockCase(phase, i, v, e, s.stage) for e in shapes for v in vectors or [-1] for i in known]
     start = c.integer(0, max(0, len(blocks) // MAX_BLOCKS))
     return LoopCase(s, tuple(blocks[start :: max(1, len(blocks) // MAX_BLOCKS)]))
 
@@ -142,18 +169,15 @@ def _test(rule: LoopRule, case: LoopCase) -> int:
 
 def step(rule: LoopRule, case: LoopCase) -> dict[BlockCase, list[Made]]:
     """What one application of the rule equates each block with."""
-    rank = len(case.space.axes)
+    rank = case.space.rank
     engine = Engine()
-    lets = [
-        f"(let $b{k} (Block {b.phase} {b.inside} {b.vector} {' '.join(map(str, b.extents))}))"
-        for k, b in enumerate(case.blocks)
-    ]
+    lets = [f"(let $b{k} {b.term(rank)})" for k, b in enumerate(case.blocks)]
     try:
         engine.run("\n".join([declarations(rank), rule.render(case.space).text, facts(case.space), *lets]))
         engine.run(f"(run-schedule (run {rule.name}))")
     except Exception as e:
         raise Refuted(f"{space_text(case.space)}\nthe rule fails: {e}") from None
-    return _Reader(engine, rank).made(case.blocks)
+    return _Reader(engine, case.space).made(case.blocks)
 
 
 @dataclass(frozen=True)
@@ -169,6 +193,10 @@ class Made:
 
     def __str__(self) -> str:
         n, inner = self.nest, ", ".join(f"[{','.join(map(str, b.extents))}]" for b in self.children)
+        if isinstance(n, Seq):
+            return f"Seq(stages {', '.join(str(s.number) for s in stages(n))}, Blocks {inner})"
+        if isinstance(n, Stage):
+            return f"Stage({n.number}, Block{inner})"
         if isinstance(n, Vec):
             return f"Vec(axis {n.axis}, {n.lanes} lanes)"
         if not self.is_nest:
@@ -181,20 +209,21 @@ class Made:
 
     def fault(self, s: Space, block: BlockCase) -> str:
         """What is wrong with it as a way to fill the block; empty if nothing is."""
-        return _coverage(self.nest, block) or _progress(self.children, block) or _promises(self, s, block)
+        return _coverage(self.nest, s, block) or _progress(self.children, block) or _promises(self, s, block)
 
 
 class _Reader:
     """The blocks and nests of an e-graph, as values."""
 
-    def __init__(self, engine: Engine, rank: int) -> None:
+    def __init__(self, engine: Engine, space: Space) -> None:
         self._egraph = engine.egraph
         self._tables = {name: f.rows for name, f in engine.egraph.freeze().functions.items()}
         self._blocks: dict[Any, list[BlockCase]] = {}
+        ranks = {v.stage: len(v.axes) for v in space.views}
         for row in self._tables["Block"]:
-            phase, inside, vector, *extents = self._ints(row.inputs)
-            self._blocks.setdefault(row.output, []).append(BlockCase(phase, inside, vector, tuple(extents)))
-        self._rank = rank
+            stage, phase, inside, vector, *extents = self._ints(row.inputs)
+            found = BlockCase(phase, inside, vector, tuple(extents[: ranks[stage]]), stage)
+            self._blocks.setdefault(row.output, []).append(found)
 
     def _ints(self, values: Any) -> list[int]:
         return [self._egraph.value_to_i64(v) for v in values]
@@ -211,8 +240,16 @@ class _Reader:
         rows = [(name, r) for name in NUMBERS for r in self._tables[name] if r.output == owner]
         for name, row in rows:
             numbers = self._ints(row.inputs[: NUMBERS[name]])
-            for children in product(*(self._blocks[v] for v in row.inputs[NUMBERS[name] :])):
-                yield Made(_nest(name, numbers, [plain(b.extents) for b in children]), tuple(children))
+            for parts in product(*(list(self._fillings(v)) for v in row.inputs[NUMBERS[name] :])):
+                yield Made(_nest(name, numbers, [n for n, _ in parts]), tuple(b for _, bs in parts for b in bs))
+
+    def _fillings(self, owner: Any) -> Iterator[tuple[Nest, tuple[BlockCase, ...]]]:
+        """A block filled with plain loops; of what is no block (a stage, stages in order), what it is made of."""
+        for b in self._blocks.get(owner, ()):
+            yield plain(b.extents), (b,)
+        if owner not in self._blocks:
+            for made in self._nests(owner):
+                yield made.nest, made.children
 
 
 def _nest(name: str, n: list[int], inner: list[Nest]) -> Nest:
@@ -220,7 +257,9 @@ def _nest(name: str, n: list[int], inner: list[Nest]) -> Nest:
         "For": lambda: For(n[0], n[1], KINDS[n[2]], inner[0]),
         "Cat": lambda: Cat(n[0], n[1], inner[0], inner[1]),
         "Tile": lambda: Tile(n[0], inner[0]),
-        "Vec": lambda: Vec(n[1], n[2]),
+        "Vec": lambda: Vec(n[2], n[3]),
+        "Seq": lambda: Seq(inner[0], inner[1]),
+        "Stage": lambda: Stage(n[0], inner[0]),
     }
     return build[name]()
 
@@ -236,9 +275,30 @@ def plain(extents: tuple[int, ...]) -> Nest:
 # --- what can be wrong -------------------------------------------------------------------------------
 
 
-def _coverage(nest: Nest, block: BlockCase) -> str:
-    visits = Counter(points(nest, len(block.extents)))
-    wanted = set(product(*(range(e) for e in block.extents)))
+def _coverage(nest: Nest, s: Space, block: BlockCase) -> str:
+    if stages(nest):
+        return _stages_coverage(nest, s, block)
+    return _exact(Counter(points(nest, len(block.extents))), block.extents)
+
+
+def _stages_coverage(nest: Nest, s: Space, block: BlockCase) -> str:
+    """Each stage visits its points over the block once, and after the stages before it."""
+    visited = list(visits(nest, [len(v.axes) for v in s.parts], len(s.axes)))
+    order = tuple(dict.fromkeys(n for n, _ in visited))
+    if [n for n, _ in visited] != sorted((n for n, _ in visited), key=order.index):
+        return "returns to a stage after another one has begun"
+    if order not in [q for q, _ in s.sequences]:
+        return f"runs stages {order}, which the kernel does not allow"
+    for n in order:
+        own = tuple(a.extent for a in s.parts[n].axes[len(s.axes) :])
+        fault = _exact(Counter(p for m, p in visited if m == n), block.extents + own)
+        if fault:
+            return f"stage {n} {fault}"
+    return ""
+
+
+def _exact(visits: Counter[tuple[int, ...]], extents: tuple[int, ...]) -> str:
+    wanted = set(product(*(range(e) for e in extents)))
     for p in sorted(wanted | set(visits)):
         if p not in wanted:
             return f"visits {list(p)}, which is outside the block"
@@ -249,6 +309,8 @@ def _coverage(nest: Nest, block: BlockCase) -> str:
 
 def _progress(children: tuple[BlockCase, ...], block: BlockCase) -> str:
     for child in children:
+        if child.stage != block.stage:  # from all stages to one there is no way back
+            continue
         smaller = child.extents != block.extents and all(
             x <= y for x, y in zip(child.extents, block.extents, strict=True)
         )
@@ -267,6 +329,10 @@ def _promises(made: Made, s: Space, block: BlockCase) -> str:
                 return f"claims that a block keeps clear of the {end} end of axis {a.number}, which it may touch"
     if not made.is_nest:
         return ""
+    if isinstance(n, Seq):
+        order = tuple(x.number for x in stages(n))
+        need = _size(block.extents) * dict(s.sequences)[order]
+        return f"needs {need} bytes of scratch of {s.scratch}" if need > s.scratch else ""
     if isinstance(n, For) and n.kind == PARALLEL and n.axis not in spatial:
         return f"runs axis {n.axis} in parallel, which reduces: its results would race"
     if isinstance(n, (Tile, Vec)):
