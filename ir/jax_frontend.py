@@ -58,7 +58,7 @@ def from_jax(fn: Callable[..., Any], *example_args: Any) -> ImportedProgram:
     results = importer.run(closed.jaxpr, closed.consts)
     graph = importer.builder.finish([importer.value(r) for r in results])
     out_names = tuple(_path_name("y", path) for path, _ in outs)
-    return ImportedProgram(graph, names, out_names, in_tree, out_tree, name)
+    return ImportedProgram(graph, names, out_names, in_tree, out_tree, name, fn)
 
 
 def _path_name(prefix: str, path: Sequence[Any]) -> str:
