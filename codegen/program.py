@@ -158,11 +158,12 @@ class Executable:
     def __init__(
         self, program: Program, inputs: Sequence[TensorType], outputs: Sequence[TensorType], bare: bool = False
     ) -> None:
-        self._loaded = jit.load_object(program.object, (ENTRY,))
-        self._constants = aligned_bytes(max(program.constant_offsets[-1], 1))
+        loaded = jit.load_object(program.object, (ENTRY,))
+        constants = aligned_bytes(max(program.constant_offsets[-1], 1))
         for array, start in zip(program.constants, program.constant_offsets, strict=False):
-            self._constants[start : start + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        self.native = Native(self._loaded.symbols[ENTRY], self._constants.ctypes.data, program.memory.peak)
+            constants[start : start + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        owner = (loaded, constants)
+        self.native = Native(loaded.symbols[ENTRY], constants.ctypes.data, program.memory.peak, owner)
         self.program, self.inputs, self.outputs = program, tuple(inputs), tuple(outputs)
         why = unsupported()
         self.entry: PythonEntry | CtypesEntry = (

@@ -152,7 +152,7 @@ class PythonEntry:
     `call(*inputs)` returns the results in a new tuple (`bare`: the only result itself), `into(*inputs, *outputs)`
     computes into given writeable arrays, which must not overlap others, and returns them so. Both return None if an
     argument is not an exact `ndarray` of the right dtype, shape, C order and alignment, and raise only `MemoryError`.
-    Any number of threads may call at once. Valid as long as this object lives.
+    Any number of threads may call at once.
     """
 
     kind = "machine code"
@@ -165,32 +165,33 @@ class PythonEntry:
         bare: bool = False,
         seconds: float = 0.0,
     ) -> None:
-        self._frames: list[np.ndarray] = []
-        self._new_frame = _frame_maker(native.arena, self._frames)
-        self._shapes = [(ctypes.c_int64 * t.rank)(*t.shape) for t in (*inputs, *outputs)]
-        self._dtypes = [DTYPES[t.dtype].numpy for t in (*inputs, *outputs)]
-        self._wanted = (_Wanted * len(self._shapes))()
-        for k, (shape, dtype) in enumerate(zip(self._shapes, self._dtypes, strict=True)):
+        new_frame = _frame_maker(native.arena)
+        shapes = [(ctypes.c_int64 * t.rank)(*t.shape) for t in (*inputs, *outputs)]
+        dtypes = [DTYPES[t.dtype].numpy for t in (*inputs, *outputs)]
+        wanted = (_Wanted * len(shapes))()
+        for k, (shape, dtype) in enumerate(zip(shapes, dtypes, strict=True)):
             flags = _C_CONTIGUOUS | _ALIGNED | (_WRITEABLE if k >= len(inputs) else 0)
-            self._wanted[k] = _Wanted(id(dtype), ctypes.addressof(shape), dtype.num, len(shape), flags)
-        self._context = _Context(
+            wanted[k] = _Wanted(id(dtype), ctypes.addressof(shape), dtype.num, len(shape), flags)
+        context = _Context(
             run=native.run,
             constants=native.constants,
-            new_frame=id(self._new_frame),
-            wanted=ctypes.addressof(self._wanted),
+            new_frame=id(new_frame),
+            wanted=ctypes.addressof(wanted),
             inputs=len(inputs),
             outputs=len(outputs),
             bare=bare,
             releases=seconds >= RELEASE_AFTER,
         )
-        self._capsule = _new_capsule(ctypes.addressof(self._context), None, None)
+        # `self` of the functions: the address they use, and all that must live as long as they do.
+        own = (ctypes.addressof(context), context, wanted, shapes, dtypes, new_frame, native)
         call, into = _functions()
-        self.call: Callable[..., Any] = _new_function(ctypes.byref(call), self._capsule, None)
-        self.into: Callable[..., Any] = _new_function(ctypes.byref(into), self._capsule, None)
+        self.call: Callable[..., Any] = _new_function(ctypes.byref(call), own, None)
+        self.into: Callable[..., Any] = _new_function(ctypes.byref(into), own, None)
 
 
-def _frame_maker(size: int, frames: list[np.ndarray]) -> Callable[[], int]:
-    """Makes a frame, which lives as long as `frames`, and returns its address."""
+def _frame_maker(size: int) -> Callable[[], int]:
+    """A function that makes a frame, which lives as long as the function, and returns its address."""
+    frames: list[np.ndarray] = []
 
     def new_frame() -> int:
         frames.append(aligned_bytes(ALIGNMENT + size))
@@ -201,9 +202,6 @@ def _frame_maker(size: int, frames: list[np.ndarray]) -> Callable[[], int]:
 
 #: Functions of the C API that are called from here, with prototypes of their own: those of `ctypes.pythonapi` are
 #: shared by all that use it (JAX gives them others).
-_new_capsule = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)(
-    ("PyCapsule_New", ctypes.pythonapi)
-)
 _capsule_pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
     ("PyCapsule_GetPointer", ctypes.pythonapi)
 )
@@ -231,7 +229,6 @@ def _functions() -> tuple[_MethodDef, _MethodDef]:
 _PYTHON: dict[str, tuple[ir.Type, tuple[ir.Type, ...]]] = {
     "Py_IncRef": (ir.VoidType(), (POINTER,)),
     "Py_DecRef": (ir.VoidType(), (POINTER,)),
-    "PyCapsule_GetPointer": (POINTER, (POINTER, POINTER)),
     "PyEval_SaveThread": (POINTER, ()),
     "PyEval_RestoreThread": (ir.VoidType(), (POINTER,)),
     "PyLong_AsVoidPtr": (POINTER, (POINTER,)),
@@ -333,7 +330,7 @@ class _Emitter:
         f = self._function(name, POINTER, (POINTER, POINTER, I64))
         b = ir.IRBuilder(f.append_basic_block("entry"))
         null, zero = ir.Constant(POINTER, None), ir.Constant(I64, 0)
-        capsule, args, count = f.args
+        own, args, count = f.args
         refuse, fail, dispose = (f.append_basic_block(n) for n in ("refuse", "fail", "dispose"))
 
         def require(condition: ir.Value, otherwise: ir.Block) -> None:
@@ -341,7 +338,7 @@ class _Emitter:
             b.cbranch(condition, going_on, otherwise)
             b.position_at_end(going_on)
 
-        context = self._call(b, "PyCapsule_GetPointer", capsule, null)
+        context = self._call(b, "PyLong_AsVoidPtr", self._call(b, "PyTuple_GetItem", own, zero))
         inputs, outputs = get(b, context, _Context, "inputs"), get(b, context, _Context, "outputs")
         both = b.add(inputs, outputs)
         require(b.icmp_signed("==", count, both if given else inputs), refuse)
