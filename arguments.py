@@ -12,6 +12,9 @@ from .ir.types import DTYPES, TensorType
 
 _DLPACK_CPU = 1  # kDLCPU of dlpack.h
 
+#: Which kinds of dtype a Python number may stand for.
+_KINDS_FOR: dict[type, tuple[str, ...]] = {bool: ("bool",), int: ("int", "uint", "float"), float: ("float",)}
+
 
 def as_array(value: Any, want: TensorType, what: str) -> np.ndarray:
     """The argument as an aligned C-contiguous `ndarray` of the wanted type; `what` names it in messages.
@@ -20,7 +23,7 @@ def as_array(value: Any, want: TensorType, what: str) -> np.ndarray:
     buffer protocol. A Python number may stand for a rank-0 tensor if its kind fits, as in JAX. Raises `CallError` for
     another shape or dtype, and for what is no array.
     """
-    array = _number(value, want) if isinstance(value, (bool, int, float)) else _viewed(value, want, what)
+    array = _number(value, want) if type(value) in _KINDS_FOR else _viewed(value, want, what)
     dtype = DTYPES[want.dtype].numpy
     if array.shape != want.shape or array.dtype != dtype:
         raise CallError(
@@ -46,12 +49,13 @@ def _viewed(value: Any, want: TensorType, what: str) -> np.ndarray:
 
 
 def _number(value: bool | int | float, want: TensorType) -> np.ndarray:
-    """A Python number in the wanted dtype, if that is its kind or a wider one and holds it."""
-    array, dtype = np.asarray(value), DTYPES[want.dtype].numpy
-    limits = np.iinfo(dtype) if dtype.kind in "iu" else None
-    if array.dtype.kind == "i" and limits is not None and not limits.min <= value <= limits.max:
-        return array
-    return array.astype(dtype) if np.can_cast(array.dtype, dtype, "same_kind") or array.dtype.kind == "i" else array
+    """A Python number as a tensor: in the wanted dtype if that is of rank 0, of such a kind, and holds it."""
+    if want.rank == 0 and DTYPES[want.dtype].kind in _KINDS_FOR[type(value)]:
+        try:
+            return np.asarray(value, DTYPES[want.dtype].numpy)
+        except OverflowError:
+            pass  # refused, then, by its own dtype
+    return np.asarray(value)
 
 
 def is_jax(value: Any) -> bool:

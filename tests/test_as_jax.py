@@ -149,7 +149,7 @@ def test_wrong_arguments_are_named(x: Any, message: str):
     for call in (compiled_layer().as_jax(), jax.jit(compiled_layer())):
         with pytest.raises(CallError, match=message):
             call(x, Y)
-    with pytest.raises(CallError, match="2 arguments|structure"):
+    with pytest.raises(CallError, match="structure"):
         compiled_layer().as_jax()(X)
 
 
@@ -254,7 +254,8 @@ def test_independent_calls_in_one_program():
 
     f = compiled_layer().as_jax()
     xs = [X * k for k in range(6)]
-    for got, x in zip(jax.jit(lambda xs: [f(x, Y) for x in xs])(xs), xs, strict=True):
+    results = jax.jit(lambda arrays: [f(x, Y) for x in arrays])(xs)
+    for got, x in zip(results, xs, strict=True):
         close(got, layer(x, Y))
 
 
@@ -271,8 +272,9 @@ def test_a_handler_refuses_another_number_of_buffers():
     import jax
 
     name = xla_handler.register(compiled_layer().executable)
+    wrong = jax.jit(jax.ffi.ffi_call(name, jax.ShapeDtypeStruct((4, 8), np.float32)))
     with pytest.raises(Exception, match="another number of buffers"):
-        jax.jit(lambda x: jax.ffi.ffi_call(name, [jax.ShapeDtypeStruct((4, 8), np.float32)])(x))(X)[0].block_until_ready()
+        wrong(X).block_until_ready()
 
 
 def test_a_program_that_ends_with_an_exception_ends_cleanly(tmp_path: Path):
@@ -296,7 +298,6 @@ def test_a_program_that_ends_with_an_exception_ends_cleanly(tmp_path: Path):
 
 
 def test_struct_layouts_are_those_of_the_header_that_jaxlib_ships(tmp_path: Path):
-    import ctypes
     import shutil
 
     import jax
@@ -331,5 +332,4 @@ def test_struct_layouts_are_those_of_the_header_that_jaxlib_ships(tmp_path: Path
     lines = subprocess.run([str(program)], check=True, capture_output=True, text=True).stdout.splitlines()
     major, minor = map(int, lines[0].split()[1:])
     assert major == xla_handler.API_VERSION[0] and minor >= xla_handler.API_VERSION[1]
-    assert dict((name, int(at)) for name, at in (line.split() for line in lines[1:])) == fields
-    assert ctypes.sizeof(ctypes.c_void_p) == 8
+    assert {name: int(at) for name, at in (line.split() for line in lines[1:])} == fields
