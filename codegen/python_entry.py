@@ -185,8 +185,9 @@ class PythonEntry:
         # `self` of the functions: the address they use, and all that must live as long as they do.
         own = (ctypes.addressof(context), context, wanted, shapes, dtypes, new_frame, native)
         call, into = _functions()
-        self.call: Callable[..., Any] = _new_function(ctypes.byref(call), own, None)
-        self.into: Callable[..., Any] = _new_function(ctypes.byref(into), own, None)
+        function = _python("PyCFunction_NewEx", ctypes.py_object, ctypes.c_void_p, ctypes.py_object, ctypes.c_void_p)
+        self.call: Callable[..., Any] = function(ctypes.addressof(call), own, None)
+        self.into: Callable[..., Any] = function(ctypes.addressof(into), own, None)
 
 
 def _frame_maker(size: int) -> Callable[[], int]:
@@ -200,14 +201,10 @@ def _frame_maker(size: int) -> Callable[[], int]:
     return new_frame
 
 
-#: Functions of the C API that are called from here, with prototypes of their own: those of `ctypes.pythonapi` are
-#: shared by all that use it (JAX gives them others).
-_capsule_pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(
-    ("PyCapsule_GetPointer", ctypes.pythonapi)
-)
-_new_function = ctypes.PYFUNCTYPE(
-    ctypes.py_object, ctypes.POINTER(_MethodDef), ctypes.py_object, ctypes.c_void_p
-)(("PyCFunction_NewEx", ctypes.pythonapi))
+@cache
+def _python(name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
+    """A function of the C API. `ctypes.pythonapi.name` is not used: its prototype is shared, and JAX sets another."""
+    return ctypes.PYFUNCTYPE(result, *arguments)((name, ctypes.pythonapi))
 
 
 @cache
@@ -242,7 +239,8 @@ _PYTHON: dict[str, tuple[ir.Type, tuple[ir.Type, ...]]] = {
 def _imports() -> dict[str, int]:
     """Addresses of all that the emitted code refers to."""
     found = {n: ctypes.cast(getattr(ctypes.pythonapi, n), ctypes.c_void_p).value or 0 for n in _PYTHON}
-    table = _capsule_pointer(np._core._multiarray_umath._ARRAY_API, None)  # type: ignore[attr-defined]
+    pointer = _python("PyCapsule_GetPointer", ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)
+    table = pointer(np._core._multiarray_umath._ARRAY_API, None)  # type: ignore[attr-defined]
     found["PyArray_Empty"] = (ctypes.c_void_p * (_PYARRAY_EMPTY + 1)).from_address(table)[_PYARRAY_EMPTY] or 0
     return found | {"ndarray": id(np.ndarray), "none": id(None)}
 

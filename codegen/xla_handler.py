@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import threading
 
 import numpy as np
 from llvmlite import ir
@@ -108,6 +109,7 @@ class ErrorCreateArgs(ctypes.Structure):
 
 #: Handlers of this process by name, with what they run. XLA keeps a handler for ever, so they are never freed.
 _registered: dict[str, Executable] = {}
+_lock = threading.Lock()
 
 
 def register(executable: Executable) -> str:
@@ -119,7 +121,9 @@ def register(executable: Executable) -> str:
     import jax
 
     name = f"nestegg_{_digest(executable)}"
-    if name not in _registered:
+    with _lock:
+        if name in _registered:
+            return name
         loaded = jit.load_object(
             jit.compile_object(str(_emit(executable)), host()),
             (_HANDLER,),
@@ -128,7 +132,7 @@ def register(executable: Executable) -> str:
         handler = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(loaded.symbols[_HANDLER])
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handler), platform="cpu")
         _registered[name] = executable
-    return name
+        return name
 
 
 def _digest(executable: Executable) -> str:
