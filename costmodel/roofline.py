@@ -20,7 +20,7 @@ from ..ir.nest import KINDS, PARALLEL, SERIAL, UNROLL
 from ..ir.scalars import scalar
 from ..ir.target import Target
 from ..ir.types import DTYPES
-from ..rewrite.loop_egraph import FOR, VEC, LoopEGraph
+from ..rewrite.loop_egraph import FOR, INTRIN, LEAVES, LoopEGraph
 from ..rewrite.loop_language import space
 
 LINE = 64  # bytes

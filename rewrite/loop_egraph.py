@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..ir.loops import LoopKernel
-from ..ir.nest import KINDS, Cat, For, Nest, Tile, Vec
+from ..ir.nest import KINDS, Cat, For, Intrin, Nest, Tile, Vec
 from ..ir.target import Target
 from .loop_language import PHASES, LoopRule, Space, declarations, space
 from .loop_rules import LOOP_RULES
@@ -26,7 +26,10 @@ LOOP_LIMITS = Limits(nodes=400_000, iterations=64, seconds=30.0)
 #: Largest tile of an axis in a coarse space.
 COARSE_TILE = 16
 
-FOR, CAT, TILE, VEC = range(4)
+FOR, CAT, TILE, VEC, INTRIN = range(5)
+
+#: E-nodes without children.
+LEAVES = (VEC, INTRIN)
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class LoopEGraph:
 
     Per e-class: `entered` (a loop or a tile leads to it, so straight-line code may begin there), `domain` (extents,
     one column an axis), `level` (children have lower ones). Per e-node: `owner` (its class), `op` (FOR, CAT, TILE,
-    VEC), `axis`, `count` (trips, cut or lanes), `kind` (number in `nest.KINDS`), `child`, `other` (classes; -1 where
+    VEC, INTRIN), `axis`, `count` (trips, cut or lanes), `kind` (number in `nest.KINDS`, or of INTRIN in `Space.fits`), `child`, `other` (classes; -1 where
     there is none). E-nodes are sorted by level of owner.
     """
 
@@ -70,7 +73,7 @@ class LoopEGraph:
         count = [0] * len(self.level)
         for n in range(self.enodes):
             op = self.op[n]
-            ways = 1 if op == VEC else count[self.child[n]]
+            ways = 1 if op in LEAVES else count[self.child[n]]
             if op == CAT:
                 ways *= count[self.other[n]]
             count[self.owner[n]] += ways
@@ -110,6 +113,9 @@ class LoopEGraph:
         op, axis, count = int(self.op[n]), int(self.axis[n]), int(self.count[n])
         if op == VEC:
             return Vec(axis, count)
+        if op == INTRIN:
+            fit = self.space.fits[self.kind[n]]
+            return Intrin(fit.name, fit.axes, (count, *fit.sizes[1:]))
         if op == TILE:
             return Tile(axis, of(int(self.child[n])))
         if op == CAT:
@@ -204,7 +210,7 @@ def _build(
     engine.run("\n".join([declarations(rank), *(r.text for p in phases for r in p), facts(s, coarse)]))
     root = f"(let $root (Block 0 -1 {' '.join(str(a.extent) for a in s.axes)}))"
     engine.run(root)
-    report = saturate(engine, phases, limits, counted=("Block", "For", "Cat", "Tile", "Vec"))
+    report = saturate(engine, phases, limits, counted=("Block", "For", "Cat", "Tile", "Vec", "Intrin"))
     return _read_back(kernel, s, engine, report)
 
 
@@ -238,10 +244,13 @@ def _read_back(kernel: LoopKernel, s: Space, engine: Engine, report: SaturationR
     for r in tables["Vec"]:
         axis, lanes = r.inputs
         rows.append((number(r.output), VEC, value(axis), value(lanes), -1, -1, -1))
+    for r in tables["Intrin"]:
+        fit, lanes = map(value, r.inputs)
+        rows.append((number(r.output), INTRIN, s.fits[fit].vector, lanes, fit, -1, -1))
     nodes = np.array(rows, np.int64).reshape(len(rows), 7)
     level = _levels(nodes, len(classes))
     nodes = nodes[np.argsort(level[nodes[:, 0]], kind="stable")]
-    nodes, domain = _fillable(nodes, level, len(classes), len(s.axes))
+    nodes, domain = _fillable(nodes, level, len(classes), s)
     owner, op, axis, count, kind, child, other = (np.ascontiguousarray(nodes[:, k]) for k in range(7))
     straight = _in_registers(nodes, len(classes))
     return LoopEGraph(
@@ -249,8 +258,9 @@ def _read_back(kernel: LoopKernel, s: Space, engine: Engine, report: SaturationR
     )
 
 
-def _fillable(nodes: np.ndarray, level: np.ndarray, classes: int, rank: int) -> tuple[np.ndarray, np.ndarray]:
+def _fillable(nodes: np.ndarray, level: np.ndarray, classes: int, s: Space) -> tuple[np.ndarray, np.ndarray]:
     """The e-nodes that complete nests are made of, and every class's domain, level by level from the leaves."""
+    rank = len(s.axes)
     domain = np.zeros((classes, rank), np.int64)
     kept: list[np.ndarray] = []
     bounds = np.searchsorted(level[nodes[:, 0]], np.arange(level.max(initial=0) + 2))
@@ -258,13 +268,17 @@ def _fillable(nodes: np.ndarray, level: np.ndarray, classes: int, rank: int) -> 
         part = nodes[lo:hi]
         op, axis, count, child, other = (part[:, k] for k in (1, 2, 3, 5, 6))
         filled = (domain != 0).any(axis=1) if rank else np.ones(classes, bool)
-        alive = (op == VEC) | (filled[child] & ((other < 0) | filled[other]))
+        alive = np.isin(op, LEAVES) | (filled[child] & ((other < 0) | filled[other]))
         part, op, axis, count, child, other = (x[alive] for x in (part, op, axis, count, child, other))
-        shape = np.where((op == VEC)[:, None], 1, domain[child])
+        leaf = np.isin(op, LEAVES)
+        shape = np.where(leaf[:, None], 1, domain[child])
+        for number, fit in enumerate(s.fits):
+            fitted = (op == INTRIN) & (part[:, 4] == number)
+            shape[np.ix_(fitted, fit.axes)] = fit.sizes
         at = np.arange(len(part))
         if rank:
             here = shape[at, axis]
-            here = np.where(op == VEC, count, here)
+            here = np.where(leaf, count, here)
             here = np.where(op == FOR, here * count, here)
             here = np.where(op == CAT, here + domain[other, axis], here)
             shape[at, axis] = np.where(axis >= 0, here, shape[at, axis])

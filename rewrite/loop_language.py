@@ -1,12 +1,13 @@
 """The loop language: Blocks, the nests that fill them, and how a rule on them is authored.
 
 A `Block(phase, vector, e0, e1, …)` stands for every nest that covers a rectangle of those extents. Phases
-only go forward (parallel -> serial -> tile -> unroll), so the e-graph is acyclic and each e-node is derived
+only go forward (parallel -> serial -> tile -> unroll, or serial -> tensor), so the e-graph is acyclic and each e-node is derived
 once:
 
     parallel, serial   loops over memory; any order, any number of levels
     tile               results are in registers, vectorised along `vector`; loops here only reduce
     unroll             straight-line code; what remains is one vector operation
+    tensor             tile and unroll in one, of an intrinsic's applications; a phase for each way in which one fits
 
 A rule is a decorated function from a symbolic block and an axis to a nest over smaller blocks; it is
 instantiated for every axis of a kernel and rendered to egglog arithmetic, without calls back into Python:
@@ -24,9 +25,11 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from ..ir.errors import RuleError
 from ..ir.index import Axis
+from ..ir.intrinsic import matches
 from ..ir.loops import LoopKernel
 from ..ir.nest import KINDS
 from ..ir.target import Target
@@ -34,9 +37,9 @@ from ..ir.types import DTYPES
 from .saturate import KINDS as RULE_KINDS
 from .saturate import EggRule
 
-PHASES = ("parallel", "serial", "tile", "unroll")
+PHASES = ("parallel", "serial", "tile", "unroll", "tensor")
 #: For which axes a rule is instantiated.
-OVER = ("any", "spatial", "contiguous", "reduced", "walked", "none")
+OVER = ("any", "spatial", "contiguous", "reduced", "walked", "fitted", "none")
 
 
 @dataclass(frozen=True)
@@ -102,8 +105,35 @@ class LoopAxis:
 
 
 @dataclass(frozen=True)
+class Fit:
+    """An intrinsic that is the kernel's update: `number` in the space; `axes`, `sizes` as in `nest.Intrin`, lanes first."""
+
+    number: int
+    name: str
+    axes: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+    @property
+    def vector(self) -> int:
+        return self.axes[0]
+
+    @property
+    def lanes(self) -> int:
+        return self.sizes[0]
+
+    @property
+    def depth(self) -> int:
+        """Points that one lane reduces."""
+        return math.prod(self.sizes[1:])
+
+    def step(self, a: LoopAxis) -> int:
+        """Extent of a reduction axis that one application takes; 1 of other axes."""
+        return dict(zip(self.axes[1:], self.sizes[1:], strict=True)).get(a.number, 1)
+
+
+@dataclass(frozen=True)
 class Space:
-    """What rules may ask of kernel and target: axes, lanes, register and unrolling budgets, threads."""
+    """What rules may ask of kernel and target: axes, lanes, register and unrolling budgets, threads, intrinsics."""
 
     axes: tuple[LoopAxis, ...]
     lanes: int
@@ -111,6 +141,7 @@ class Space:
     unroll: int
     threads: int
     blocks_reduction: bool
+    fits: tuple[Fit, ...] = ()
 
     @property
     def spatial(self) -> tuple[LoopAxis, ...]:
@@ -130,18 +161,24 @@ class Space:
 def space(kernel: LoopKernel, target: Target, threads: int = 1) -> Space:
     """The schedule space of a kernel on a target."""
     n = len(kernel.spatial)
-    unit = _contiguous(kernel)
-    beside = _beside(kernel, unit)
-    axes = tuple(LoopAxis(k, a.extent, k >= n, a in unit, a in beside) for k, a in enumerate(kernel.axes))
     widest = max(DTYPES[t].size for t in _dtypes(kernel))
     lanes = target.lanes(widest)
+    fits = _fits(kernel, target, lanes)
+    unit = _contiguous(kernel) | {kernel.axes[f.vector] for f in fits}
+    beside = _beside(kernel, unit)
+    axes = tuple(LoopAxis(k, a.extent, k >= n, a in unit, a in beside) for k, a in enumerate(kernel.axes))
     depth = math.prod(a.extent for a in kernel.reduce)
     # A register tile streams (rows + columns) * depth elements; past the first-level cache, cutting the depth
     # may pay. Spaces of few axes are small enough to offer it always.
     streamed = (
         depth * widest * 2 > target.caches[0] and sum(t.nbytes for t in kernel.inputs) > target.caches[1]
     ) or len(axes) <= 3
-    return Space(axes, lanes, target.registers, 8 * target.registers, threads, streamed)
+    return Space(axes, lanes, target.registers, 8 * target.registers, threads, streamed, fits)
+
+
+def _fits(kernel: LoopKernel, target: Target, lanes: int) -> tuple[Fit, ...]:
+    found = (m for i in target.intrinsics if i.lanes == lanes for m in matches(i, kernel))
+    return tuple(Fit(k, m.intrinsic.name, m.axes, m.intrinsic.sizes) for k, m in enumerate(found))
 
 
 def _contiguous(kernel: LoopKernel) -> set[Axis]:
@@ -176,6 +213,7 @@ class Block:
     extents: tuple[Size, ...]
     space: Space
     facts: list[str] = field(default_factory=list)
+    fit: Fit | None = None
 
     def extent(self, a: LoopAxis) -> Size:
         return self.extents[a.number]
@@ -200,9 +238,16 @@ class Block:
         new = tuple(Size.of(size) if k == a.number else e for k, e in enumerate(self.extents))
         return replace(self, extents=new)
 
-    def into(self, phase: str, vector: LoopAxis | None = None) -> Block:
-        """The same block in a later phase."""
-        return replace(self, phase=phase, vector=self.vector if vector is None else Size(str(vector.number)))
+    def into(self, phase: str, vector: LoopAxis | None = None, fit: Fit | None = None) -> Block:
+        """The same block in a later phase (the tensor phase: of which intrinsic)."""
+        return replace(self, phase=phase, vector=self.vector if vector is None else Size(str(vector.number)), fit=fit)
+
+    @property
+    def applied(self) -> Fit:
+        """In the tensor phase: the intrinsic."""
+        if self.fit is None:
+            raise TypeError("only a block of the tensor phase has an intrinsic")
+        return self.fit
 
     def product(self, axes: Sequence[LoopAxis]) -> Size:
         total = Size("1")
@@ -213,7 +258,8 @@ class Block:
     @property
     def text(self) -> str:
         inside = " ".join(e.text for e in self.extents)
-        return f"(Block {PHASES.index(self.phase)} {self.vector.text} {inside})"
+        number = PHASES.index(self.phase) + (self.fit.number if self.fit is not None else 0)
+        return f"(Block {number} {self.vector.text} {inside})"
 
 
 def For(a: LoopAxis, trips: Size | int, kind: str, body: Block) -> str:
@@ -236,19 +282,25 @@ def Vec(axis: Size | int, lanes: Size | int) -> str:
     return f"(Vec {Size.of(axis).text} {Size.of(lanes).text})"
 
 
+def Intrin(b: Block, lanes: Size | int) -> str:
+    """One application of the block's intrinsic, of which so many lanes count."""
+    return f"(Intrin {b.applied.number} {Size.of(lanes).text})"
+
+
 @dataclass(frozen=True)
 class LoopRule:
     """A rule of loop programs: `make(block, axis)` returns the nest (or Block) that the block may also be.
 
     It is instantiated for each axis that `over` admits (`any`, `spatial`, `contiguous`, `reduced`, or `none`:
-    once, axis None).
+    once, axis None; `fitted`: for each `Fit` of an intrinsic instead), in the tensor phase for each `Fit` besides
+    (`block.fit`).
     """
 
     name: str
     kind: str
     phase: str
     over: str
-    make: Callable[[Block, LoopAxis], str | Block]
+    make: Callable[[Block, Any], str | Block]
     when: Callable[[Space], bool]
     doc: str
     where: str
@@ -265,29 +317,33 @@ class LoopRule:
         """The rule as egglog text, one form an axis."""
         if not self.when(s):
             return []
-        groups: dict[str, Sequence[LoopAxis | None]] = {
+        fits: Sequence[Fit | None] = s.fits if self.phase == "tensor" else (None,)
+        return [self._instance(s, fit, a) for fit in fits for a in self._axes(s)]
+
+    def _axes(self, s: Space) -> Sequence[LoopAxis | Fit | None]:
+        groups: dict[str, Sequence[LoopAxis | Fit | None]] = {
             "any": s.axes,
             "spatial": s.spatial,
             "contiguous": [a for a in s.spatial if a.contiguous],
             "reduced": s.reduced,
             "walked": [a for a in s.reduced if a.contiguous],
+            "fitted": s.fits,
             "none": (None,),
         }
-        out = []
-        for a in groups[self.over]:
-            names = tuple(Size(f"e{k}") for k in range(len(s.axes)))
-            block = Block(self.phase, Size("v"), names, s)
-            before = block.text
-            try:
-                made = self.make(block, a)  # type: ignore[arg-type]
-            except Exception as e:
-                raise RuleError(f"{self.where}: rule {self.name}: {type(e).__name__}: {e}") from None
-            if not isinstance(made, (Block, str)):
-                raise RuleError(f"{self.where}: rule {self.name}: returns {made!r}, not a nest or a block")
-            facts = " ".join(block.facts)
-            right = made.text if isinstance(made, Block) else made
-            out.append(f"(rule ((= b {before}) {facts}) ((union b {right})) :ruleset {self.name})")
-        return out
+        return groups[self.over]
+
+    def _instance(self, s: Space, fit: Fit | None, a: LoopAxis | Fit | None) -> str:
+        block = Block(self.phase, Size("v"), tuple(Size(f"e{k}") for k in range(len(s.axes))), s, fit=fit)
+        before = block.text
+        try:
+            made = self.make(block, a)
+        except Exception as e:
+            raise RuleError(f"{self.where}: rule {self.name}: {type(e).__name__}: {e}") from None
+        if not isinstance(made, (Block, str)):
+            raise RuleError(f"{self.where}: rule {self.name}: returns {made!r}, not a nest or a block")
+        facts = " ".join(block.facts)
+        right = made.text if isinstance(made, Block) else made
+        return f"(rule ((= b {before}) {facts}) ((union b {right})) :ruleset {self.name})"
 
     def render(self, s: Space) -> EggRule:
         return EggRule(
@@ -330,6 +386,7 @@ def declarations(rank: int) -> str:
             "(constructor Cat (i64 i64 N N) N)",
             "(constructor Tile (i64 N) N)",
             "(constructor Vec (i64 i64) N)",
+            "(constructor Intrin (i64 i64) N)",
             "(relation div (i64 i64 i64))",
             "(relation cut (i64 i64 i64 i64))",
         ]
