@@ -5,6 +5,8 @@ Booleans are `i1` in registers and one byte in memory. Values are scalars, or ve
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from llvmlite import ir
 
 from ..ir.scalars import neutral
@@ -64,6 +66,38 @@ def splat(builder: ir.IRBuilder, value: ir.Value, lanes: int) -> ir.Value:
     first = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(I32, 0))
     zeros = ir.Constant(ir.VectorType(I32, lanes), [ir.Constant(I32, 0)] * lanes)
     return builder.shuffle_vector(first, ir.Constant(vector, ir.Undefined), zeros)
+
+
+def widened(builder: ir.IRBuilder, value: ir.Value, lanes: int) -> ir.Value:
+    """A vector (or a single element) as the first lanes of a longer one; the others hold anything."""
+    if lanes_of(value) == lanes:
+        return value
+    if lanes_of(value) == 1:
+        vector = ir.VectorType(value.type, lanes)
+        return builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(I32, 0))
+    return _picked(builder, value, [min(k, lanes_of(value)) for k in range(lanes)])
+
+
+def first_lanes(builder: ir.IRBuilder, value: ir.Value, lanes: int) -> ir.Value:
+    """The first lanes of a vector; a single one is a scalar."""
+    if lanes_of(value) == lanes:
+        return value
+    if lanes == 1:
+        return builder.extract_element(value, ir.Constant(I32, 0))
+    return _picked(builder, value, range(lanes))
+
+
+def _picked(builder: ir.IRBuilder, value: ir.Value, lanes: Sequence[int]) -> ir.Value:
+    mask = ir.Constant(ir.VectorType(I32, len(lanes)), [ir.Constant(I32, k) for k in lanes])
+    return builder.shuffle_vector(value, ir.Constant(value.type, ir.Undefined), mask)
+
+
+def repeated(builder: ir.IRBuilder, value: ir.Value, times: int) -> ir.Value:
+    """A short vector several times in a row, as one broadcast of its bits."""
+    bits = ir.IntType(lanes_of(value) * value.type.element.width)
+    word = builder.bitcast(value, bits)
+    whole = ir.VectorType(value.type.element, lanes_of(value) * times)
+    return builder.bitcast(splat(builder, word, times), whole)
 
 
 def offset(builder: ir.IRBuilder, pointer: ir.Value, elements: ir.Value | int, dtype: str) -> ir.Value:

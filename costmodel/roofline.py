@@ -15,13 +15,14 @@ import numpy as np
 
 from ..ir.expr import Apply, Cast, Read, Scalar, When, walk
 from ..ir.index import Index
+from ..ir.intrinsic import intrinsic
 from ..ir.loops import LoopKernel
 from ..ir.nest import KINDS, PARALLEL, SERIAL, UNROLL
 from ..ir.scalars import scalar
 from ..ir.target import Target
 from ..ir.types import DTYPES
 from ..rewrite.loop_egraph import FOR, INTRIN, LEAVES, LoopEGraph
-from ..rewrite.loop_language import space
+from ..rewrite.loop_language import Fit, space
 
 LINE = 64  # bytes
 FAR_ROWS = 1024  # bytes from which short rows miss the prefetcher, the TLB and, at powers of two, their cache set
@@ -145,7 +146,8 @@ class Rates:
 
     def __init__(self, kernel: LoopKernel, target: Target) -> None:
         self.kernel, self.t = kernel, target
-        self.lanes = space(kernel, target).lanes
+        self.space = space(kernel, target)
+        self.lanes = self.space.lanes
         self.spatial = len(kernel.spatial)
         self.updates = [access(kernel, r.index[0], r.dtype, _guarded(kernel.update, r)) for r in kernel.update_reads]
         self.extras = [access(kernel, r.index[0], r.dtype, _guarded(kernel.epilogue, r)) for r in kernel.epilogue_reads]
@@ -167,8 +169,11 @@ class Rates:
             kept[at, np.maximum(v, 0)] = np.where(v >= 0, 1.0, kept[at, np.maximum(v, 0)])
         return kept.prod(axis=1)
 
-    def loads(self, a: Access, domain: np.ndarray, v: np.ndarray) -> np.ndarray:
-        """Cycles of load ports for the distinct elements that straight-line code over a block reads."""
+    def loads(self, a: Access, domain: np.ndarray, v: np.ndarray, unit: int = 1) -> np.ndarray:
+        """Cycles of load ports for the distinct elements that straight-line code over a block reads.
+
+        `unit`: neighbouring elements that a lane takes (`domain` counts units then).
+        """
         count = self._others(domain, v, a.strides != 0)
         along = self._along(domain, v)
         stride = np.where(v >= 0, a.strides[np.maximum(v, 0)], 0) if len(a.strides) else np.zeros(len(v))
@@ -176,19 +181,29 @@ class Rates:
         contiguous = split * count * -(-along // self.lanes) / self.t.loads_per_cycle
         broadcast = count * 0.5 / self.t.loads_per_cycle
         gathered = count * along * 1.5
-        cycles = np.where(stride == 0, broadcast, np.where(stride == a.size, contiguous, gathered))
+        cycles = np.where(stride == 0, broadcast, np.where(stride == a.size * unit, contiguous, gathered))
         if not a.affine:
             cycles = cycles + gathered
         return cycles * 3 + 2.0 * count if a.guarded else cycles
 
-    def region(self, domain: np.ndarray, v: np.ndarray) -> np.ndarray:
-        """Cycles of the straight-line code that fills a block."""
-        if self.kernel.update is None:
-            return np.zeros(len(domain))
+    def region(self, domain: np.ndarray, v: np.ndarray, fit: np.ndarray) -> np.ndarray:
+        """Cycles of the straight-line code that fills a block; `fit`: which of the space's intrinsics it applies, or -1
+        for vectors."""
+        out = np.zeros(len(domain))
+        for number in np.unique(fit) if self.kernel.update is not None else ():
+            rows = fit == number
+            out[rows] = self._region(domain[rows], v[rows], self.space.fits[number] if number >= 0 else None)
+        return out
+
+    def _region(self, domain: np.ndarray, v: np.ndarray, fit: Fit | None) -> np.ndarray:
+        unit, cost = 1, self.update_cost
+        if fit is not None:
+            unit, cost = fit.depth, 1.0 / intrinsic(fit.name).rate
+            domain = domain // [fit.step(a) for a in self.space.axes]
         every = np.ones(domain.shape[1], bool)
         operations = self._others(domain, v, every) * -(-self._along(domain, v) // self.lanes)
-        arithmetic = operations * self.update_cost / self.t.fma_per_cycle
-        loads = sum((self.loads(a, domain, v) for a in self.updates), np.zeros(len(v)))
+        arithmetic = operations * cost / self.t.fma_per_cycle
+        loads = sum((self.loads(a, domain, v, unit) for a in self.updates), np.zeros(len(v)))
         depth = domain[:, self.spatial :].prod(axis=1)
         across = v >= self.spatial
         along = self._along(domain, v)
@@ -227,19 +242,21 @@ class Rates:
         k = self.kernel
         extents = [a.extent for a in k.spatial]
         results, depth = float(np.prod(extents, initial=1.0)), float(np.prod([a.extent for a in k.reduce], initial=1.0))
-        candidates = [a.number for a in space(k, self.t).axes if a.contiguous] or [-1]
+        vectors: list[tuple[int, int]] = [(a.number, -1) for a in self.space.axes if a.contiguous] or [(-1, -1)]
         best = np.inf
-        for axis in candidates:
+        for axis, fit in [*vectors, *((f.vector, f.number) for f in self.space.fits)]:
             shapes = _tile_shapes(extents, axis, self.lanes, self.t.registers)
             domain = np.ones((len(shapes), len(k.axes)), np.int64)
             if extents:
                 domain[:, : self.spatial] = shapes
-            v = np.full(len(shapes), axis)
-            lanes = min(self.lanes, k.axes[axis].extent) if axis >= self.spatial else 1
-            if lanes > 1:
-                domain[:, axis] = lanes
-            cycles = self.region(domain, v) / lanes * depth + self.finish(domain, v)
-            best = min(best, float((cycles / (domain.prod(axis=1) / lanes)).min()))
+            if axis >= self.spatial:
+                domain[:, axis] = min(self.lanes, k.axes[axis].extent)
+            if fit >= 0:
+                domain[:, self.spatial :] = [self.space.fits[fit].step(a) for a in self.space.reduced]
+            v, which = np.full(len(shapes), axis), np.full(len(shapes), fit)
+            rounds = depth / domain[:, self.spatial :].prod(axis=1)
+            cycles = self.region(domain, v, which) * rounds + self.finish(domain, v)
+            best = min(best, float((cycles / domain[:, : self.spatial].prod(axis=1)).min()))
         return best * results
 
 
@@ -287,7 +304,7 @@ class Scorer:
         g = self.g
         owner = g.owner[nodes]
         state = np.zeros((len(nodes), self.width))
-        region = self.rates.region(g.domain[owner], g.axis[nodes])
+        region = self.rates.region(g.domain[owner], g.axis[nodes], self._fit(nodes))
         state[:, 0] = np.where(g.entered[owner], region, 0.0)
         state[:, 1:] = self.whole[owner][:, None]
         return state
@@ -303,7 +320,8 @@ class Scorer:
         region = np.zeros(len(nodes))
         top = ~serial & ~parallel & g.entered[owner]
         if top.any():
-            region[top] = self.rates.region(g.domain[owner[top]], self._vector_of(nodes[top]))
+            leaf = self._leaf_of(nodes[top])
+            region[top] = self.rates.region(g.domain[owner[top]], g.axis[leaf], self._fit(leaf))
         out[:, :, 0] = np.where((serial | parallel)[:, None], looped, region[:, None])
         again = (self.print[child] * np.where(self.varies[g.axis[nodes]], trips[:, None], 1.0)).sum(axis=1)
         share = np.where(parallel, rounds / trips, 1.0)
@@ -314,20 +332,23 @@ class Scorer:
             out[:, :, level + 1] = np.where(fits[:, None], self.whole[owner][:, None], moved) * share[:, None]
         return out
 
-    def _vector_of(self, nodes: np.ndarray) -> np.ndarray:
-        """The vector axis of unrolled nodes: that of the Vec below them."""
+    def _fit(self, leaves: np.ndarray) -> np.ndarray:
+        return np.where(self.g.op[leaves] == INTRIN, self.g.kind[leaves], -1)
+
+    def _leaf_of(self, nodes: np.ndarray) -> np.ndarray:
+        """The leaf below unrolled nodes: it says what their straight-line code consists of."""
         g = self.g
         current = nodes.copy()
-        while (inner := g.op[current] != VEC).any():
+        while (inner := ~np.isin(g.op[current], LEAVES)).any():
             current = np.where(inner, self._straight[np.maximum(g.child[current], 0)], current)
-        return g.axis[current]
+        return current
 
     @cached_property
     def _straight(self) -> np.ndarray:
         """For each class, its first e-node of straight-line code."""
         g = self.g
         first = np.zeros(len(g.level), np.int64)
-        nodes = np.flatnonzero((g.op == VEC) | ((g.op == FOR) & (g.kind == UNROLL_KIND)))[::-1]
+        nodes = np.flatnonzero(np.isin(g.op, LEAVES) | ((g.op == FOR) & (g.kind == UNROLL_KIND)))[::-1]
         first[g.owner[nodes]] = nodes
         return first
 
