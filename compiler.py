@@ -244,7 +244,7 @@ def compile_graph(imported: ImportedProgram, options: Options, progress: Progres
 
     progress("saturating the graph e-graph")
     mine = [r for r in extra if isinstance(r, GraphRule)]
-    egraph = build(imported.graph, [*mine, *graph_rules(lanes)], options.graph_limits)
+    egraph = build(imported.graph, [*mine, *graph_rules(lanes, machine.intrinsics)], options.graph_limits)
     lap("graph saturation")
     loops = [r for r in extra if isinstance(r, LoopRule)]
     search = KernelSearch(

@@ -155,10 +155,14 @@ def intrinsic(name: str) -> Intrinsic:
     return INTRINSICS[name]
 
 
-def intrinsics_of(triple: str, features: str, lanes: int) -> tuple[Intrinsic, ...]:
-    """The table's intrinsics of `lanes` lanes that a target of that triple and those features has."""
+def all_intrinsics(lanes: int) -> tuple[Intrinsic, ...]:
+    """The table's intrinsics of `lanes` lanes."""
     from . import intrinsics  # noqa: F401 (fills the table)
 
+    return tuple(i for i in INTRINSICS.values() if i.lanes == lanes)
+
+
+def intrinsics_of(triple: str, features: str, lanes: int) -> tuple[Intrinsic, ...]:
+    """Those that a target of that triple and those features (as LLVM writes them) has."""
     arch, has = triple.split("-")[0], set(features.split(","))
-    rows = (i for i in INTRINSICS.values() if i.lanes == lanes and i.arch == arch)
-    return tuple(i for i in rows if {f"+{f}" for f in i.features} <= has)
+    return tuple(i for i in all_intrinsics(lanes) if i.arch == arch and {f"+{f}" for f in i.features} <= has)

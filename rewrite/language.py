@@ -78,13 +78,13 @@ def analyses(host: Host) -> str:
 def lowering_rules(host: Host) -> list[EggRule]:
     """`op(x…) -> Call(kernel of op, [x…])`, for every operator: what makes an operator executable.
 
-    Of constants only layouts become kernels (a consumer may read through them); their arithmetic is done at compile
-    time, and a kernel that computed it again would only multiply the choices.
+    Of constants only layouts and conversions become kernels (a consumer may read through them); their arithmetic is
+    done at compile time, and a kernel that computed it again would only multiply the choices.
     """
     out = []
     for name, row in OPERATORS.items():
         make = host.function(f"kernel of {name}", lambda a, *t, _n=name: of_operator(_n, a, *t))
-        through = row.family == "movement" and name not in ("pack", "pad", "concat", "slice")
+        through = name == "cast" or (row.family == "movement" and name not in ("pack", "pad", "concat", "slice"))
         varies = "" if through else "(= 0 (constness e))"
         for n in arities(name):
             xs, ts = [f"x{k}" for k in range(n)], [f"t{k}" for k in range(n)]
