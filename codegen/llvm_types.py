@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from llvmlite import ir
 
 from ..ir.scalars import neutral
@@ -18,6 +19,7 @@ _REGISTER = {
     "f64": ir.DoubleType(),
     "f32": ir.FloatType(),
     "f16": ir.HalfType(),
+    "bf16": ir.IntType(16),  # its bits: llvmlite has no bfloat, and arithmetic is float32's
     "i64": I64,
     "i32": I32,
     "i16": ir.IntType(16),
@@ -46,7 +48,10 @@ def lanes_of(value: ir.Value) -> int:
 
 def constant(value: float | int | bool, dtype: str, lanes: int = 1) -> ir.Constant:
     element = _REGISTER[dtype]
-    converted = float(value) if DTYPES[dtype].kind == "float" else int(value)
+    if dtype == "bf16":
+        converted = int(np.asarray(value, DTYPES[dtype].numpy).view(np.int16))
+    else:
+        converted = float(value) if DTYPES[dtype].kind == "float" else int(value)
     scalar = ir.Constant(element, converted)
     return ir.Constant(ir.VectorType(element, lanes), [scalar] * lanes) if lanes > 1 else scalar
 
@@ -92,12 +97,10 @@ def _picked(builder: ir.IRBuilder, value: ir.Value, lanes: Sequence[int]) -> ir.
     return builder.shuffle_vector(value, ir.Constant(value.type, ir.Undefined), mask)
 
 
-def repeated(builder: ir.IRBuilder, value: ir.Value, times: int) -> ir.Value:
-    """A short vector several times in a row, as one broadcast of its bits."""
-    bits = ir.IntType(lanes_of(value) * value.type.element.width)
-    word = builder.bitcast(value, bits)
-    whole = ir.VectorType(value.type.element, lanes_of(value) * times)
-    return builder.bitcast(splat(builder, word, times), whole)
+def load_repeated(builder: ir.IRBuilder, pointer: ir.Value, dtype: str, unit: int, times: int) -> ir.Value:
+    """`unit` neighbouring elements, `times` in a row: one broadcast of their bits."""
+    word = builder.load(pointer, typ=ir.IntType(8 * DTYPES[dtype].size * unit), align=DTYPES[dtype].size)
+    return builder.bitcast(splat(builder, word, times), register_type(dtype, unit * times))
 
 
 def offset(builder: ir.IRBuilder, pointer: ir.Value, elements: ir.Value | int, dtype: str) -> ir.Value:

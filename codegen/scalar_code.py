@@ -14,7 +14,7 @@ from llvmlite import ir
 from ..ir.expr import Apply, Cast, Const, IndexValue, Read, Scalar, When
 from ..ir.index import Axis, Index, Quotient
 from ..ir.loops import ACCUMULATOR, LoopKernel
-from .llvm_types import I64, constant, lanes_of, load, offset, register_type, repeated, splat, store
+from .llvm_types import I64, constant, lanes_of, load, load_repeated, offset, register_type, splat, store
 from .scalar_ops import emit_cast, emit_scalar
 
 
@@ -231,8 +231,12 @@ class ScalarCode:
         moves = bool(address.coefficient(self.kernel.axes[vector]))
         key = (access, at.pointers[access], self._static(address, at), moves, lanes, unit)
         if key not in self._loaded:
-            whole = load(self.builder, self.pointer(access, at), r.dtype, lanes * unit if moves else unit)
-            self._loaded[key] = whole if moves else repeated(self.builder, whole, lanes)
+            pointer = self.pointer(access, at)
+            self._loaded[key] = (
+                load(self.builder, pointer, r.dtype, lanes * unit)
+                if moves
+                else load_repeated(self.builder, pointer, r.dtype, unit, lanes)
+            )
         return self._loaded[key]
 
     def _any(self, mask: ir.Value) -> ir.Value:

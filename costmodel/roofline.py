@@ -169,17 +169,18 @@ class Rates:
             kept[at, np.maximum(v, 0)] = np.where(v >= 0, 1.0, kept[at, np.maximum(v, 0)])
         return kept.prod(axis=1)
 
-    def loads(self, a: Access, domain: np.ndarray, v: np.ndarray, unit: int = 1) -> np.ndarray:
+    def loads(self, a: Access, domain: np.ndarray, v: np.ndarray, unit: int = 1, repeat: float = 0.5) -> np.ndarray:
         """Cycles of load ports for the distinct elements that straight-line code over a block reads.
 
-        `unit`: neighbouring elements that a lane takes (`domain` counts units then).
+        `unit`: neighbouring elements that a lane takes (`domain` counts units then). `repeat`: cost of filling a vector
+        with a single one, in full-width loads (arithmetic takes it from memory as part of the instruction).
         """
         count = self._others(domain, v, a.strides != 0)
         along = self._along(domain, v)
         stride = np.where(v >= 0, a.strides[np.maximum(v, 0)], 0) if len(a.strides) else np.zeros(len(v))
         split = SPLIT if a.splits(self.t.vector_bytes) else 1.0
         contiguous = split * count * -(-along // self.lanes) / self.t.loads_per_cycle
-        broadcast = count * 0.5 / self.t.loads_per_cycle
+        broadcast = count * repeat / self.t.loads_per_cycle
         gathered = count * along * 1.5
         cycles = np.where(stride == 0, broadcast, np.where(stride == a.size * unit, contiguous, gathered))
         if not a.affine:
@@ -196,14 +197,14 @@ class Rates:
         return out
 
     def _region(self, domain: np.ndarray, v: np.ndarray, fit: Fit | None) -> np.ndarray:
-        unit, cost = 1, self.update_cost
+        unit, repeat, cost = 1, 0.5, self.update_cost
         if fit is not None:
-            unit, cost = fit.depth, 1.0 / intrinsic(fit.name).rate
+            unit, repeat, cost = fit.depth, intrinsic(fit.name).repeat, 1.0 / intrinsic(fit.name).rate
             domain = domain // [fit.step(a) for a in self.space.axes]
         every = np.ones(domain.shape[1], bool)
         operations = self._others(domain, v, every) * -(-self._along(domain, v) // self.lanes)
         arithmetic = operations * cost / self.t.fma_per_cycle
-        loads = sum((self.loads(a, domain, v, unit) for a in self.updates), np.zeros(len(v)))
+        loads = sum((self.loads(a, domain, v, unit, repeat) for a in self.updates), np.zeros(len(v)))
         depth = domain[:, self.spatial :].prod(axis=1)
         across = v >= self.spatial
         along = self._along(domain, v)

@@ -33,8 +33,9 @@ class Intrinsic:
     """A machine instruction, or a short sequence of them.
 
     `expr`: what it adds to its accumulator, in a tensor expression with one reduction; each input is a register whose
-    elements lie in row-major order. `arch`, `features`: LLVM's names of what a target must have. `rate`: how many of
-    them start in the time of one full-width multiply-add. `emit`: its code.
+    elements lie in row-major order. `arch`, `features`: LLVM's names of what a target must have. `emit`: its code.
+    `rate`: how many of them start in the time of one full-width multiply-add. `repeat`: what it costs to fill a
+    register with one lane's elements repeated, in full-width loads.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Intrinsic:
     features: tuple[str, ...]
     emit: Emit
     rate: float = 1.0
+    repeat: float = 1.0
 
     def __post_init__(self) -> None:
         k = self.kernel
