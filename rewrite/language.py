@@ -127,7 +127,7 @@ def graph_rule(r: GraphRule, host: Host) -> EggRule:
     fixed: dict[str, Apply] = {}
     facts = [f"(= root{k} {_left(p, fixed)})" for k, p in enumerate(lefts)]
     facts += [f"(= ty_{v} (ty {v}))" for v in tensor_vars]
-    facts += [f"(is-const {v})" for v in r.const]
+    facts += [f"(is-const {v})" for v in r.const] + [f"(= 0 (constness {v}))" for v in r.varies]
     record_vars = sorted({n for p in lefts for n in records(p)} | set(fixed))
     names = [*tensor_vars, *record_vars]
     arguments = [*(f"ty_{v}" for v in tensor_vars), *(f"at_{v}" for v in record_vars)]

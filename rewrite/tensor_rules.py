@@ -7,18 +7,19 @@ multiple of the depth, both operands are padded with zeros.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from ..ir.attrs import Attrs
 from ..ir.intrinsic import Intrinsic
 from ..ir.operator import Chooser
 from ..ir.types import TensorType
-from .pattern import Environment, op
+from .pattern import Environment, Pattern, op
 from .rule import GraphRule, rule
 
-#: Widths of panels, in vectors; 0: one panel of all columns.
-PANELS = (0, 1, 2, 3, 4)
+#: Widths of panels of constant weights, in vectors.
+PANELS = (1, 2, 3, 4)
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,9 @@ def packing_rules(intrinsics: Iterable[Intrinsic]) -> tuple[GraphRule, ...]:
 
 def _rules(o: Operands) -> Iterator[GraphRule]:
     for vectors in PANELS:
-        yield _packed_weights(o, vectors * o.lanes)
+        yield _panels(o, vectors * o.lanes)
+    yield _one_panel(o)
+    yield _packed(o)
     yield _padded_depth(o)
 
 
@@ -59,7 +62,7 @@ def _multiplies(o: Operands, x: TensorType, w: TensorType, c: Attrs, e: Attrs, d
     return types and d.batch == ((), ()) and w.rank == 2 and d.contract == ((x.rank - 1,), (0,))
 
 
-def _drawn(o: Operands, columns: int, aligned: bool) -> object:
+def _drawn(o: Operands, columns: int, aligned: bool) -> Callable[[Chooser], Environment]:
     def draw(c: Chooser) -> Environment:
         m, n, rest = c.integer(1, 3), columns * c.integer(1, 2), 0 if aligned else c.integer(1, o.depth - 1)
         k = o.depth * c.integer(1, 3) - rest
@@ -70,24 +73,53 @@ def _drawn(o: Operands, columns: int, aligned: bool) -> object:
     return draw
 
 
-def _packed_weights(o: Operands, panel: int) -> GraphRule:
+def _panels(o: Operands, width: int) -> GraphRule:
     def fits(x: TensorType, w: TensorType, c: Attrs, e: Attrs, d: Attrs) -> bool:
         """A product of the intrinsic's types with whole panels of columns and whole registers of rows."""
-        return _multiplies(o, x, w, c, e, d) and w.shape[0] % o.depth == 0 and w.shape[1] % max(panel, 1) == 0
+        return _multiplies(o, x, w, c, e, d) and w.shape[0] % o.depth == 0 and w.shape[1] % width == 0
 
-    def pack_weights(x, w, *, c, e, d):
-        """Weights are stored as an intrinsic's registers: neighbouring rows of a column together."""
-        if panel:
-            columns = op.pack(op.transpose(w, perm=(1, 0)), axis=0, factor=panel)
-            packed = op.unpack(op.pack(columns, axis=1, factor=o.depth), axis=1)
-            again = op.transpose(op.unpack(packed, axis=0), perm=(1, 0))
-        else:
-            again = op.unpack(op.pack(w, axis=0, factor=o.depth), axis=0)
+    def panels(x, w, *, c, e, d):
+        """Constant weights are stored in panels of columns, each made of an intrinsic's registers."""
+        return op.dot(op.cast(x, c), op.cast(w, e), d) >> op.dot(op.cast(x, c), op.cast(_again(o, w, width), e), d)
+
+    panels.__name__ = f"panels_{o.name}_{width}"
+    return rule("layout", when=fits, const=("w",), draw=_drawn(o, width, True))(panels)
+
+
+def _again(o: Operands, w: Pattern, width: Any) -> Pattern:
+    """The weights, unpacked from panels [n/width, k/depth, width, depth]."""
+    panels = op.pack(op.transpose(w, perm=(1, 0)), axis=0, factor=width)
+    registers = op.pack(panels, axis=1, factor=o.depth)
+    return op.transpose(op.unpack(op.unpack(registers, axis=1), axis=0), perm=(1, 0))
+
+
+def _one_panel(o: Operands) -> GraphRule:
+    def uneven(x: TensorType, w: TensorType, c: Attrs, e: Attrs, d: Attrs) -> bool:
+        """A product of the intrinsic's types whose columns make no whole panels."""
+        return _multiplies(o, x, w, c, e, d) and w.shape[0] % o.depth == 0 and w.shape[1] % o.lanes != 0
+
+    def one_panel(x, w, *, c, e, d):
+        """Constant weights are stored as one panel of all columns."""
+        again = _again(o, w, lambda w: w.shape[1])
         return op.dot(op.cast(x, c), op.cast(w, e), d) >> op.dot(op.cast(x, c), op.cast(again, e), d)
 
-    pack_weights.__name__ = f"pack_{o.name}" + (f"_panels_{panel}" if panel else "")
-    const = ("w",) if panel else ()
-    return rule("layout", when=fits, const=const, draw=_drawn(o, max(panel, 1), True))(pack_weights)  # type: ignore[arg-type]
+    one_panel.__name__ = f"panel_{o.name}"
+    return rule("layout", when=uneven, const=("w",), draw=_drawn(o, 1, True))(one_panel)
+
+
+def _packed(o: Operands) -> GraphRule:
+    def fits(x: TensorType, w: TensorType, c: Attrs, e: Attrs, d: Attrs) -> bool:
+        """A product of the intrinsic's types with whole registers of rows."""
+        return _multiplies(o, x, w, c, e, d) and w.shape[0] % o.depth == 0
+
+    def packed(x, w, *, c, e, d):
+        """An operand that is not constant may be packed as an intrinsic's registers first: neighbouring rows of a
+        column together."""
+        again = op.unpack(op.pack(w, axis=0, factor=o.depth), axis=0)
+        return op.dot(op.cast(x, c), op.cast(w, e), d) >> op.dot(op.cast(x, c), op.cast(again, e), d)
+
+    packed.__name__ = f"pack_{o.name}"
+    return rule("layout", when=fits, varies=("w",), draw=_drawn(o, 1, True))(packed)
 
 
 def _padded_depth(o: Operands) -> GraphRule:
@@ -108,4 +140,4 @@ def _padded_depth(o: Operands) -> GraphRule:
         return op.dot(op.cast(x, c), op.cast(w, e), d) >> op.dot(op.cast(left, c), op.cast(right, e), d)
 
     pad_depth.__name__ = f"pad_{o.name}"
-    return rule("layout", when=uneven, draw=_drawn(o, 1, False))(pad_depth)  # type: ignore[arg-type]
+    return rule("layout", when=uneven, draw=_drawn(o, 1, False))(pad_depth)
