@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from ..ir.nest import KINDS, PARALLEL, Cat, For, Nest, Tile, Vec, points
+from ..ir.nest import KINDS, PARALLEL, Cat, For, Intrin, Nest, Tile, Vec, points
 from ..ir.operator import Chooser, Reject
 from ..rewrite.loop_egraph import cuts, divisors, facts
-from ..rewrite.loop_language import PHASES, LoopAxis, LoopRule, Space, declarations
+from ..rewrite.loop_language import PHASES, Fit, LoopAxis, LoopRule, Space, declarations
 from ..rewrite.saturate import Engine
 from .choosing import Outcome, Refuted, search
 
@@ -24,14 +24,15 @@ from .choosing import Outcome, Refuted, search
 MAX_BLOCKS, MAX_POINTS = 24, 160
 
 #: How many numbers a constructor of nests takes before its blocks.
-NUMBERS = {"For": 3, "Cat": 2, "Tile": 1, "Vec": 2}
+NUMBERS = {"For": 3, "Cat": 2, "Tile": 1, "Vec": 2, "Intrin": 2}
 
 FULL_EXTENTS = (2, 3, 4, 5, 6, 7, 8, 9, 12, 17, 19, 23)
 
 
 @dataclass(frozen=True)
 class BlockCase:
-    """A concrete block: phase and vector axis (-1: none yet), one extent an axis."""
+    """A concrete block: phase (the last: of the space's first intrinsic) and vector axis (-1: none yet), one extent an
+    axis."""
 
     phase: int
     vector: int
@@ -67,8 +68,8 @@ def check_loop_rule(rule: LoopRule, examples: int, seed: int) -> tuple[Outcome[L
 # --- drawing -----------------------------------------------------------------------------------------
 
 
-def draw_space(c: Chooser) -> Space:
-    """A schedule space of one to three axes on a small machine."""
+def draw_space(c: Chooser, fitted: bool = False) -> Space:
+    """A schedule space of one to three axes on a small machine, with an intrinsic if wanted."""
     spatial = c.integer(0, 2) if c.integer(0, 5) == 5 else c.integer(1, 2)
     reduced = c.integer(0 if spatial else 1, 3 - spatial if spatial else 1)
     rank = spatial + min(reduced, 2)
@@ -80,11 +81,23 @@ def draw_space(c: Chooser) -> Space:
         for k in range(rank)
     )
     registers = c.pick((4, 8, 16))
-    return Space(axes, c.pick((2, 4, 1)), registers, 8 * registers, c.pick((1, 2)), bool(c.integer(0, 1)))
+    lanes = c.pick((2, 4, 1))
+    fits = _draw_fit(c, axes, lanes) if fitted else ()
+    return Space(axes, lanes, registers, 8 * registers, c.pick((1, 2)), bool(c.integer(0, 1)), fits)
+
+
+def _draw_fit(c: Chooser, axes: tuple[LoopAxis, ...], lanes: int) -> tuple[Fit, ...]:
+    """An intrinsic along some axis of the results and one of the reduction."""
+    results, reduced = [a.number for a in axes if not a.reduces], [a for a in axes if a.reduces]
+    if not results or not reduced:
+        raise Reject
+    along = c.pick(reduced)
+    depth = c.pick([f for f in divisors(along.extent) if f > 1])
+    return (Fit(0, "drawn", (c.pick(results), along.number), (lanes, depth)),)
 
 
 def draw_case(c: Chooser, rule: LoopRule) -> LoopCase:
-    s = draw_space(c)
+    s = draw_space(c, fitted=rule.phase == "tensor" or rule.over == "fitted")
     try:
         acts = rule.when(s)
     except Exception as e:
@@ -94,6 +107,10 @@ def draw_case(c: Chooser, rule: LoopRule) -> LoopCase:
     phase = PHASES.index(rule.phase)
     vectors = [a.number for a in s.axes if a.contiguous or not a.reduces] if phase >= PHASES.index("tile") else []
     extents = [e for e in product(*(_options(a, s) for a in s.axes)) if _size(e) <= MAX_POINTS]
+    if rule.phase == "tensor":  # whose blocks are whole applications
+        (fit,) = s.fits
+        vectors = [fit.vector]
+        extents = [e for e in extents if all(e[a.number] % fit.step(a) == 0 for a in s.axes)]
     blocks = [BlockCase(phase, v, e) for e in extents for v in vectors or [-1]]
     start = c.integer(0, max(0, len(blocks) // MAX_BLOCKS))
     return LoopCase(s, tuple(blocks[start :: max(1, len(blocks) // MAX_BLOCKS)]))
@@ -146,7 +163,7 @@ def step(rule: LoopRule, case: LoopCase) -> dict[BlockCase, list[Made]]:
         engine.run(f"(run-schedule (run {rule.name}))")
     except Exception as e:
         raise Refuted(f"{space_text(case.space)}\nthe rule fails: {e}") from None
-    return _Reader(engine, rank).made(case.blocks)
+    return _Reader(engine, case.space).made(case.blocks)
 
 
 @dataclass(frozen=True)
@@ -164,6 +181,8 @@ class Made:
         n, inner = self.nest, ", ".join(f"[{','.join(map(str, b.extents))}]" for b in self.children)
         if isinstance(n, Vec):
             return f"Vec(axis {n.axis}, {n.lanes} lanes)"
+        if isinstance(n, Intrin):
+            return f"Intrin(axes {list(n.axes)}, extents {list(n.sizes)})"
         if not self.is_nest:
             return f"Block{inner} in the {PHASES[self.children[0].phase]} phase"
         if isinstance(n, Tile):
@@ -180,14 +199,14 @@ class Made:
 class _Reader:
     """The blocks and nests of an e-graph, as values."""
 
-    def __init__(self, engine: Engine, rank: int) -> None:
+    def __init__(self, engine: Engine, space: Space) -> None:
         self._egraph = engine.egraph
         self._tables = {name: f.rows for name, f in engine.egraph.freeze().functions.items()}
         self._blocks: dict[Any, list[BlockCase]] = {}
         for row in self._tables["Block"]:
             phase, vector, *extents = self._ints(row.inputs)
             self._blocks.setdefault(row.output, []).append(BlockCase(phase, vector, tuple(extents)))
-        self._rank = rank
+        self._fits = space.fits
 
     def _ints(self, values: Any) -> list[int]:
         return [self._egraph.value_to_i64(v) for v in values]
@@ -204,6 +223,10 @@ class _Reader:
         rows = [(name, r) for name in NUMBERS for r in self._tables[name] if r.output == owner]
         for name, row in rows:
             numbers = self._ints(row.inputs[: NUMBERS[name]])
+            if name == "Intrin":
+                fit = self._fits[numbers[0]]
+                yield Made(Intrin(fit.name, fit.axes, (numbers[1], *fit.sizes[1:])), ())
+                continue
             for children in product(*(self._blocks[v] for v in row.inputs[NUMBERS[name] :])):
                 yield Made(_nest(name, numbers, [plain(b.extents) for b in children]), tuple(children))
 
@@ -263,6 +286,8 @@ def _promises(made: Made, s: Space, block: BlockCase) -> str:
         walked = {a.number for a in s.reduced if a.contiguous}
         if axis not in spatial | walked and (spatial or axis != -1):
             return f"puts vectors along axis {axis}, which is neither an axis of the result nor walked by all operands"
+    if isinstance(n, Intrin) and n.sizes[0] > s.fits[0].lanes:
+        return f"{n.sizes[0]} lanes of an intrinsic that has {s.fits[0].lanes}"
     if isinstance(n, Vec) and n.lanes > s.lanes:
         return f"a vector of {n.lanes} lanes where registers have {s.lanes}"
     if isinstance(n, Tile):
