@@ -1,7 +1,10 @@
 """The table of machine instructions, each declared once: its meaning, what a target must have, its code.
 
 Throughputs are relative to the target's multiply-add: Intel's and AMD's cores start as many `vpdpbusd` and
-`vdpbf16ps` a cycle as `vfmadd` of the same width (uops.info; `benchmarks/limits.py` measures it here).
+`vdpbf16ps` a cycle as `vfmadd` of the same width (`benchmarks/limits.py` measures it here).
+
+Integers are exact modulo 2**32, as the additions they stand for. `vdpbf16ps` and `bfdot` take denormals for zeros, and
+add the two products of a lane before the accumulator, each sum rounded: within depth * 2**-24 of the sum of magnitudes.
 """
 
 from __future__ import annotations
@@ -59,47 +62,61 @@ def _NamedType(name: str) -> Any:
     return Named()
 
 
-def widened_pairs(builder: Any, accumulator: Any, a: Any, b: Any) -> Any:
-    """u8 x s8 by AVX2's multiply-add of 16-bit pairs: exact, where `vpmaddubsw` would saturate."""
+def _word_pairs(builder: Any, a: Any, b: Any) -> Any:
+    """`vpmaddwd`: sums of two products of 16-bit integers (wrong only for four times -32768, where int32 wraps too)."""
     from llvmlite import ir
 
-    wide = ir.VectorType(ir.IntType(16), a.type.count)
-    return builder.add(accumulator, _pmaddwd(builder, builder.zext(a, wide), builder.sext(b, wide)))
-
-
-def _pmaddwd(builder: Any, a: Any, b: Any) -> Any:
-    from llvmlite import ir
-
-    name = "llvm.x86.avx2.pmadd.wd"
+    lanes = a.type.count // 2
+    name = {4: "llvm.x86.sse2.pmadd.wd", 8: "llvm.x86.avx2.pmadd.wd", 16: "llvm.x86.avx512.pmaddw.d.512"}[lanes]
     function = builder.module.globals.get(name)
     if function is None:
-        result = ir.VectorType(ir.IntType(32), a.type.count // 2)
-        function = ir.Function(builder.module, ir.FunctionType(result, [a.type, b.type]), name)
+        kind = ir.FunctionType(ir.VectorType(ir.IntType(32), lanes), [a.type, b.type])
+        function = ir.Function(builder.module, kind, name)
     return builder.call(function, [a, b])
 
 
-def word_pairs(builder: Any, accumulator: Any, a: Any, b: Any) -> Any:
-    """s16 x s16 in pairs (their sum overflows for four times -32768 only, and then wraps as int32 does)."""
-    return builder.add(accumulator, _pmaddwd(builder, a, b))
+def words(builder: Any, accumulator: Any, a: Any, b: Any) -> Any:
+    return builder.add(accumulator, _word_pairs(builder, a, b))
 
 
-# --- x86: four bytes, or two bfloat16, a lane ------------------------------------------------------------------------
+def widened(left: str, right: str) -> Emit:
+    """8-bit operands as 16-bit ones: exact, where `vpmaddubsw` would saturate. `left`, `right`: zext or sext."""
 
-U8S8_16, U8S8_8 = (dot_lanes(n, 4, "u8", "i8", "i32") for n in (16, 8))
-declare(Intrinsic("vpdpbusd_512", U8S8_16, "x86_64", ("avx512vnni",), call("llvm.x86.avx512.vpdpbusd.512")))
-declare(Intrinsic("vpdpbusd_256", U8S8_8, "x86_64", ("avxvnni",), call("llvm.x86.avx512.vpdpbusd.256")))
-declare(Intrinsic("vpmaddwd_u8s8", dot_lanes(8, 2, "u8", "i8", "i32"), "x86_64", ("avx2",), widened_pairs, rate=0.4))
-declare(Intrinsic("vpmaddwd", dot_lanes(8, 2, "i16", "i16", "i32"), "x86_64", ("avx2",), word_pairs, rate=0.7))
+    def emit(builder: Any, accumulator: Any, a: Any, b: Any) -> Any:
+        from llvmlite import ir
 
-BF16_16, BF16_4 = (dot_lanes(n, 2, "bf16", "bf16", "f32") for n in (16, 4))
-_BF16 = "llvm.x86.avx512bf16.dpbf16ps"
+        wide = ir.VectorType(ir.IntType(16), a.type.count)
+        return words(builder, accumulator, getattr(builder, left)(a, wide), getattr(builder, right)(b, wide))
+
+    return emit
+
+
+# --- x86: four bytes a lane, or two 16-bit numbers -------------------------------------------------------------------
+
+
+def _x86(name: str, feature: str, expr: TensorExpr, emit: Emit, rate: float = 1.0, repeat: float = 1.0) -> None:
+    declare(Intrinsic(name, expr, "x86_64", (feature,), emit, rate, repeat))
+
+
+_DPBUSD, _DPBF16 = "llvm.x86.avx512.vpdpbusd", "llvm.x86.avx512bf16.dpbf16ps"
+_x86("vpdpbusd_512", "avx512vnni", dot_lanes(16, 4, "u8", "i8", "i32"), call(f"{_DPBUSD}.512"))
+_x86("vpdpbusd_256", "avxvnni", dot_lanes(8, 4, "u8", "i8", "i32"), call(f"{_DPBUSD}.256"))
 # `repeat` as measured on a Zen 4: a tile of 16 rows and one vector runs at 72 % of the peak, of 8 rows and two at 99 %.
-declare(Intrinsic("vdpbf16ps_512", BF16_16, "x86_64", ("avx512bf16",), call(f"{_BF16}.512", "bfloat"), repeat=1.35))
+_x86("vdpbf16ps_512", "avx512bf16", dot_lanes(16, 2, "bf16", "bf16", "f32"), call(f"{_DPBF16}.512", "bfloat"), 1.0, 1.35)
+for _lanes, _feature in ((16, "avx512bw"), (8, "avx2")):
+    _x86(f"vpmaddwd_{32 * _lanes}", _feature, dot_lanes(_lanes, 2, "i16", "i16", "i32"), words, rate=0.5)
+    _x86(f"vpmaddwd_u8_{32 * _lanes}", _feature, dot_lanes(_lanes, 2, "u8", "i8", "i32"), widened("zext", "sext"), 0.4)
+    _x86(f"vpmaddwd_i8_{32 * _lanes}", _feature, dot_lanes(_lanes, 2, "i8", "i8", "i32"), widened("sext", "sext"), 0.4)
 
-# --- ARM: four bytes a lane ------------------------------------------------------------------------------------------
+# --- ARM: four bytes a lane, or two bfloat16 -------------------------------------------------------------------------
 
-_NEON = "v4i32.v16i8"
-declare(Intrinsic("udot", dot_lanes(4, 4, "u8", "u8", "i32"), "aarch64", ("dotprod",), call(f"llvm.aarch64.neon.udot.{_NEON}")))
-declare(Intrinsic("sdot", dot_lanes(4, 4, "i8", "i8", "i32"), "aarch64", ("dotprod",), call(f"llvm.aarch64.neon.sdot.{_NEON}")))
-declare(Intrinsic("usdot", dot_lanes(4, 4, "u8", "i8", "i32"), "aarch64", ("i8mm",), call(f"llvm.aarch64.neon.usdot.{_NEON}")))
-declare(Intrinsic("bfdot", BF16_4, "aarch64", ("bf16",), call("llvm.aarch64.neon.bfdot.v4f32.v8bf16", "bfloat")))
+
+def _arm(name: str, feature: str, expr: TensorExpr, emit: Emit) -> None:
+    declare(Intrinsic(name, expr, "aarch64", (feature,), emit))
+
+
+_NEON = "llvm.aarch64.neon"
+_arm("udot", "dotprod", dot_lanes(4, 4, "u8", "u8", "i32"), call(f"{_NEON}.udot.v4i32.v16i8"))
+_arm("sdot", "dotprod", dot_lanes(4, 4, "i8", "i8", "i32"), call(f"{_NEON}.sdot.v4i32.v16i8"))
+_arm("usdot", "i8mm", dot_lanes(4, 4, "u8", "i8", "i32"), call(f"{_NEON}.usdot.v4i32.v16i8"))
+_arm("bfdot", "bf16", dot_lanes(4, 2, "bf16", "bf16", "f32"), call(f"{_NEON}.bfdot.v4f32.v8bf16", "bfloat"))

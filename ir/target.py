@@ -58,7 +58,7 @@ _ROWS = (
     Target("x86-64-v4", _X86, "x86-64-v4", _V4, 64, 32, 1, 1, 0.5, 4, (32768, 1 << 20, 8 << 20), (32, 16, 8)),
     Target("x86-64-v4+vnni", _X86, "x86-64-v4", _V4 + _DOTS, 64, 32, 1, 1, 0.5, 4, (32768, 1 << 20, 8 << 20), (32, 16, 8)),
     Target("aarch64", _ARM, "generic", "+neon", 16, 32, 2, 2, 1, 4, (65536, 1 << 20, 4 << 20), (32, 16, 8)),
-    Target("aarch64+dotprod", _ARM, "generic", "+neon,+dotprod,+i8mm", 16, 32, 2, 2, 1, 4, (65536, 1 << 20, 4 << 20), (32, 16, 8)),
+    Target("aarch64+dotprod", _ARM, "generic", "+neon,+dotprod,+i8mm,+bf16", 16, 32, 2, 2, 1, 4, (65536, 1 << 20, 4 << 20), (32, 16, 8)),
 )
 TARGETS = {t.name: t for t in _ROWS}
 
