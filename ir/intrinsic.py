@@ -165,6 +165,12 @@ def all_intrinsics(lanes: int) -> tuple[Intrinsic, ...]:
 
 
 def intrinsics_of(triple: str, features: str, lanes: int) -> tuple[Intrinsic, ...]:
-    """Those that a target of that triple and those features (as LLVM writes them) has."""
+    """Those that a target of that triple and those features (as LLVM writes them) has: of several on the same types,
+    the fastest."""
     arch, has = triple.split("-")[0], set(features.split(","))
-    return tuple(i for i in all_intrinsics(lanes) if i.arch == arch and {f"+{f}" for f in i.features} <= has)
+    best: dict[tuple[str, ...], Intrinsic] = {}
+    for i in all_intrinsics(lanes):
+        if i.arch == arch and {f"+{f}" for f in i.features} <= has:
+            types = (*(t.dtype for t in i.expr.inputs), i.kernel.accumulator_dtype)
+            best[types] = max(best.get(types, i), i, key=lambda i: i.rate * i.depth)
+    return tuple(best.values())

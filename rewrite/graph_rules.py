@@ -242,7 +242,8 @@ def _panels(lanes: int, vectors: int) -> GraphRule:
     def panel_weights(x, w, *, d):
         """Constant weights of a matmul are stored in panels of columns, each panel contiguous, at compile time."""
         panels = op.pack(op.transpose(w, perm=(1, 0)), axis=0, factor=width)
-        return op.dot(x, w, d) >> op.dot(x, op.transpose(op.unpack(panels, axis=0), perm=(1, 0)), d)
+        product = op.dot(x, w, d)
+        return product >> product, w >> op.transpose(op.unpack(panels, axis=0), perm=(1, 0))
 
     panel_weights.__name__ = f"panel_weights_{width}"
     return rule("layout", when=has_panels, const=("w",), draw=matmul_like)(panel_weights)

@@ -120,6 +120,9 @@ def _make(
     rewrites = (body,) if isinstance(body, Rewrite) else body
     if not isinstance(rewrites, tuple) or not all(isinstance(r, Rewrite) for r in rewrites) or not rewrites:
         raise RuleError("the body must return `left >> right`, or a tuple of those")
+    found = {n for r in rewrites if not isinstance(r.left, Var) for n in tensors(r.left)}
+    if any(isinstance(r.left, Var) and r.left.name not in found for r in rewrites):
+        raise RuleError("the left side of a rule is a bare variable: it would match everything")
     bound = {n for r in rewrites for n in (*tensors(r.left), *records(r.left))}
     used = {n for r in rewrites for n in (*tensors(r.right), *records(r.right))}
     asked = {n for r in rewrites for g in (*functions(r.left), *functions(r.right)) for n in parameters(g)}

@@ -15,7 +15,7 @@ from ..ir.attrs import Attrs
 from ..ir.intrinsic import Intrinsic
 from ..ir.operator import Chooser
 from ..ir.types import TensorType
-from .pattern import Environment, Pattern, op
+from .pattern import Environment, Pattern, Record, Rewrite, Var, op
 from .rule import GraphRule, rule
 
 #: Widths of panels of constant weights, in vectors.
@@ -80,10 +80,16 @@ def _panels(o: Operands, width: int) -> GraphRule:
 
     def panels(x, w, *, c, e, d):
         """Constant weights are stored in panels of columns, each made of an intrinsic's registers."""
-        return op.dot(op.cast(x, c), op.cast(w, e), d) >> op.dot(op.cast(x, c), op.cast(_again(o, w, width), e), d)
+        return _where_multiplied(x, w, c, e, d), w >> _again(o, w, width)
 
     panels.__name__ = f"panels_{o.name}_{width}"
     return rule("layout", when=fits, const=("w",), draw=_drawn(o, width, True))(panels)
+
+
+def _where_multiplied(x: Var, w: Var, c: Record, e: Record, d: Record) -> Rewrite:
+    """The product, as it is: the layout is a rewrite of the weights alone, so that layouts do not multiply products."""
+    product = op.dot(op.cast(x, c), op.cast(w, e), d)
+    return product >> product
 
 
 def _again(o: Operands, w: Pattern, width: Any) -> Pattern:
@@ -100,8 +106,7 @@ def _one_panel(o: Operands) -> GraphRule:
 
     def one_panel(x, w, *, c, e, d):
         """Constant weights are stored as one panel of all columns."""
-        again = _again(o, w, lambda w: w.shape[1])
-        return op.dot(op.cast(x, c), op.cast(w, e), d) >> op.dot(op.cast(x, c), op.cast(again, e), d)
+        return _where_multiplied(x, w, c, e, d), w >> _again(o, w, lambda w: w.shape[1])
 
     one_panel.__name__ = f"panel_{o.name}"
     return rule("layout", when=uneven, const=("w",), draw=_drawn(o, 1, True))(one_panel)
@@ -116,7 +121,7 @@ def _packed(o: Operands) -> GraphRule:
         """An operand that is not constant may be packed as an intrinsic's registers first: neighbouring rows of a
         column together."""
         again = op.unpack(op.pack(w, axis=0, factor=o.depth), axis=0)
-        return op.dot(op.cast(x, c), op.cast(w, e), d) >> op.dot(op.cast(x, c), op.cast(again, e), d)
+        return _where_multiplied(x, w, c, e, d), w >> again
 
     packed.__name__ = f"pack_{o.name}"
     return rule("layout", when=fits, varies=("w",), draw=_drawn(o, 1, True))(packed)
