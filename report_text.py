@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from .extract.choose import SLACK
 from .ir.expr import Apply, Cast, Const, IndexValue, Read, Scalar, When
-from .ir.loops import ACCUMULATOR, LoopKernel
+from .ir.loops import ACCUMULATOR, Lowered, StagedKernel
 from .ir.scalars import scalar
 from .report import ACCURACY_FACTOR, ACCURACY_FLOOR
 
@@ -24,15 +24,21 @@ def described(compiled: Compiled) -> Json:
     return found
 
 
-def domain(kernel: LoopKernel) -> str:
-    """`32x16 sum 784`: the extents of the results and of the reduction."""
+def domain(kernel: Lowered) -> str:
+    """`32x16 sum 784`: the extents of the results and of the reduction; of several stages, each in order."""
+    if isinstance(kernel, StagedKernel):
+        return "; ".join(domain(kernel.stages[n]) for n in kernel.sequences[0])
     results = "x".join(str(a.extent) for a in kernel.spatial) or "1"
     reduced = "x".join(str(a.extent) for a in kernel.reduce)
     return f"{results} {kernel.kind} {reduced}" if kernel.kind else results
 
 
-def computes(kernel: LoopKernel) -> str:
+def computes(kernel: Lowered) -> str:
     """`max((sum(x0 * x1) + x2), 0.0)`: the kernel's expression without addresses."""
+    if isinstance(kernel, StagedKernel):
+        first, results = len(kernel.inputs), kernel.sequences[0]
+        text = "; ".join(f"x{first + n} = {computes(kernel.stages[n])}" for n in results[:-1])
+        return f"{text}; {computes(kernel.stages[results[-1]])}"
     accumulated = "" if kernel.update is None else f"{kernel.kind}({_bare(_short(kernel.update, ''))})"
     return _bare(_short(kernel.epilogue, accumulated))
 

@@ -6,6 +6,7 @@ kernel's expressions. Results of a tile are carried through its reduction loops 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -13,8 +14,8 @@ from llvmlite import ir
 
 from ..ir.errors import NesteggError
 from ..ir.intrinsic import Match, intrinsic, matches
-from ..ir.loops import LoopKernel
-from ..ir.nest import SERIAL, UNROLL, Cat, For, Intrin, Nest, Tile, Vec, extents
+from ..ir.loops import LoopKernel, Lowered, StagedKernel
+from ..ir.nest import SERIAL, UNROLL, Cat, For, Intrin, Nest, Seq, Tile, Vec, extents, stages
 from ..ir.scalars import COMBINERS
 from ..ir.types import DTYPES
 from .llvm_types import (
@@ -45,24 +46,30 @@ Accumulators = dict[Slot, ir.Value]
 class KernelCode:
     """Emits `void name(ptr input0, …, ptr output)` into a module."""
 
-    def __init__(self, module: ir.Module, name: str, kernel: LoopKernel, nest: Nest, lanes: int) -> None:
-        self.kernel, self.nest, self.rank, self.lanes = kernel, nest, len(kernel.axes), lanes
-        self.spatial = len(kernel.spatial)
+    def __init__(
+        self, module: ir.Module, name: str, kernel: Lowered, nest: Nest, lanes: int
+    ) -> None:
+        self.whole, self.nest, self.lanes = kernel, nest, lanes
         arguments = [POINTER] * (len(kernel.inputs) + 1)
         self.function = ir.Function(module, ir.FunctionType(ir.VoidType(), arguments), name)
         self.function.linkage = "internal"
         for argument in self.function.args:
             argument.add_attribute("noalias")
         self.builder = ir.IRBuilder(self.function.append_basic_block("entry"))
-        self.code = ScalarCode(self.builder, kernel, self.function.args)
+        self._enter(kernel.frame if isinstance(kernel, StagedKernel) else kernel, self.function.args)
+
+    def _enter(self, kernel: LoopKernel, buffers: Sequence[ir.Value]) -> None:
+        """Turn to a kernel, or to a stage of one: what follows are its loops, over its buffers."""
+        self.kernel, self.rank, self.spatial = kernel, len(kernel.axes), len(kernel.spatial)
+        self.code = ScalarCode(self.builder, kernel, buffers)
         self.partial: tuple[ir.Value, tuple[int, ...], Position] | None = None
 
     def emit(self) -> ir.Function:
         if self.kernel.fill is not None:
             self._fill()
-        if self.kernel.points and self.kernel.out_type.size:
+        if self.whole.points and self.kernel.out_type.size:
             reads = [self.function.args[r.input] for r in self.code.reads]
-            start = Position((*reads, self.function.args[-1]), (None,) * self.rank, (0,) * self.rank)
+            start = Position((*reads, self.function.args[-1]), (None,) * self.rank, (0,) * self.rank, (0,) * self.rank)
             self._memory(self.nest, start)
         self.builder.ret_void()
         return self.function
@@ -95,8 +102,8 @@ class KernelCode:
         b.position_at_end(done)
         return after
 
-    def _advance(self, at: Position, axis: int, index: ir.Value, step: int) -> Position:
-        """The position inside a loop over `axis`: pointers and the axis's index move on by index * step."""
+    def _advance(self, at: Position, axis: int, index: ir.Value, step: int, trips: int) -> Position:
+        """The position inside a loop of `trips` over `axis`: pointers and the axis's index move on by index * step."""
         b = self.builder
         a = self.kernel.axes[axis]
         scaled: dict[int, ir.Value] = {}
@@ -113,12 +120,15 @@ class KernelCode:
         outer = at.loops[axis]
         moved = times(step) if outer is None else b.add(outer, times(step))
         loops = tuple(moved if k == axis else v for k, v in enumerate(at.loops))
-        return replace(at, pointers=tuple(pointers), loops=loops)
+        reach = tuple(r + (trips - 1) * step if k == axis else r for k, r in enumerate(at.reach))
+        return replace(at, pointers=tuple(pointers), loops=loops, reach=reach)
 
     def _memory(self, nest: Nest, at: Position) -> None:
         """Loops over memory, down to the register tiles."""
         if isinstance(nest, Tile):
             self._tile(nest, at)
+        elif isinstance(nest, Seq):
+            self._stages(nest, at)
         elif isinstance(nest, Cat):
             self._memory(nest.first, at)
             self._memory(nest.second, at.shifted(nest.axis, nest.at))
@@ -136,10 +146,55 @@ class KernelCode:
 
     def _memory_loop(self, nest: For, at: Position, step: int) -> None:
         def body(index: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
-            self._memory(nest.body, self._advance(at, nest.axis, index, step))
+            self._memory(nest.body, self._advance(at, nest.axis, index, step, nest.trips))
             return []
 
         self._loop(nest.trips, [], body)
+
+    # --- stages ------------------------------------------------------------------------------------------------------
+
+    def _stages(self, nest: Seq, at: Position) -> None:
+        """Stages over one block; what they leave each other lies on the stack."""
+        whole, frame, code, partial = self.whole, self.kernel, self.code, self.partial
+        assert isinstance(whole, StagedKernel)
+        block, order = extents(nest, len(frame.axes)), stages(nest)
+        buffers, out = list(code.buffers[: len(whole.inputs)]), code.buffers[len(whole.inputs)]
+        scratch: dict[int, ir.Value] = {}
+        for s in order[:-1]:
+            elements = whole.elements(s.number) * math.prod(block)
+            scratch[s.number] = self._stack(whole.stages[s.number].out_type.dtype, elements)
+        buffers += [scratch.get(n, out) for n in range(len(whole.stages))]
+        for s in order:
+            kernel = whole.in_block(s.number, block, s is order[-1])
+            self._enter(kernel, [*buffers, scratch.get(s.number, out)])
+            self._memory(s.body, self._start_of_stage(at, set(scratch.values())))
+        self.kernel, self.rank, self.spatial = frame, len(frame.axes), len(frame.spatial)
+        self.code, self.partial = code, partial
+
+    def _start_of_stage(self, at: Position, scratch: set[ir.Value]) -> Position:
+        """Where a stage begins: inputs and output at the block's place, scratch at its start."""
+        b, shared = self.builder, len(at.loops)
+        pointers = []
+        for buffer, (address, dtype) in zip(self.code.accessed, self.code.accesses, strict=True):
+            pointer = buffer
+            for axis, loop, fixed in zip(self.kernel.axes, at.loops, at.fixed, strict=False):
+                step = address.coefficient(axis)
+                if buffer in scratch:
+                    pointer = offset(b, pointer, -fixed * step, dtype)
+                elif address.is_affine and loop is not None and step:
+                    pointer = offset(b, pointer, b.mul(loop, ir.Constant(I64, step)), dtype)
+            pointers.append(pointer)
+        own = self.rank - shared
+        zeros = (0,) * own
+        return Position(tuple(pointers), (*at.loops, *(None,) * own), (*at.fixed, *zeros), (*at.reach, *zeros))
+
+    def _stack(self, dtype: str, elements: int) -> ir.Value:
+        """Room for some elements on the stack, aligned to a cache line."""
+        with self.builder.goto_entry_block():
+            memory = self.builder.alloca(memory_type(dtype), ir.Constant(I32, elements))
+            memory.align = 64
+            memory.type = POINTER  # llvmlite's allocas still have typed pointers
+        return memory
 
     # --- register tiles ----------------------------------------------------------------------------------------------
 
@@ -282,7 +337,7 @@ class KernelCode:
 
         def body(index: ir.Value, values: list[ir.Value]) -> list[ir.Value]:
             self.code.fresh()
-            inside = self._advance(at, nest.axis, index, step)
+            inside = self._advance(at, nest.axis, index, step, nest.trips)
             after = self._reduce(nest.body, inside, slot, dict(zip(keys, values, strict=True)), vector)
             return [after[k] for k in keys]
 
@@ -304,10 +359,7 @@ class KernelCode:
             count *= n
         if count * DTYPES[dtype].size > STACK_LIMIT:
             raise NesteggError(f"partial results of {count} elements do not fit the stack; the nest is not legal")
-        with self.builder.goto_entry_block():
-            memory = self.builder.alloca(memory_type(dtype), ir.Constant(I32, count))
-            memory.align = 64
-            memory.type = POINTER  # llvmlite's allocas still have typed pointers
+        memory = self._stack(dtype, count)
         self.partial = (memory, block, at)
         fill = neutral_element(self.kernel.kind, dtype, 1)
 
@@ -366,7 +418,7 @@ class KernelCode:
             return
 
         def body(index: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
-            inside = self._advance(at, axis, index, lanes)
+            inside = self._advance(at, axis, index, lanes, block[axis] // lanes)
             if lanes > 1:
                 self.code.fresh()
                 self._finish(inside, axis, lanes, self._load_partial(inside, axis, lanes))

@@ -13,8 +13,8 @@ from functools import cached_property
 import numpy as np
 from llvmlite import ir
 
-from ..ir.loops import LoopKernel
-from ..ir.nest import Nest, text
+from ..ir.loops import Lowered, described
+from ..ir.nest import Nest
 from ..ir.target import Target
 from ..ir.types import TensorType
 from . import jit
@@ -39,7 +39,7 @@ class KernelCall:
     """A kernel with its nest, reading buffers `args` and writing buffer `result` (numbers in `Program.buffers`)."""
 
     name: str
-    kernel: LoopKernel
+    kernel: Lowered
     nest: Nest
     args: tuple[int, ...]
     result: int
@@ -48,7 +48,7 @@ class KernelCall:
     @property
     def schedule(self) -> str:
         """The nest as text."""
-        return text(self.nest, [a.name for a in self.kernel.axes])
+        return described(self.kernel, self.nest)
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +86,7 @@ class Program:
         """The LLVM module."""
         module = ir.Module("nestegg")
         module.triple = self.target.triple
-        functions: dict[tuple[LoopKernel, Nest], ir.Function] = {}
+        functions: dict[tuple[Lowered, Nest], ir.Function] = {}
         for call in self.calls:
             key = (call.kernel, call.nest)
             if key not in functions:
@@ -94,7 +94,7 @@ class Program:
         self._entry(module, functions)
         return module
 
-    def _entry(self, module: ir.Module, functions: dict[tuple[LoopKernel, Nest], ir.Function]) -> None:
+    def _entry(self, module: ir.Module, functions: dict[tuple[Lowered, Nest], ir.Function]) -> None:
         entry = ir.Function(module, ir.FunctionType(ir.VoidType(), [POINTER] * 4), ENTRY)
         b = ir.IRBuilder(entry.append_basic_block("entry"))
         inputs, outputs, constants, arena = entry.args

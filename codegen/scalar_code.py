@@ -23,12 +23,14 @@ class Position:
     """Where in the iteration domain code is being emitted.
 
     `pointers`: for each access, its pointer advanced by the loops so far. `loops`: for each axis, the sum of its
-    loops' indices (None if no loop of it is open). `fixed`: for each axis, the part known at compile time.
+    loops' indices (None if no loop of it is open). `fixed`: for each axis, the part known at compile time. `reach`:
+    for each axis, the greatest value that `loops` takes.
     """
 
     pointers: tuple[ir.Value, ...]
     loops: tuple[ir.Value | None, ...]
     fixed: tuple[int, ...]
+    reach: tuple[int, ...]
 
     def shifted(self, axis: int, by: int) -> Position:
         if by == 0:
@@ -55,6 +57,11 @@ class ScalarCode:
     def accesses(self) -> list[tuple[Index, str]]:
         """(address, dtype) of every access; the last is the output."""
         return [*((r.index[0], r.dtype) for r in self.reads), (self.kernel.out, self.kernel.out_type.dtype)]
+
+    @property
+    def accessed(self) -> list[ir.Value]:
+        """The start of the buffer of every access."""
+        return [*(self.buffers[r.input] for r in self.reads), self.buffers[-1]]
 
     def fresh(self) -> None:
         """Forget loaded values: a new piece of straight-line code begins."""
@@ -181,17 +188,26 @@ class ScalarCode:
         axis = self.kernel.axes[vector] if vector >= 0 else None
         for index, lo, hi in s.bounds:
             varies = lanes > 1 and axis is not None and axis in index.axes
-            v = self._lane_indices(index, at, vector, lanes) if varies else self.index(index, at)
-            if isinstance(v, ir.Constant) and not varies:
-                if not lo <= v.constant < hi:
-                    return False
+            least, most = self._range(index, at, vector if varies else -1, lanes)
+            if most < lo or least >= hi:
+                return False
+            if lo <= least and most < hi:
                 continue
+            v = self._lane_indices(index, at, vector, lanes) if varies else self.index(index, at)
             # lo <= v < hi as one unsigned comparison
             width = lanes_of(v)
             low = splat(b, ir.Constant(I64, lo), width)
             test = b.icmp_unsigned("<", b.sub(v, low), splat(b, ir.Constant(I64, hi - lo), width))
             result = test if result is None else b.and_(*self._alike([result, test]))
         return True if result is None else result
+
+    def _range(self, index: Index, at: Position, vector: int, lanes: int) -> tuple[int, int]:
+        """Least and greatest value of an index over the loops around a position and the lanes there."""
+        here: dict[Axis, Index] = {}
+        for a, k in self.axes.items():
+            extent = at.reach[k] + (lanes if k == vector else 1)
+            here[a] = (Index.of(Axis(a.name, extent)) if extent > 1 else Index()) + at.fixed[k]
+        return index.substitute(here).range
 
     def _read(self, r: Read, at: Position, vector: int, lanes: int, mask: ir.Value | None) -> ir.Value:
         access = self.number[r]

@@ -8,21 +8,20 @@ changes with the loop; a loop around one that does not fit brings in everything 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 
 import numpy as np
 
-from ..ir.expr import Apply, Cast, Read, Scalar, When, walk
-from ..ir.index import Index
+from ..ir.expr import Apply, Read, Scalar, When, cost, walk
+from ..ir.index import Axis, Index
 from ..ir.intrinsic import intrinsic
-from ..ir.loops import LoopKernel
+from ..ir.loops import LoopKernel, Lowered, StagedKernel
 from ..ir.nest import KINDS, PARALLEL, SERIAL, UNROLL
-from ..ir.scalars import scalar
 from ..ir.target import Target
 from ..ir.types import DTYPES
 from ..rewrite.loop_egraph import FOR, INTRIN, LEAVES, LoopEGraph
-from ..rewrite.loop_language import Fit, space
+from ..rewrite.loop_language import ALL, Fit, LoopAxis, border, space
 
 LINE = 64  # bytes
 FAR_ROWS = 1024  # bytes from which short rows miss the prefetcher, the TLB and, at powers of two, their cache set
@@ -40,37 +39,36 @@ SERIAL_KIND, PARALLEL_KIND, UNROLL_KIND = (KINDS.index(k) for k in (SERIAL, PARA
 
 @dataclass(frozen=True)
 class Access:
-    """One access of a kernel: stride of every axis in bytes, element size, whether bounds are tested, and its kind."""
+    """One access of a kernel: stride of every axis in bytes, element size, and its kind.
+
+    `tested`: bounds are tested where it is read, except in blocks that keep clear of the ends `clear` (bits of
+    `Block.inside`; None: everywhere).
+    """
 
     strides: np.ndarray
     size: int
-    guarded: bool
     affine: bool
+    tested: bool = False
+    clear: int | None = None
 
     def splits(self, vector: int) -> bool:
         """Vectors along the contiguous axis start anywhere in a cache line, because some row does."""
         return bool((self.strides % min(vector, LINE))[self.strides > self.size].any())
 
 
-def access(kernel: LoopKernel, address: Index, dtype: str, guarded: bool) -> Access:
+def access(kernel: LoopKernel, address: Index, dtype: str) -> Access:
     size = DTYPES[dtype].size
     strides = np.array([abs(address.coefficient(a)) * size for a in kernel.axes], np.int64)
     for atom, c in address.terms:  # an axis under a quotient or remainder: count it as strided
         for k, a in enumerate(kernel.axes):
             if not address.is_affine and a != atom and atom not in kernel.axes and a in atom.of.axes:  # type: ignore[union-attr]
                 strides[k] = max(strides[k], abs(c) * size, size * 2)
-    return Access(strides, size, guarded, address.is_affine)
+    return Access(strides, size, address.is_affine)
 
 
 def scalar_cost(s: Scalar | None) -> float:
-    """Cost of a scalar expression in fused multiply-adds (a product under a sum is free)."""
-    total = 0.0
-    for n in walk(s) if s is not None else ():
-        if isinstance(n, Apply):
-            total += scalar(n.fn).cost
-        elif isinstance(n, (Cast, When)):
-            total += 1.0
-    return total
+    """Cost of a scalar expression in fused multiply-adds (a product under a sum is free; tests count as loads)."""
+    return 0.0 if s is None else cost(s)
 
 
 def footprint(a: Access, domain: np.ndarray) -> np.ndarray:
@@ -107,16 +105,25 @@ class Roofline:
     def __init__(self, target: Target, threads: int = 1) -> None:
         self.target, self.threads = target, threads
 
-    def scorer(self, egraph: LoopEGraph) -> Scorer:
-        return Scorer(egraph, self.target, self.threads)
+    def scorer(self, egraph: LoopEGraph) -> Scorer | StagedScorer:
+        staged = isinstance(egraph.kernel, StagedKernel)
+        return (StagedScorer if staged else Scorer)(egraph, self.target, self.threads)
 
-    def bound(self, kernel: LoopKernel) -> float:
+    def bound(self, kernel: Lowered) -> float:
         """The best register tile of any shape, at no cost for the loops around it, and every buffer moved once."""
-        rates = Rates(kernel, self.target)
-        rank = len(kernel.axes)
-        whole = np.array([kernel.extents], np.int64).reshape(1, rank)
-        moved = sum(float(footprint(a, whole)[0]) for a in rates.accesses)
-        cycles = rates.best_tile() / self.threads
+        if isinstance(kernel, StagedKernel):
+            rates = [Rates(k, self.target) for k in kernel.stages]
+            whole = np.array([kernel.extents], np.int64).reshape(1, len(kernel.shared))
+            moved = float(shared_footprint(kernel, rates, whole)[0].sum())
+            cycles = min(sum(rates[n].best_tile() for n in q) for q in kernel.sequences)
+        else:
+            rate = Rates(kernel, self.target)
+            whole = np.array([kernel.extents], np.int64).reshape(1, len(kernel.axes))
+            moved = sum(float(footprint(a, whole)[0]) for a in rate.accesses)
+            cycles = rate.best_tile()
+        return self._lower_bound(cycles / self.threads, moved)
+
+    def _lower_bound(self, cycles: float, moved: float) -> float:
         t = self.target
         traffic = [moved / self.threads, *(moved * cold(moved, t.caches[k]) for k in (1, 2))]
         return float(seconds(t, np.array([cycles, *traffic])))
@@ -149,11 +156,18 @@ class Rates:
         self.space = space(kernel, target)
         self.lanes = self.space.lanes
         self.spatial = len(kernel.spatial)
-        self.updates = [access(kernel, r.index[0], r.dtype, _guarded(kernel.update, r)) for r in kernel.update_reads]
-        self.extras = [access(kernel, r.index[0], r.dtype, _guarded(kernel.epilogue, r)) for r in kernel.epilogue_reads]
-        self.out = access(kernel, kernel.out, kernel.epilogue.dtype, False)
+        bits = {kernel.axes[a.number]: a for a in self.space.axes if a.bit >= 0}
+        self.updates = [_read(kernel, kernel.update, r, bits) for r in kernel.update_reads]
+        self.extras = [_read(kernel, kernel.epilogue, r, bits) for r in kernel.epilogue_reads]
+        self.out = access(kernel, kernel.out, kernel.epilogue.dtype)
         self.accesses = [*self.updates, *self.extras, self.out]
+        self.buffers = [r.input for r in (*kernel.update_reads, *kernel.epilogue_reads)]
         self.update_cost, self.epilogue_cost = update_cost(kernel), scalar_cost(kernel.epilogue)
+
+    def by_buffer(self, whole: StagedKernel) -> list[tuple[int, Access]]:
+        """The accesses of this stage to the inputs of the whole kernel, and (as the number after) to its output."""
+        found = [p for p in zip(self.buffers, self.accesses, strict=False) if not whole.is_scratch(p[0])]
+        return [*found, (len(whole.inputs), self.out)] if self.kernel in whole.results else found
 
     def _along(self, domain: np.ndarray, v: np.ndarray) -> np.ndarray:
         """Extent along the vector axis."""
@@ -169,7 +183,9 @@ class Rates:
             kept[at, np.maximum(v, 0)] = np.where(v >= 0, 1.0, kept[at, np.maximum(v, 0)])
         return kept.prod(axis=1)
 
-    def loads(self, a: Access, domain: np.ndarray, v: np.ndarray, unit: int = 1, repeat: float = 0.5) -> np.ndarray:
+    def loads(
+        self, a: Access, domain: np.ndarray, v: np.ndarray, inside: np.ndarray, unit: int = 1, repeat: float = 0.5
+    ) -> np.ndarray:
         """Cycles of load ports for the distinct elements that straight-line code over a block reads.
 
         `unit`: neighbouring elements that a lane takes (`domain` counts units then). `repeat`: cost of filling a vector
@@ -185,26 +201,30 @@ class Rates:
         cycles = np.where(stride == 0, broadcast, np.where(stride == a.size * unit, contiguous, gathered))
         if not a.affine:
             cycles = cycles + gathered
-        return cycles * 3 + 2.0 * count if a.guarded else cycles
+        if not a.tested:
+            return cycles
+        free = np.zeros(len(inside), bool) if a.clear is None else (inside & a.clear) == a.clear
+        return np.where(free, cycles, cycles * 3 + 2.0 * count)
 
-    def region(self, domain: np.ndarray, v: np.ndarray, fit: np.ndarray) -> np.ndarray:
+    def region(self, domain: np.ndarray, v: np.ndarray, inside: np.ndarray, fit: np.ndarray) -> np.ndarray:
         """Cycles of the straight-line code that fills a block; `fit`: which of the space's intrinsics it applies, or -1
         for vectors."""
         out = np.zeros(len(domain))
         for number in np.unique(fit) if self.kernel.update is not None else ():
             rows = fit == number
-            out[rows] = self._region(domain[rows], v[rows], self.space.fits[number] if number >= 0 else None)
+            applied = self.space.fits[number] if number >= 0 else None
+            out[rows] = self._region(domain[rows], v[rows], inside[rows], applied)
         return out
 
-    def _region(self, domain: np.ndarray, v: np.ndarray, fit: Fit | None) -> np.ndarray:
-        unit, repeat, cost = 1, 0.5, self.update_cost
+    def _region(self, domain: np.ndarray, v: np.ndarray, inside: np.ndarray, fit: Fit | None) -> np.ndarray:
+        unit, repeat, each = 1, 0.5, self.update_cost
         if fit is not None:
-            unit, repeat, cost = fit.depth, intrinsic(fit.name).repeat, 1.0 / intrinsic(fit.name).rate
+            unit, repeat, each = fit.depth, intrinsic(fit.name).repeat, 1.0 / intrinsic(fit.name).rate
             domain = domain // [fit.step(a) for a in self.space.axes]
         every = np.ones(domain.shape[1], bool)
         operations = self._others(domain, v, every) * -(-self._along(domain, v) // self.lanes)
-        arithmetic = operations * cost / self.t.fma_per_cycle
-        loads = sum((self.loads(a, domain, v, unit, repeat) for a in self.updates), np.zeros(len(v)))
+        arithmetic = operations * each / self.t.fma_per_cycle
+        loads = sum((self.loads(a, domain, v, inside, unit, repeat) for a in self.updates), np.zeros(len(v)))
         depth = domain[:, self.spatial :].prod(axis=1)
         across = v >= self.spatial
         along = self._along(domain, v)
@@ -214,7 +234,7 @@ class Rates:
         spill = np.where(operations > 512, operations * 0.3, 0.0)  # falls out of the micro-op cache
         return np.maximum(np.maximum(arithmetic, loads), np.maximum(latency, front_end)) + 0.1 * loads + spill
 
-    def finish(self, domain: np.ndarray, v: np.ndarray) -> np.ndarray:
+    def finish(self, domain: np.ndarray, v: np.ndarray, inside: np.ndarray) -> np.ndarray:
         """Cycles of the epilogue and the stores of a register tile (the reduction axes of `domain` do not count)."""
         results = domain.copy()
         results[:, self.spatial :] = 1
@@ -222,7 +242,7 @@ class Rates:
         rows = self._others(results, v, np.ones(domain.shape[1], bool))
         vectors = rows * -(-along // self.lanes)
         work = vectors * self.epilogue_cost / self.t.fma_per_cycle
-        work = work + sum((self.loads(a, results, v) for a in self.extras), np.zeros(len(v)))
+        work = work + sum((self.loads(a, results, v, inside) for a in self.extras), np.zeros(len(v)))
         stride = np.where(v >= 0, self.out.strides[np.maximum(v, 0)], 0) if domain.shape[1] else np.zeros(len(v))
         scattered = (stride != self.out.size) & (along > 1)
         split = SPLIT if self.out.splits(self.t.vector_bytes) else 1.0
@@ -256,7 +276,8 @@ class Rates:
                 domain[:, self.spatial :] = [self.space.fits[fit].step(a) for a in self.space.reduced]
             v, which = np.full(len(shapes), axis), np.full(len(shapes), fit)
             rounds = depth / domain[:, self.spatial :].prod(axis=1)
-            cycles = self.region(domain, v, which) * rounds + self.finish(domain, v)
+            inside = np.full(len(v), -1)  # of every padding
+            cycles = self.region(domain, v, inside, which) * rounds + self.finish(domain, v, inside)
             best = min(best, float((cycles / domain[:, : self.spatial].prod(axis=1)).min()))
         return best * results
 
@@ -278,10 +299,10 @@ def _tile_shapes(extents: list[int], vector: int, lanes: int, registers: int) ->
                 options = [(s, -(-s // lanes)) for s in {min(n, lanes), most, *range(lanes, most + 1, lanes)}]
             else:
                 options = [(s, s) for s in _tile_sizes(n, registers // u)]
-            for s, cost in options:
-                if u * cost < registers:
+            for s, vectors in options:
+                if u * vectors < registers:
                     grown.append((*shape, s))
-                    taken.append(u * cost)
+                    taken.append(u * vectors)
         shapes, used = grown, taken
     return np.array(shapes, np.int64).reshape(len(shapes), len(extents))
 
@@ -294,6 +315,7 @@ class Scorer:
     def __init__(self, egraph: LoopEGraph, target: Target, threads: int) -> None:
         self.g, self.t, self.threads = egraph, target, threads
         k = egraph.kernel
+        assert isinstance(k, LoopKernel)
         self.rates = Rates(k, target)
         self.print = np.stack([footprint(a, egraph.domain) for a in self.rates.accesses], axis=1)
         self.varies = np.stack([a.strides != 0 for a in self.rates.accesses], axis=1)
@@ -305,7 +327,8 @@ class Scorer:
         g = self.g
         owner = g.owner[nodes]
         state = np.zeros((len(nodes), self.width))
-        region = self.rates.region(g.domain[owner], g.axis[nodes], self._fit(nodes))
+        v, fit = self._leaves(nodes)
+        region = self.rates.region(g.domain[owner], v, g.inside[owner], fit)
         state[:, 0] = np.where(g.entered[owner], region, 0.0)
         state[:, 1:] = self.whole[owner][:, None]
         return state
@@ -321,8 +344,9 @@ class Scorer:
         region = np.zeros(len(nodes))
         top = ~serial & ~parallel & g.entered[owner]
         if top.any():
-            leaf = self._leaf_of(nodes[top])
-            region[top] = self.rates.region(g.domain[owner[top]], g.axis[leaf], self._fit(leaf))
+            at = owner[top]
+            v, fit = self._leaves(self._leaf_of(nodes[top]))
+            region[top] = self.rates.region(g.domain[at], v, g.inside[at], fit)
         out[:, :, 0] = np.where((serial | parallel)[:, None], looped, region[:, None])
         again = (self.print[child] * np.where(self.varies[g.axis[nodes]], trips[:, None], 1.0)).sum(axis=1)
         share = np.where(parallel, rounds / trips, 1.0)
@@ -333,8 +357,12 @@ class Scorer:
             out[:, :, level + 1] = np.where(fits[:, None], self.whole[owner][:, None], moved) * share[:, None]
         return out
 
-    def _fit(self, leaves: np.ndarray) -> np.ndarray:
-        return np.where(self.g.op[leaves] == INTRIN, self.g.kind[leaves], -1)
+    def _leaves(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Vector axis of each leaf, and number of its intrinsic (-1: vectors)."""
+        applies, axis = self.g.op[nodes] == INTRIN, self.g.axis[nodes]
+        lanes = np.array([f.vector for f in self.rates.space.fits] or [-1])
+        fit = np.where(applies, axis, -1)
+        return np.where(applies, lanes[fit], axis), fit
 
     def _leaf_of(self, nodes: np.ndarray) -> np.ndarray:
         """The leaf below unrolled nodes: it says what their straight-line code consists of."""
@@ -360,11 +388,24 @@ class Scorer:
         partial = self.depth[owner] < self.full_depth
         again = self.rates.vectors(domain, v) * (1 / self.t.loads_per_cycle + 1 / self.t.stores_per_cycle)
         out = body.copy()
-        out[:, :, 0] += (self.rates.finish(domain, v) + np.where(partial, again, 0.0))[:, None]
+        out[:, :, 0] += (self.rates.finish(domain, v, g.inside[owner]) + np.where(partial, again, 0.0))[:, None]
         return out
 
     def cat(self, nodes: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
         return first + second
+
+    def seq(self, nodes: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """Two stages over a block: what fits a cache all together comes in once."""
+        out = first + second
+        whole = self.whole[self.g.owner[nodes]]
+        for level in range(3):
+            fits = whole <= self.t.caches[level] * WARM
+            once = np.minimum(out[:, :, level + 1], whole[:, None])
+            out[:, :, level + 1] = np.where(fits[:, None], once, out[:, :, level + 1])
+        return out
+
+    def stage(self, nodes: np.ndarray, body: np.ndarray) -> np.ndarray:
+        return body
 
     def score(self, owners: np.ndarray, states: np.ndarray) -> np.ndarray:
         return seconds(self.t, states)
@@ -379,7 +420,93 @@ class Scorer:
         return float(seconds(self.t, warm))
 
 
-def _guarded(s: Scalar | None, read: Read) -> bool:
-    """The read stands under a bounds test."""
-    tests = [n for n in walk(s) if isinstance(n, When)] if s is not None else []
-    return any(m == read for n in tests for m in walk(n.then))
+def _read(kernel: LoopKernel, s: Scalar | None, read: Read, padded: dict[Axis, LoopAxis]) -> Access:
+    """A read of an expression, with the tests that it stands under."""
+    around = [n for n in walk(s) if isinstance(n, When) and read in walk(n.then)] if s is not None else []
+    clear: int | None = 0
+    for test in (b for n in around for b in n.bounds):
+        found = border(kernel, *test)
+        if found is None or (found[0] not in padded and any(found[1:])):
+            clear = None
+            break
+        for width, end in zip(found[1:], (0, 1), strict=True):
+            clear |= (1 << padded[found[0]].bit + end) if width else 0
+    return replace(access(kernel, read.index[0], read.dtype), tested=bool(around), clear=clear)
+def shared_footprint(kernel: StagedKernel, rates: list[Rates], blocks: np.ndarray) -> np.ndarray:
+    """Bytes of cache lines of every buffer (inputs, output, then all scratch) that the stages touch over blocks of the
+    shared axes: of a buffer that several stages read, the most that one of them does."""
+    buffers = len(kernel.inputs)
+    out = np.zeros((len(blocks), buffers + 2))
+    for k, r in zip(kernel.stages, rates, strict=True):
+        own = np.array([a.extent for a in k.axes[blocks.shape[1] :]], np.int64)
+        domain = np.concatenate([blocks, np.broadcast_to(own, (len(blocks), len(own)))], axis=1)
+        for number, a in r.by_buffer(kernel):
+            out[:, number] = np.maximum(out[:, number], footprint(a, domain))
+    points = blocks.prod(axis=1)
+    out[:, -1] = points * max(map(kernel.scratch_bytes, kernel.sequences))
+    return out
+
+
+class _FrameScorer(Scorer):
+    """The loops around all stages, which share their buffers."""
+
+    def __init__(self, egraph: LoopEGraph, kernel: StagedKernel, rates: list[Rates], target: Target, threads: int):
+        super().__init__(replace(egraph, kernel=kernel.frame), target, threads)
+        axes = len(kernel.shared)
+        self.print = shared_footprint(kernel, rates, egraph.domain[:, :axes])
+        self.varies = np.zeros((max(axes, 1), self.print.shape[1]), bool)
+        for r in rates:
+            for number, a in r.by_buffer(kernel):
+                self.varies[:axes, number] |= a.strides[:axes] != 0
+        self.whole = self.print.sum(axis=1)
+
+
+class StagedScorer:
+    """The roofline on the e-graph of a kernel of several stages: a scorer for each, and one for what is around them."""
+
+    width = Scorer.width
+
+    def __init__(self, egraph: LoopEGraph, target: Target, threads: int) -> None:
+        kernel = egraph.kernel
+        assert isinstance(kernel, StagedKernel)
+        self.g, self.t = egraph, target
+        self.parts: dict[int, Scorer] = {}
+        for n, k in enumerate(kernel.stages):
+            own = replace(egraph, kernel=k, domain=egraph.domain[:, : len(k.axes)])
+            self.parts[n] = Scorer(own, target, threads)
+        rates = [s.rates for s in self.parts.values()]
+        self.parts[ALL] = _FrameScorer(egraph, kernel, rates, target, threads)
+
+    def _by_stage(self, nodes: np.ndarray, step: str, *states: np.ndarray) -> np.ndarray:
+        """Each node by the scorer of its class's stage."""
+        stage = self.g.stage[self.g.owner[nodes]]
+        shape = states[0].shape if states else (len(nodes), self.width)
+        out = np.zeros(shape)
+        for n in np.unique(stage):
+            here = stage == n
+            out[here] = getattr(self.parts[int(n)], step)(nodes[here], *(s[here] for s in states))
+        return out
+
+    def leaf(self, nodes: np.ndarray) -> np.ndarray:
+        return self._by_stage(nodes, "leaf")
+
+    def loop(self, nodes: np.ndarray, body: np.ndarray) -> np.ndarray:
+        return self._by_stage(nodes, "loop", body)
+
+    def tile(self, nodes: np.ndarray, body: np.ndarray) -> np.ndarray:
+        return self._by_stage(nodes, "tile", body)
+
+    def cat(self, nodes: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        return self._by_stage(nodes, "cat", first, second)
+
+    def seq(self, nodes: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        return self._by_stage(nodes, "seq", first, second)
+
+    def stage(self, nodes: np.ndarray, body: np.ndarray) -> np.ndarray:
+        return body
+
+    def score(self, owners: np.ndarray, states: np.ndarray) -> np.ndarray:
+        return seconds(self.t, states)
+
+    def total(self, state: np.ndarray) -> float:
+        return self.parts[ALL].total(state)

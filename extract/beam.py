@@ -12,7 +12,7 @@ import numpy as np
 
 from ..ir.errors import NesteggError
 from ..ir.nest import Nest
-from ..rewrite.loop_egraph import CAT, FOR, INTRIN, LEAVES, TILE, VEC, LoopEGraph
+from ..rewrite.loop_egraph import CAT, FOR, INTRIN, LEAVES, SEQ, STAGE, TILE, VEC, LoopEGraph
 from .costmodel import CostModel, NestScorer
 
 
@@ -63,7 +63,7 @@ class _Sweep:
             ranks.append(r.reshape(-1, 2))
             who.append(np.repeat(n, s.shape[1]))
 
-        for op in (VEC, INTRIN, FOR, TILE, CAT):
+        for op in (VEC, INTRIN, FOR, TILE, CAT, SEQ, STAGE):
             n = nodes[g.op[nodes] == op]
             if not len(n):
                 continue
@@ -75,13 +75,14 @@ class _Sweep:
             alive = np.isfinite(self.cost[child])
             rank = np.zeros((len(n), k, 2), np.int64)
             rank[:, :, 0] = np.arange(k)
-            if op == CAT:
+            if op in (CAT, SEQ):
                 other = g.other[n]
                 second = np.repeat(self.state[other][:, :1], k, axis=1)
                 alive &= np.isfinite(self.cost[other][:, :1])
-                keep(n, self.scorer.cat(n, self.state[child], second), alive, rank)
+                join = self.scorer.cat if op == CAT else self.scorer.seq
+                keep(n, join(n, self.state[child], second), alive, rank)
             else:
-                step = self.scorer.loop if op == FOR else self.scorer.tile
+                step = {FOR: self.scorer.loop, TILE: self.scorer.tile, STAGE: self.scorer.stage}[op]
                 keep(n, step(n, self.state[child]), alive, rank)
         self._select(
             np.concatenate(who), np.concatenate(costs), np.concatenate(states), np.concatenate(ranks)

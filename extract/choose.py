@@ -17,7 +17,7 @@ import numpy as np
 from ..ir.compose import merge_inputs
 from ..ir.errors import NesteggError, UnsupportedError
 from ..ir.expr import Const, Read, Scalar, TensorExpr, rebuild, walk
-from ..ir.loops import LoopKernel, lower
+from ..ir.loops import Lowered, lower
 from ..ir.nest import Nest
 from ..rewrite.graph_egraph import CallNode, GraphEGraph
 from . import extract
@@ -39,11 +39,11 @@ CALL_OVERHEAD = 5e-8
 class KernelCosts(Protocol):
     """Where costs of kernels come from. Both give seconds."""
 
-    def bound(self, kernel: LoopKernel) -> float:
+    def bound(self, kernel: Lowered) -> float:
         """A lower bound, quick."""
         ...
 
-    def search(self, kernels: Sequence[LoopKernel]) -> list[tuple[Nest, float]]:
+    def search(self, kernels: Sequence[Lowered]) -> list[tuple[Nest, float]]:
         """The best nest of each kernel and its predicted seconds (remembered by the implementation)."""
         ...
 
@@ -52,7 +52,7 @@ class KernelCosts(Protocol):
 class Step:
     """A kernel applied: `args` are e-classes, `result` the e-class it makes."""
 
-    kernel: LoopKernel
+    kernel: Lowered
     args: tuple[int, ...]
     result: int
     nest: Nest | None
@@ -72,15 +72,15 @@ class GraphChoice:
 @dataclass(frozen=True)
 class _Candidate:
     owner: int
-    kernel: LoopKernel
+    kernel: Lowered
     args: tuple[int, ...]
 
 
 def choose(egraph: GraphEGraph, costs: KernelCosts, *, method: str = "ilp", time_limit: float = 10.0) -> GraphChoice:
     """Extract the program with the least predicted time. Raises `NesteggError` if an output cannot be computed."""
     candidates = _candidates(egraph)
-    seconds: dict[LoopKernel, float] = {}
-    found: dict[LoopKernel, tuple[Nest, float]] = {}
+    seconds: dict[Lowered, float] = {}
+    found: dict[Lowered, tuple[Nest, float]] = {}
     for c in candidates:
         if c.kernel not in seconds:
             seconds[c.kernel] = 0.0 if c.kernel.is_alias else costs.bound(c.kernel) * SLACK
@@ -114,7 +114,7 @@ def choose(egraph: GraphEGraph, costs: KernelCosts, *, method: str = "ilp", time
 def _extract(
     egraph: GraphEGraph,
     candidates: Sequence[_Candidate],
-    seconds: dict[LoopKernel, float],
+    seconds: dict[Lowered, float],
     method: str,
     time_limit: float,
 ) -> tuple[Extraction, list[_Candidate]]:
@@ -163,7 +163,7 @@ def _ordered(chosen: Sequence[_Candidate]) -> list[_Candidate]:
 def _candidates(egraph: GraphEGraph) -> list[_Candidate]:
     """The lowerable kernel calls of every e-class that is not known at compile time, each once."""
     scalars = _uniform(egraph)
-    out: dict[tuple[int, LoopKernel, tuple[int, ...]], _Candidate] = {}
+    out: dict[tuple[int, Lowered, tuple[int, ...]], _Candidate] = {}
     for owner, e in enumerate(egraph.classes):
         if e.const or e.input is not None:
             continue

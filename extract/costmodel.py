@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ..ir.loops import LoopKernel
+from ..ir.loops import Lowered
 from ..rewrite.loop_egraph import LoopEGraph
 
 
@@ -35,6 +35,14 @@ class NestScorer(Protocol):
         """States of two nests, one after the other."""
         ...
 
+    def seq(self, nodes: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        """States of two stages (or a stage and those after it), one after the other over the same block."""
+        ...
+
+    def stage(self, nodes: np.ndarray, body: np.ndarray) -> np.ndarray:
+        """States of stages of a kernel that has several."""
+        ...
+
     def score(self, owners: np.ndarray, states: np.ndarray) -> np.ndarray:
         """Predicted seconds of partial nests of the e-classes `owners`, shape (n, k)."""
         ...
@@ -51,6 +59,6 @@ class CostModel(Protocol):
 
     def scorer(self, egraph: LoopEGraph) -> NestScorer: ...
 
-    def bound(self, kernel: LoopKernel) -> float:
+    def bound(self, kernel: Lowered) -> float:
         """Seconds that no nest of the kernel is predicted to beat."""
         ...

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from ..ir.loops import LoopKernel
+from ..ir.loops import Lowered
 from ..ir.nest import Nest, Vec
 from ..ir.target import Target
 from ..rewrite.loop_egraph import LOOP_LIMITS, LoopEGraph, build
@@ -44,17 +44,17 @@ class KernelSearch:
     ) -> None:
         self.model, self.target, self.threads = model, target, threads
         self.rules, self.limits, self.progress = tuple(rules), limits, progress
-        self.schedules: dict[LoopKernel, KernelSchedule] = {}
+        self.schedules: dict[Lowered, KernelSchedule] = {}
         self.report = SaturationReport()
         self._spaces: dict[Space, LoopEGraph] = {}
 
-    def bound(self, kernel: LoopKernel) -> float:
+    def bound(self, kernel: Lowered) -> float:
         return self.model.bound(kernel) if kernel.points else 0.0
 
-    def search(self, kernels: Sequence[LoopKernel]) -> list[tuple[Nest, float]]:
+    def search(self, kernels: Sequence[Lowered]) -> list[tuple[Nest, float]]:
         return [(s.nest, s.seconds) for s in map(self.schedule, kernels)]
 
-    def schedule(self, kernel: LoopKernel) -> KernelSchedule:
+    def schedule(self, kernel: Lowered) -> KernelSchedule:
         """The best nest of one kernel."""
         if not kernel.points:  # an empty tensor: nothing to schedule
             self.schedules[kernel] = KernelSchedule(Vec(-1, 1), 0.0, 0, 1, "saturated")
@@ -67,7 +67,7 @@ class KernelSearch:
             )
         return self.schedules[kernel]
 
-    def _egraph(self, kernel: LoopKernel) -> LoopEGraph:
+    def _egraph(self, kernel: Lowered) -> LoopEGraph:
         """The kernel's loop e-graph; kernels with the same space (epilogues differ, say) share one."""
         key = space(kernel, self.target, self.threads)
         if key not in self._spaces:

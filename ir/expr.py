@@ -271,6 +271,12 @@ def walk(s: Scalar) -> Iterator[Scalar]:
         stack.extend(reversed(children(node)))
 
 
+def cost(s: Scalar) -> float:
+    """Cost of a scalar's arithmetic in fused multiply-adds, each distinct operation once. Bounds tests are not
+    arithmetic: what they cost depends on the schedule."""
+    return sum(scalar(n.fn).cost if isinstance(n, Apply) else float(isinstance(n, Cast)) for n in walk(s))
+
+
 def rebuild(s: Scalar, f: Callable[[Scalar], Scalar], index: Callable[[Index], Index]) -> Scalar:
     """`s` with each child replaced by `f(child)` and each index by `index(…)`; bounds are simplified again."""
     if isinstance(s, Read):

@@ -1,8 +1,10 @@
-"""Kernels as loop computations: one rectangular iteration domain over flat buffers.
+"""Kernels as loop computations: one rectangular iteration domain over flat buffers, or several that share axes.
 
 `lower` turns a (composed) tensor expression into a `LoopKernel`:
 
     for every point of the spatial axes:   acc = reduce(update) over the reduction axes;  out[address] = epilogue(acc)
+
+or, if it takes several reductions, into a `StagedKernel`, whose stages are such computations (`stages.py`).
 
 Dimensions disappear: every access is a buffer and an address in elements. Axes that layouts cut (`n//16`, `n%16`) are
 split, axes of extent 1 dropped, and neighbouring axes that every access walks as one are merged, so that kernels that
@@ -11,6 +13,7 @@ are the same computation are the same value, whatever operators they came from.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,11 +21,13 @@ from functools import cached_property
 from .errors import UnsupportedError
 from .expr import Const, IndexValue, Read, Reduce, Scalar, TensorExpr, When, rebuild, walk
 from .index import Axis, Index, Quotient, Remainder
+from .nest import Nest, text
 from .scalars import neutral
-from .types import TensorType
+from .stages import ACCUMULATOR, StageBody, needs_stages, take_apart
+from .types import DTYPES, TensorType
 
-#: `Read(ACCUMULATOR, (), dtype)` in an epilogue is the finished reduction.
-ACCUMULATOR = -1
+#: Bytes of results between stages that one block may keep: they stay in the first-level cache, on the stack.
+SCRATCH_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True)
@@ -99,30 +104,180 @@ def _reads(s: Scalar) -> tuple[Read, ...]:
     return tuple(dict.fromkeys(n for n in walk(s) if isinstance(n, Read)))
 
 
-def lower(expr: TensorExpr) -> LoopKernel:
-    """The loop computation of a tensor expression with at most one reduction. Raises `UnsupportedError` otherwise."""
+@dataclass(frozen=True)
+class StagedKernel:
+    """A kernel of several stages over `shared` axes.
+
+    A stage is a `LoopKernel` whose first spatial axes are the shared ones. Its input `len(inputs) + n` is the result
+    of stage n, addressed within the block of the shared axes that the stages are run over (`in_block`). `sequences`:
+    the ways to compute the kernel, each the numbers of its stages in order; the last one writes the output.
+    """
+
+    inputs: tuple[TensorType, ...]
+    shared: tuple[Axis, ...]
+    stages: tuple[LoopKernel, ...]
+    sequences: tuple[tuple[int, ...], ...]
+    out_type: TensorType
+    fill: Const | None = None
+
+    is_alias = False
+
+    @property
+    def extents(self) -> tuple[int, ...]:
+        return tuple(a.extent for a in self.shared)
+
+    @cached_property
+    def points(self) -> int:
+        """Points of the stages that compute the kernel, in the first sequence."""
+        return sum(self.stages[n].points for n in self.sequences[0])
+
+    @cached_property
+    def frame(self) -> LoopKernel:
+        """The shared axes alone: what loops around all stages run over."""
+        nothing = Const(0, self.out_type.dtype)
+        return LoopKernel(self.inputs, self.shared, (), "", None, nothing, Index(), self.out_type, self.fill)
+
+    @cached_property
+    def results(self) -> tuple[LoopKernel, ...]:
+        """The stages that write the output."""
+        return tuple(self.stages[q[-1]] for q in self.sequences)
+
+    def is_scratch(self, buffer: int) -> bool:
+        """The buffer (an input of a stage) is another stage's result."""
+        return buffer >= len(self.inputs)
+
+    def elements(self, stage: int) -> int:
+        """Results of a stage for one point of the shared axes."""
+        return self.stages[stage].out_type.size // math.prod(self.extents)
+
+    def scratch_bytes(self, sequence: Sequence[int]) -> int:
+        """Bytes that the results between the stages of a sequence take for one point of the shared axes."""
+        return sum(self.elements(n) * DTYPES[self.stages[n].out_type.dtype].size for n in sequence[:-1])
+
+    def in_block(self, number: int, block: Sequence[int], last: bool) -> LoopKernel:
+        """A stage with its scratch addresses for a block of these shared extents (`last`: it writes the output)."""
+        stage = self.stages[number]
+
+        def address(index: Index, elements: int) -> Index:
+            stride = elements
+            for a, n in reversed(list(zip(self.shared, block, strict=True))):
+                index = index + Index.of(a) * (stride - index.coefficient(a))
+                stride *= n
+            return index
+
+        def read(r: Read) -> Scalar:
+            if not self.is_scratch(r.input):
+                return r
+            return replace(r, index=(address(r.index[0], self.elements(r.input - len(self.inputs))),))
+
+        stage = _map_reads(stage, read)
+        return stage if last else replace(stage, out=address(stage.out, self.elements(number)))
+
+    def __str__(self) -> str:
+        head = f"for {', '.join(f'{a}<{a.extent}' for a in self.shared)}:" if self.shared else "once:"
+        lines = [f"stages in order {' or '.join(map(str, self.sequences))}", head]
+        for k, stage in enumerate(self.stages):
+            lines += [f"  stage {k}:", *(f"    {line}" for line in str(stage).splitlines()[1:])]
+        return "\n".join(lines)
+
+
+Lowered = LoopKernel | StagedKernel
+
+
+def described(kernel: Lowered, nest: Nest) -> str:
+    """A nest of the kernel as indented lines."""
+    if isinstance(kernel, LoopKernel):
+        return text(nest, [a.name for a in kernel.axes])
+    own = [[a.name for a in k.axes] for k in kernel.stages]
+    return text(nest, [a.name for a in kernel.shared], own=own)
+
+
+def lower(expr: TensorExpr) -> Lowered:
+    """The loop computation of a tensor expression. Raises `UnsupportedError` if it has none (`stages.py` says when)."""
     expr = expr.canonical
-    if len(expr.reduces) > 1:
-        raise UnsupportedError(f"a kernel with {len(expr.reduces)} reductions does not lower to one loop nest: {expr}")
     interior, out_index, axes, fill = _interior(expr)
+    interior = _without_empty_reductions(interior)
+    out = _flat(out_index, expr.type.strides)
+    if needs_stages(interior, axes):
+        return _lower_stages(expr, interior, axes, out, fill)
     update: Scalar | None = None
     kind, reduce_axes = "", ()
     epilogue = interior
     found = next((s for s in walk(interior) if isinstance(s, Reduce)), None)
-    if found is not None and any(a.extent == 0 for a in found.axes):  # of no elements: the neutral one
-        interior = epilogue = _replace(interior, found, Const(neutral(found.kind, found.dtype), found.dtype))
-        found = None
     if found is not None:
         update, kind, reduce_axes = found.body, found.kind, found.axes
         epilogue = _replace(interior, found, Read(ACCUMULATOR, (), found.dtype))
         if {a for s in walk(epilogue) for a in _axes_of(s)} & set(reduce_axes):
             raise UnsupportedError(f"a reduction axis escapes its reduction: {expr}")
-    strides = expr.type.strides
-    out = _flat(out_index, strides)
     kernel = LoopKernel(expr.inputs, axes, reduce_axes, kind, update, epilogue, out, expr.type, fill)
     kernel = _map_reads(kernel, lambda r: Read(r.input, (_flat(r.index, expr.inputs[r.input].strides),), r.dtype))
     flat = replace(kernel, inputs=tuple(map(_flat_type, expr.inputs)), out_type=_flat_type(expr.type))
-    return _canonical(_merge_axes(_split_axes(flat)))
+    (split,), _ = _split_axes([flat], ())
+    (merged,), _ = _merge_axes([split], ())
+    return _canonical(merged, ())
+
+
+def _without_empty_reductions(body: Scalar) -> Scalar:
+    """A reduction of no elements is its neutral one."""
+    empty = next((s for s in walk(body) if isinstance(s, Reduce) and any(a.extent == 0 for a in s.axes)), None)
+    if empty is None:
+        return body
+    return _without_empty_reductions(_replace(body, empty, Const(neutral(empty.kind, empty.dtype), empty.dtype)))
+
+
+def _lower_stages(
+    expr: TensorExpr, body: Scalar, axes: tuple[Axis, ...], out: Index, fill: Const | None
+) -> StagedKernel:
+    staging = take_apart(body, axes, len(expr.inputs))
+    flat_shared = _strides([a.extent for a in staging.shared])
+    points = math.prod(a.extent for a in staging.shared)
+    own = [math.prod(a.extent for a in s.own) for s in staging.stages]
+    scratch = tuple(
+        TensorType((points * n,), s.epilogue.dtype) for n, s in zip(own, staging.stages, strict=True)
+    )
+    buffers = (*map(_flat_type, expr.inputs), *scratch)
+
+    def address(number: int, index: Sequence[Index]) -> Index:
+        shared = _flat([Index.of(a) for a in staging.shared], flat_shared) * own[number]
+        return shared + _flat(index, _strides([a.extent for a in staging.stages[number].own]))
+
+    def read(r: Read) -> Scalar:
+        n = r.input - len(expr.inputs)
+        return replace(r, index=(address(n, r.index) if n >= 0 else _flat(r.index, expr.inputs[r.input].strides),))
+
+    def kernel(number: int, s: StageBody) -> LoopKernel:
+        last = any(q[-1] == number for q in staging.sequences)
+        where = out if last else address(number, [Index.of(a) for a in s.own])
+        made = _flat_type(expr.type) if last else scratch[number]
+        k = LoopKernel(buffers, (*staging.shared, *s.own), s.reduce, s.kind, s.update, s.epilogue, where, made)
+        names = {a: Axis(f"{a.name} of {number}", a.extent) for a in (*s.own, *s.reduce)}
+        return _reindex(
+            _map_reads(k, read), {a: Index.of(b) for a, b in names.items()}, {a: (b,) for a, b in names.items()}
+        )
+
+    split, shared = _split_axes([kernel(n, s) for n, s in enumerate(staging.stages)], staging.shared)
+    merged, shared = _merge_axes(split, shared)
+    stages = tuple(_canonical(k, shared) for k in merged)
+    named = stages[0].spatial[: len(shared)]
+    staged = StagedKernel(
+        tuple(map(_flat_type, expr.inputs)), named, stages, staging.sequences, _flat_type(expr.type), fill
+    )
+    fitting = tuple(q for q in staging.sequences if staged.scratch_bytes(q) <= SCRATCH_BYTES)
+    if not fitting:
+        least = min(map(staged.scratch_bytes, staging.sequences))
+        raise UnsupportedError(f"stages would keep {least} bytes between them, more than {SCRATCH_BYTES}: {expr}")
+    crooked = [r for k in stages for r in _reads_of(k) if staged.is_scratch(r.input) and not r.index[0].is_affine]
+    if crooked:
+        raise UnsupportedError(f"a stage reads another's result at {crooked[0].index[0]}, not along its axes: {expr}")
+    return replace(staged, sequences=fitting)
+
+
+def _strides(extents: Sequence[int]) -> tuple[int, ...]:
+    return TensorType(tuple(extents)).strides
+
+
+def _reads_of(k: LoopKernel) -> tuple[Read, ...]:
+    return (*k.update_reads, *k.epilogue_reads)
 
 
 def _flat_type(t: TensorType) -> TensorType:
@@ -209,14 +364,20 @@ def _indices(k: LoopKernel) -> list[Index]:
     return out
 
 
+def _all_indices(ks: Sequence[LoopKernel]) -> list[Index]:
+    return [i for k in ks for i in _indices(k)]
+
+
 def _reindex(k: LoopKernel, mapping: dict[Axis, Index], axes: dict[Axis, tuple[Axis, ...]]) -> LoopKernel:
     """Replace axes: `mapping` inside indices, `axes` in the lists of axes."""
 
-    def renew(old: tuple[Axis, ...]) -> tuple[Axis, ...]:
-        return tuple(b for a in old for b in axes.get(a, (a,)))
-
     k = _map_scalars(k, lambda s: _substitute(s, mapping))
-    return replace(k, out=k.out.substitute(mapping), spatial=renew(k.spatial), reduce=renew(k.reduce))
+    out = k.out.substitute(mapping)
+    return replace(k, out=out, spatial=_renewed(k.spatial, axes), reduce=_renewed(k.reduce, axes))
+
+
+def _renewed(old: tuple[Axis, ...], axes: dict[Axis, tuple[Axis, ...]]) -> tuple[Axis, ...]:
+    return tuple(b for a in old for b in axes.get(a, (a,)))
 
 
 # --- splitting ------------------------------------------------------------------------------------------------------
@@ -235,16 +396,19 @@ def _cuts(index: Index) -> dict[Axis, set[int]]:
     return found
 
 
-def _split_axes(k: LoopKernel) -> LoopKernel:
+def _split_axes(
+    ks: Sequence[LoopKernel], shared: tuple[Axis, ...]
+) -> tuple[list[LoopKernel], tuple[Axis, ...]]:
     """Split axes that layouts cut, so that addresses are affine: n -> (n0, n1) for n//16 and n%16."""
+    ks = list(ks)
     for _ in range(8):
         cuts: dict[Axis, set[int]] = {}
-        for index in _indices(k):
+        for index in _all_indices(ks):
             for a, s in _cuts(index).items():
                 cuts.setdefault(a, set()).update(s)
         todo = {a: place for a, s in cuts.items() if (place := _chain(a.extent, s))}
         if not todo:
-            return k
+            break
         mapping: dict[Axis, Index] = {}
         axes: dict[Axis, tuple[Axis, ...]] = {}
         for a, places in todo.items():
@@ -255,8 +419,9 @@ def _split_axes(k: LoopKernel) -> LoopKernel:
                 total = total + Index.of(digit) * p
             mapping[a] = total
             axes[a] = tuple(d for d in reversed(digits) if d.extent != 1)
-        k = _reindex(k, mapping, axes)
-    return k
+        ks = [_reindex(k, mapping, axes) for k in ks]
+        shared = _renewed(shared, axes)
+    return ks, shared
 
 
 def _chain(extent: int, cuts: set[int]) -> list[int]:
@@ -283,45 +448,38 @@ def _bound_axes(k: LoopKernel) -> set[Axis]:
     return out
 
 
-def _merge_axes(k: LoopKernel) -> LoopKernel:
+def _merge_axes(
+    ks: Sequence[LoopKernel], shared: tuple[Axis, ...]
+) -> tuple[list[LoopKernel], tuple[Axis, ...]]:
     """Join axes a, b into one where every address walks them as one (coefficient of a = extent of b times b's)."""
-    merged = True
-    while merged:
-        merged = False
-        fixed = _bound_axes(k)
-        indices = _indices(k)
-        for group in (k.spatial, k.reduce):
-            pair = next(
-                (
-                    (a, b)
-                    for a in group
-                    for b in group
-                    if a != b
-                    and not {a, b} & fixed
-                    and all(i.coefficient(a) == i.coefficient(b) * b.extent for i in indices)
-                ),
-                None,
-            )
-            if pair is not None:
-                a, b = pair
-                c = Axis(f"{a.name}.{b.name}", a.extent * b.extent)
-                k = _join(k, a, b, c)
-                merged = True
-                break
-    return k
+    ks = list(ks)
+    while pair := _mergeable(ks, shared):
+        a, b = pair
+        c = Axis(f"{a.name}.{b.name}", a.extent * b.extent)
+        axes: dict[Axis, tuple[Axis, ...]] = {a: (), b: (c,)}
+        ks = [_reindex(k, {a: Index(), b: Index.of(c)}, axes) for k in ks]
+        shared = _renewed(shared, axes)
+    return ks, shared
 
 
-def _join(k: LoopKernel, a: Axis, b: Axis, c: Axis) -> LoopKernel:
-    k = _reindex(k, {a: Index(), b: Index.of(c)}, {a: (), b: (c,)})
-    return k
+def _mergeable(ks: Sequence[LoopKernel], shared: tuple[Axis, ...]) -> tuple[Axis, Axis] | None:
+    fixed = set().union(*map(_bound_axes, ks))
+    indices = _all_indices(ks)
+    groups = [shared] if shared else []
+    for k in ks:
+        groups += [k.spatial[len(shared) :], k.reduce]
+    pairs = ((a, b) for group in groups for a in group for b in group if a != b and not {a, b} & fixed)
+    return next(
+        ((a, b) for a, b in pairs if all(i.coefficient(a) == i.coefficient(b) * b.extent for i in indices)), None
+    )
 
 
 # --- canonical names ------------------------------------------------------------------------------------------------
 
 
-def _canonical(k: LoopKernel) -> LoopKernel:
-    """Spatial axes by falling stride of the output, reduction axes in order; named s0…, r0…"""
-    spatial = sorted(k.spatial, key=lambda a: -abs(k.out.coefficient(a)))
+def _canonical(k: LoopKernel, shared: tuple[Axis, ...]) -> LoopKernel:
+    """Shared axes, then spatial axes by falling stride of the output, then reduction axes; named s0…, r0…"""
+    spatial = [*shared, *sorted(k.spatial[len(shared) :], key=lambda a: -abs(k.out.coefficient(a)))]
     names = {a: Axis(f"s{d}", a.extent) for d, a in enumerate(spatial)}
     names |= {a: Axis(f"r{d}", a.extent) for d, a in enumerate(k.reduce)}
     k = _reindex(k, {a: Index.of(b) for a, b in names.items()}, {a: (b,) for a, b in names.items()})

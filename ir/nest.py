@@ -7,6 +7,8 @@ A nest covers a rectangular block of the kernel's domain (one extent an axis). `
     Tile(vector, body)                from here inward the results live in registers, vectorised along axis `vector`
     Vec(axis, lanes)                  a leaf: one vector operation over the remaining `lanes` indices of `axis`
     Intrin(name, axes, sizes)         a leaf: one machine instruction (`intrinsic.py`) over those extents of those axes
+    Seq(first, second)                in a kernel of several stages: first, then second, over the same shared block
+    Stage(number, body)               that stage over the block; inside, axes are numbered as the stage numbers its own
 
 A loop's step is the extent of its inner block along the axis, so bodies never need re-indexing.
 """
@@ -62,7 +64,23 @@ class Tile:
     body: Nest
 
 
-Nest = Union[Vec, Intrin, For, Cat, Tile]  # noqa: UP007
+@dataclass(frozen=True)
+class Seq:
+    """`first`, then `second`: stages of one kernel over the same block of the axes they share."""
+
+    first: Nest
+    second: Nest
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Stage `number` of a kernel over a block. Its axes are the shared ones, then its own."""
+
+    number: int
+    body: Nest
+
+
+Nest = Union[Vec, Intrin, For, Cat, Tile, Seq, Stage]  # noqa: UP007
 
 
 def extents(nest: Nest, rank: int) -> tuple[int, ...]:
@@ -72,8 +90,10 @@ def extents(nest: Nest, rank: int) -> tuple[int, ...]:
     if isinstance(nest, Intrin):
         sizes = dict(zip(nest.axes, nest.sizes, strict=True))
         return tuple(sizes.get(a, 1) for a in range(rank))
-    if isinstance(nest, Tile):
+    if isinstance(nest, (Tile, Stage)):
         return extents(nest.body, rank)
+    if isinstance(nest, Seq):
+        return extents(nest.first, rank)
     if isinstance(nest, Cat):
         a, b = extents(nest.first, rank), extents(nest.second, rank)
         return tuple(x + y if k == nest.axis else x for k, (x, y) in enumerate(zip(a, b, strict=True)))
@@ -94,16 +114,53 @@ def points(nest: Nest, rank: int, offset: Sequence[int] | None = None) -> Iterat
         yield from points(nest.body, rank, base)
     elif isinstance(nest, Cat):
         yield from points(nest.first, rank, base)
-        yield from points(nest.second, rank, tuple(b + nest.at if a == nest.axis else b for a, b in enumerate(base)))
-    else:
+        yield from points(nest.second, rank, _moved(base, nest.axis, nest.at))
+    elif isinstance(nest, For):
         step = extents(nest.body, rank)[nest.axis]
         for t in range(nest.trips):
-            yield from points(nest.body, rank, tuple(b + t * step if a == nest.axis else b for a, b in enumerate(base)))
+            yield from points(nest.body, rank, _moved(base, nest.axis, t * step))
+    else:
+        raise TypeError("a nest of several stages has no points of one domain; use `visits`")
 
 
-def text(nest: Nest, names: Sequence[str], indent: int = 0) -> str:
-    """The nest as indented lines, axes by name."""
+def stages(nest: Nest) -> tuple[Stage, ...]:
+    """The stages that a `Seq` runs, in order."""
+    if isinstance(nest, Stage):
+        return (nest,)
+    return stages(nest.first) + stages(nest.second) if isinstance(nest, Seq) else ()
+
+
+def visits(
+    nest: Nest, ranks: Sequence[int], shared: int, offset: Sequence[int] | None = None
+) -> Iterator[tuple[int, tuple[int, ...]]]:
+    """Every (stage, point of that stage) of a kernel whose stages have `ranks` axes and share the first `shared`."""
+    base = tuple(offset) if offset is not None else (0,) * shared
+    if isinstance(nest, Stage):
+        own = (*base, *(0 for _ in range(ranks[nest.number] - shared)))
+        yield from ((nest.number, p) for p in points(nest.body, ranks[nest.number], own))
+    elif isinstance(nest, Seq):
+        yield from visits(nest.first, ranks, shared, base)
+        yield from visits(nest.second, ranks, shared, base)
+    elif isinstance(nest, Cat):
+        yield from visits(nest.first, ranks, shared, base)
+        yield from visits(nest.second, ranks, shared, _moved(base, nest.axis, nest.at))
+    elif isinstance(nest, For):
+        step = extents(nest.body, shared)[nest.axis]
+        for t in range(nest.trips):
+            yield from visits(nest.body, ranks, shared, _moved(base, nest.axis, t * step))
+
+
+def _moved(base: tuple[int, ...], axis: int, by: int) -> tuple[int, ...]:
+    return tuple(b + by if a == axis else b for a, b in enumerate(base))
+
+
+def text(nest: Nest, names: Sequence[str], indent: int = 0, own: Sequence[Sequence[str]] = ()) -> str:
+    """The nest as indented lines, axes by name; `own`: the names of each stage's axes."""
     pad = "  " * indent
+    if isinstance(nest, Stage):
+        return f"{pad}stage {nest.number}:\n{text(nest.body, own[nest.number], indent + 1)}"
+    if isinstance(nest, Seq):
+        return f"{text(nest.first, names, indent, own)}\n{text(nest.second, names, indent, own)}"
     if isinstance(nest, Vec):
         return f"{pad}vector {names[nest.axis]} x{nest.lanes}" if nest.axis >= 0 else f"{pad}point"
     if isinstance(nest, Intrin):
@@ -111,11 +168,11 @@ def text(nest: Nest, names: Sequence[str], indent: int = 0) -> str:
         return f"{pad}{nest.name} over {covered}"
     if isinstance(nest, Tile):
         along = f" along {names[nest.vector]}" if nest.vector >= 0 else ""
-        return f"{pad}in registers{along}:\n{text(nest.body, names, indent + 1)}"
+        return f"{pad}in registers{along}:\n{text(nest.body, names, indent + 1, own)}"
     if isinstance(nest, Cat):
-        first, second = text(nest.first, names, indent + 1), text(nest.second, names, indent + 1)
+        first, second = text(nest.first, names, indent + 1, own), text(nest.second, names, indent + 1, own)
         return f"{pad}{names[nest.axis]} below {nest.at}:\n{first}\n{pad}{names[nest.axis]} from {nest.at}:\n{second}"
     kind = "" if nest.kind == SERIAL else f"{nest.kind} "
     step = extents(nest.body, len(names))[nest.axis]
     by = f" by {step}" if step > 1 else ""
-    return f"{pad}{kind}for {names[nest.axis]} in {nest.trips}{by}:\n{text(nest.body, names, indent + 1)}"
+    return f"{pad}{kind}for {names[nest.axis]} in {nest.trips}{by}:\n{text(nest.body, names, indent + 1, own)}"

@@ -152,7 +152,7 @@ def _matches(pattern: Apply, attrs: object) -> bool:
     return all(attrs[k] == v for k, v in pattern.attrs)  # type: ignore[index, union-attr]
 
 
-def _check_sides(r: GraphRule, left: Apply, right: Pattern, env: dict[str, object]) -> None:
+def _check_sides(r: GraphRule, left: Pattern, right: Pattern, env: dict[str, object]) -> None:
     """Both sides must have one type; said before egglog is told that they are equal."""
     try:
         want, got = type_of(left, env), type_of(right, env)

@@ -13,21 +13,24 @@ from typing import Any
 
 import numpy as np
 
-from ..ir.loops import LoopKernel
-from ..ir.nest import KINDS, Cat, For, Intrin, Nest, Tile, Vec
+from ..ir.loops import Lowered
+from ..ir.nest import KINDS, Cat, For, Intrin, Nest, Seq, Stage, Tile, Vec
 from ..ir.target import Target
-from .loop_language import PHASES, LoopRule, Space, declarations, space
+from .loop_language import ALL, PHASES, LoopAxis, LoopRule, Space, declarations, space
 from .loop_rules import LOOP_RULES
 from .rule import distinct
 from .saturate import Engine, Limits, SaturationReport, saturate
 
 LOOP_LIMITS = Limits(nodes=400_000, iterations=64, seconds=30.0)
 
+#: Widest border cut off a padded axis for its tests' sake.
+BORDER_TILE = 14
+
 #: Largest tile of an axis in a coarse space.
 COARSE_TILE = 16
 
-FOR, CAT, TILE, VEC, INTRIN = range(5)
-
+FOR, CAT, TILE, VEC, SEQ, STAGE, INTRIN = range(7)
+CONSTRUCTORS = ("For", "Cat", "Tile", "Vec", "Seq", "Stage", "Intrin")
 #: E-nodes without children.
 LEAVES = (VEC, INTRIN)
 
@@ -37,16 +40,20 @@ class LoopEGraph:
     """The saturated e-graph of one kernel's schedules.
 
     Per e-class: `entered` (a loop or a tile leads to it, so straight-line code may begin there), `domain` (extents,
-    one column an axis), `level` (children have lower ones). Per e-node: `owner` (its class), `op` (FOR, CAT, TILE,
-    VEC, INTRIN), `axis`, `count` (trips, cut or lanes), `kind` (number in `nest.KINDS`, or of INTRIN in `Space.fits`), `child`, `other` (classes; -1 where
-    there is none). E-nodes are sorted by level of owner.
+    one column an axis of its stage), `inside` (`Block.inside` of the vector operations below: the ends of padded axes
+    that they keep clear of), `stage` (ALL where all stages are to come), `level` (children have lower ones).
+    Per e-node: `owner` (its class), `op` (FOR, CAT, TILE, VEC, SEQ, STAGE, INTRIN), `axis` (of an INTRIN: its number in
+    the `fits` of its stage), `count` (trips, cut or lanes),    `kind` (number in `nest.KINDS`; of a leaf or a STAGE, the stage's), `child`, `other` (classes; -1 where there is
+    none). E-nodes are sorted by level of owner.
     """
 
-    kernel: LoopKernel
+    kernel: Lowered
     space: Space
     root: int
     entered: np.ndarray
     domain: np.ndarray
+    inside: np.ndarray
+    stage: np.ndarray
     level: np.ndarray
     owner: np.ndarray
     op: np.ndarray
@@ -74,7 +81,7 @@ class LoopEGraph:
         for n in range(self.enodes):
             op = self.op[n]
             ways = 1 if op in LEAVES else count[self.child[n]]
-            if op == CAT:
+            if self.other[n] >= 0:
                 ways *= count[self.other[n]]
             count[self.owner[n]] += ways
         return count
@@ -114,12 +121,16 @@ class LoopEGraph:
         if op == VEC:
             return Vec(axis, count)
         if op == INTRIN:
-            fit = self.space.fits[self.kind[n]]
+            fit = self.space.of_stage(int(self.kind[n])).fits[axis]
             return Intrin(fit.name, fit.axes, (count, *fit.sizes[1:]))
         if op == TILE:
             return Tile(axis, of(int(self.child[n])))
         if op == CAT:
             return Cat(axis, count, of(int(self.child[n])), of(int(self.other[n])))
+        if op == SEQ:
+            return Seq(of(int(self.child[n])), of(int(self.other[n])))
+        if op == STAGE:
+            return Stage(int(self.kind[n]), of(int(self.child[n])))
         return For(axis, count, KINDS[self.kind[n]], of(int(self.child[n])))
 
 
@@ -157,12 +168,23 @@ def factors(n: int, coarse: bool) -> list[int]:
     return sorted({1, max(f for f in proper if f <= COARSE_TILE)}) if coarse and proper else proper
 
 
+def borders(a: LoopAxis, coarse: bool) -> list[int]:
+    """Widths of the border to cut off a padded axis: the least, and a tile's worth that divides the extent; in a coarse
+    space none."""
+    least = max(a.below, a.above)
+    tiles = [f for f in divisors(a.extent) if least < f <= BORDER_TILE and 2 * f < a.extent]
+    return [] if coarse else sorted({least, *tiles[-1:]})
+
+
 def facts(s: Space, coarse: bool = False) -> str:
-    """The relations `div` (useful factors) and `cut` of every extent that can occur."""
+    """The relations `div` (useful factors), `cut` and `border` of every extent that can occur."""
     lines: list[str] = []
     extents: set[int] = set()
-    for a in s.axes:
+    for stage, a in ((v.stage, a) for v in s.views for a in v.axes):
         todo, seen = [a.extent], set()
+        for f in borders(a, coarse) if a.bit >= 0 else ():
+            lines.append(f"(border {stage} {a.number} {f})")
+            todo += [f, a.extent - f, a.extent - 2 * f]
         while todo:
             n = todo.pop()
             if n in seen:
@@ -170,7 +192,7 @@ def facts(s: Space, coarse: bool = False) -> str:
             seen.add(n)
             if not a.reduces and (n == a.extent or n > s.lanes):
                 places = cuts(n, s.lanes, a.contiguous) if n == a.extent or n < 4 * s.lanes else []
-                lines += [f"(cut {a.number} {n} {q} {n - q})" for q in places]
+                lines += [f"(cut {stage} {a.number} {n} {q} {n - q})" for q in places]
                 todo += [x for q in places for x in (q, n - q)]
             todo += divisors(n)
         extents |= seen
@@ -179,7 +201,7 @@ def facts(s: Space, coarse: bool = False) -> str:
 
 
 def build(
-    kernel: LoopKernel,
+    kernel: Lowered,
     target: Target,
     threads: int = 1,
     rules: Sequence[LoopRule] = LOOP_RULES,
@@ -199,22 +221,21 @@ def build(
 
 
 def _build(
-    kernel: LoopKernel, target: Target, threads: int, rules: Sequence[LoopRule], limits: Limits, coarse: bool
+    kernel: Lowered, target: Target, threads: int, rules: Sequence[LoopRule], limits: Limits, coarse: bool
 ) -> LoopEGraph:
     s = space(kernel, target, threads)
-    rank = len(s.axes)
     engine = Engine()
     phases: list[list[Any]] = [
         [r.render(s) for r in distinct(rules) if r.phase == p and r.instances(s)] for p in PHASES
     ]
-    engine.run("\n".join([declarations(rank), *(r.text for p in phases for r in p), facts(s, coarse)]))
-    root = f"(let $root (Block 0 -1 {' '.join(str(a.extent) for a in s.axes)}))"
-    engine.run(root)
-    report = saturate(engine, phases, limits, counted=("Block", "For", "Cat", "Tile", "Vec", "Intrin"))
+    engine.run("\n".join([declarations(s.rank), *(r.text for p in phases for r in p), facts(s, coarse)]))
+    extents = [a.extent for a in s.axes] + [1] * (s.rank - len(s.axes))
+    engine.run(f"(let $root (Block {s.stage} 0 0 -1 {' '.join(map(str, extents))}))")
+    report = saturate(engine, phases, limits, counted=("Block", *CONSTRUCTORS))
     return _read_back(kernel, s, engine, report)
 
 
-def _read_back(kernel: LoopKernel, s: Space, engine: Engine, report: SaturationReport) -> LoopEGraph:
+def _read_back(kernel: Lowered, s: Space, engine: Engine, report: SaturationReport) -> LoopEGraph:
     """The e-nodes as arrays. Blocks themselves are not read: their domains follow from the nests that fill them."""
     egraph = engine.egraph
     tables = {name: f.rows for name, f in egraph.freeze().functions.items()}
@@ -232,6 +253,7 @@ def _read_back(kernel: LoopKernel, s: Space, engine: Engine, report: SaturationR
 
     root = number(tables["$root"][0].output)
     rows: list[tuple[int, ...]] = []
+    known: dict[int, int] = {}
     for r in tables["For"]:
         axis, trips, kind, child = r.inputs
         rows.append((number(r.output), FOR, value(axis), value(trips), value(kind), number(child), -1))
@@ -242,39 +264,49 @@ def _read_back(kernel: LoopKernel, s: Space, engine: Engine, report: SaturationR
         axis, child = r.inputs
         rows.append((number(r.output), TILE, value(axis), -1, -1, number(child), -1))
     for r in tables["Vec"]:
-        axis, lanes = r.inputs
-        rows.append((number(r.output), VEC, value(axis), value(lanes), -1, -1, -1))
+        stage, inside, axis, lanes = r.inputs
+        known[number(r.output)] = value(inside)
+        rows.append((number(r.output), VEC, value(axis), value(lanes), value(stage), -1, -1))
     for r in tables["Intrin"]:
-        fit, lanes = map(value, r.inputs)
-        rows.append((number(r.output), INTRIN, s.fits[fit].vector, lanes, fit, -1, -1))
+        stage, inside, fit, lanes = r.inputs
+        known[number(r.output)] = value(inside)
+        rows.append((number(r.output), INTRIN, value(fit), value(lanes), value(stage), -1, -1))
+    for r in tables["Stage"]:
+        stage, child = r.inputs
+        rows.append((number(r.output), STAGE, -1, -1, value(stage), number(child), -1))
+    for r in tables["Seq"]:
+        first, second = r.inputs
+        rows.append((number(r.output), SEQ, -1, -1, -1, number(first), number(second)))
     nodes = np.array(rows, np.int64).reshape(len(rows), 7)
     level = _levels(nodes, len(classes))
     nodes = nodes[np.argsort(level[nodes[:, 0]], kind="stable")]
-    nodes, domain = _fillable(nodes, level, len(classes), s)
+    nodes, domain, stage = _fillable(nodes, level, len(classes), s)
+    inside = _inside(nodes, level, len(classes), known)
     owner, op, axis, count, kind, child, other = (np.ascontiguousarray(nodes[:, k]) for k in range(7))
     straight = _in_registers(nodes, len(classes))
     return LoopEGraph(
-        kernel, s, root, straight, domain, level, owner, op, axis, count, kind, child, other, report
+        kernel, s, root, straight, domain, inside, stage, level, owner, op, axis, count, kind, child, other, report
     )
 
 
-def _fillable(nodes: np.ndarray, level: np.ndarray, classes: int, s: Space) -> tuple[np.ndarray, np.ndarray]:
-    """The e-nodes that complete nests are made of, and every class's domain, level by level from the leaves."""
-    rank = len(s.axes)
-    domain = np.zeros((classes, rank), np.int64)
+def _fillable(
+    nodes: np.ndarray, level: np.ndarray, classes: int, s: Space
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The e-nodes that complete nests are made of, and every class's domain and stage, level by level from the
+    leaves."""
+    rank, shared = s.rank, len(s.axes)
+    domain, stage = np.zeros((classes, rank), np.int64), np.full(classes, s.stage)
+    filled = np.zeros(classes, bool)
     kept: list[np.ndarray] = []
     bounds = np.searchsorted(level[nodes[:, 0]], np.arange(level.max(initial=0) + 2))
     for lo, hi in zip(bounds[:-1], bounds[1:], strict=True):
         part = nodes[lo:hi]
-        op, axis, count, child, other = (part[:, k] for k in (1, 2, 3, 5, 6))
-        filled = (domain != 0).any(axis=1) if rank else np.ones(classes, bool)
-        alive = np.isin(op, LEAVES) | (filled[child] & ((other < 0) | filled[other]))
-        part, op, axis, count, child, other = (x[alive] for x in (part, op, axis, count, child, other))
+        op, child, other = (part[:, k] for k in (1, 5, 6))
+        part = part[np.isin(op, LEAVES) | (filled[child] & ((other < 0) | filled[other]))]
+        owner, op, axis, count, kind, child, other = (part[:, k] for k in range(7))
         leaf = np.isin(op, LEAVES)
         shape = np.where(leaf[:, None], 1, domain[child])
-        for number, fit in enumerate(s.fits):
-            fitted = (op == INTRIN) & (part[:, 4] == number)
-            shape[np.ix_(fitted, fit.axes)] = fit.sizes
+        axis = np.where(op == INTRIN, -1, axis)
         at = np.arange(len(part))
         if rank:
             here = shape[at, axis]
@@ -282,9 +314,33 @@ def _fillable(nodes: np.ndarray, level: np.ndarray, classes: int, s: Space) -> t
             here = np.where(op == FOR, here * count, here)
             here = np.where(op == CAT, here + domain[other, axis], here)
             shape[at, axis] = np.where(axis >= 0, here, shape[at, axis])
-        domain[part[:, 0]] = shape
+            shape[op == STAGE, shared:] = 1
+            _cover_applications(shape, part, s)
+        domain[owner], filled[owner] = shape, True
+        stage[owner] = np.where(leaf, kind, np.where(op == STAGE, ALL, stage[child]))
         kept.append(part)
-    return np.concatenate(kept) if kept else nodes, domain
+    return np.concatenate(kept) if kept else nodes, domain, stage
+
+
+def _cover_applications(shape: np.ndarray, nodes: np.ndarray, s: Space) -> None:
+    """The domains of the nodes that are intrinsics: so many lanes, and what each lane reduces."""
+    for k in np.flatnonzero(nodes[:, 1] == INTRIN):
+        fit = s.of_stage(int(nodes[k, 4])).fits[nodes[k, 2]]
+        shape[k] = 1
+        shape[k, list(fit.axes)] = (nodes[k, 3], *fit.sizes[1:])
+
+
+def _inside(nodes: np.ndarray, level: np.ndarray, classes: int, known: dict[int, int]) -> np.ndarray:
+    """What is known of every class's place: what all vector operations below know."""
+    inside = np.zeros(classes, np.int64)
+    inside[list(known)] = list(known.values())
+    bounds = np.searchsorted(level[nodes[:, 0]], np.arange(level.max(initial=0) + 2))
+    for lo, hi in zip(bounds[:-1], bounds[1:], strict=True):
+        owner, op, child, other = (nodes[lo:hi, k] for k in (0, 1, 5, 6))
+        below = inside[child] & np.where(other >= 0, inside[other], inside[child])
+        above = ~np.isin(op, LEAVES)
+        inside[owner[above]] = below[above]
+    return inside
 
 
 def _in_registers(nodes: np.ndarray, classes: int) -> np.ndarray:

@@ -1,8 +1,10 @@
 """The loop language: Blocks, the nests that fill them, and how a rule on them is authored.
 
-A `Block(phase, vector, e0, e1, …)` stands for every nest that covers a rectangle of those extents. Phases
-only go forward (parallel -> serial -> tile -> unroll, or serial -> tensor), so the e-graph is acyclic and each e-node is derived
-once:
+A `Block(stage, phase, inside, vector, e0, e1, …)` stands for every nest of a stage that covers a rectangle of those
+extents (stage `ALL`: of all stages, over the axes they share; a kernel of one stage has stage 0 only). `inside` is a
+set of bits: the ends of padded axes that the block does not touch, so that its bounds tests are known to hold. Phases
+only go forward (parallel -> serial -> tile -> unroll, or serial -> tensor), so the e-graph is acyclic and each e-node
+is derived once:
 
     parallel, serial   loops over memory; any order, any number of levels
     tile               results are in registers, vectorised along `vector`; loops here only reduce
@@ -28,9 +30,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..ir.errors import RuleError
-from ..ir.index import Axis
+from ..ir.expr import When, walk
+from ..ir.index import Axis, Index
 from ..ir.intrinsic import matches
-from ..ir.loops import LoopKernel
+from ..ir.loops import SCRATCH_BYTES, LoopKernel, Lowered, StagedKernel
 from ..ir.nest import KINDS
 from ..ir.target import Target
 from ..ir.types import DTYPES
@@ -38,8 +41,12 @@ from .saturate import KINDS as RULE_KINDS
 from .saturate import EggRule
 
 PHASES = ("parallel", "serial", "tile", "unroll", "tensor")
+#: Uses of an input element from which on borders are not cut off: a 3x3 convolution of 4 channels has 36.
+PADDED_REUSE = 48
 #: For which axes a rule is instantiated.
-OVER = ("any", "spatial", "contiguous", "reduced", "walked", "fitted", "none")
+OVER = ("any", "spatial", "contiguous", "reduced", "walked", "padded", "fitted", "sequence", "none")
+#: The stage number of blocks that all stages are still to fill.
+ALL = -1
 
 
 @dataclass(frozen=True)
@@ -94,7 +101,9 @@ class LoopAxis:
     """An axis of the kernel at hand: number, full extent, whether it reduces, whether it may be vectorised.
 
     `contiguous`: some access walks neighbouring elements along it (if none does along any axis, every axis
-    counts).
+    counts). `beside`: it changes which vectors of the operands are read. `below`, `above`: so many indices at
+    its ends reach into padding, and `bit` is the number of the lower end in `Block.inside` (the upper end's is
+    the next).
     """
 
     number: int
@@ -102,6 +111,9 @@ class LoopAxis:
     reduces: bool
     contiguous: bool
     beside: bool = False
+    below: int = 0
+    above: int = 0
+    bit: int = -1
 
 
 @dataclass(frozen=True)
@@ -133,7 +145,12 @@ class Fit:
 
 @dataclass(frozen=True)
 class Space:
-    """What rules may ask of kernel and target: axes, lanes, register and unrolling budgets, threads, intrinsics."""
+    """What rules may ask of kernel and target: axes, lanes, register and unrolling budgets, threads,
+    intrinsics (`fits`).
+
+    A kernel of several stages has the space of its shared axes, whose `parts` are the spaces of its stages;
+    `sequences` are the orders in which they may run, each with the bytes of scratch it takes for one point.
+    """
 
     axes: tuple[LoopAxis, ...]
     lanes: int
@@ -141,7 +158,25 @@ class Space:
     unroll: int
     threads: int
     blocks_reduction: bool
+    stage: int = 0
+    parts: tuple[Space, ...] = ()
+    sequences: tuple[tuple[tuple[int, ...], int], ...] = ()
+    scratch: int = SCRATCH_BYTES
     fits: tuple[Fit, ...] = ()
+
+    @property
+    def views(self) -> tuple[Space, ...]:
+        """The space itself, and those of the stages."""
+        return (self, *self.parts)
+
+    def of_stage(self, stage: int) -> Space:
+        """The space of a stage, by its number."""
+        return next(v for v in self.views if v.stage == stage)
+
+    @property
+    def rank(self) -> int:
+        """Axes of a block: as many as the stage with most of them has."""
+        return max(len(v.axes) for v in self.views)
 
     @property
     def spatial(self) -> tuple[LoopAxis, ...]:
@@ -158,27 +193,44 @@ class Space:
         return (*self.reduced, *sorted(self.spatial, key=lambda a: (a.beside, a.number)))
 
 
-def space(kernel: LoopKernel, target: Target, threads: int = 1) -> Space:
+def space(kernel: Lowered, target: Target, threads: int = 1) -> Space:
     """The schedule space of a kernel on a target."""
+    if isinstance(kernel, StagedKernel):
+        return _staged_space(kernel, target, threads)
     n = len(kernel.spatial)
+    # Where each input element is used often, a padded copy of the input costs little and the space stays small.
+    reused = kernel.points > PADDED_REUSE * sum(t.size for t in kernel.inputs)
+    borders = {} if reused else padding(kernel)
+    bits = {a: 2 * k for k, a in enumerate(borders)}
     widest = max(DTYPES[t].size for t in _dtypes(kernel))
     lanes = target.lanes(widest)
     fits = _fits(kernel, target, lanes)
     unit = _contiguous(kernel) | {kernel.axes[f.vector] for f in fits}
     beside = _beside(kernel, unit)
-    axes = tuple(LoopAxis(k, a.extent, k >= n, a in unit, a in beside) for k, a in enumerate(kernel.axes))
+    axes = tuple(
+        LoopAxis(k, a.extent, k >= n, a in unit, a in beside, *borders.get(a, (0, 0)), bits.get(a, -1))
+        for k, a in enumerate(kernel.axes)
+    )
     depth = math.prod(a.extent for a in kernel.reduce)
     # A register tile streams (rows + columns) * depth elements; past the first-level cache, cutting the depth
     # may pay. Spaces of few axes are small enough to offer it always.
     streamed = (
         depth * widest * 2 > target.caches[0] and sum(t.nbytes for t in kernel.inputs) > target.caches[1]
     ) or len(axes) <= 3
-    return Space(axes, lanes, target.registers, 8 * target.registers, threads, streamed, fits)
+    return Space(axes, lanes, target.registers, 8 * target.registers, threads, streamed, fits=fits)
 
 
 def _fits(kernel: LoopKernel, target: Target, lanes: int) -> tuple[Fit, ...]:
     found = (m for i in target.intrinsics if i.lanes == lanes for m in matches(i, kernel))
     return tuple(Fit(k, m.intrinsic.name, m.axes, m.intrinsic.sizes) for k, m in enumerate(found))
+
+
+def _staged_space(kernel: StagedKernel, target: Target, threads: int) -> Space:
+    axes = tuple(LoopAxis(k, a.extent, False, False) for k, a in enumerate(kernel.shared))
+    parts = tuple(replace(space(k, target), stage=n) for n, k in enumerate(kernel.stages))
+    sequences = tuple((q, kernel.scratch_bytes(q)) for q in kernel.sequences)
+    registers = target.registers
+    return Space(axes, target.lanes(), registers, 8 * registers, threads, False, ALL, parts, sequences)
 
 
 def _contiguous(kernel: LoopKernel) -> set[Axis]:
@@ -190,8 +242,38 @@ def _contiguous(kernel: LoopKernel) -> set[Axis]:
         return all(i.is_affine and i.coefficient(a) in (0, 1) for i in operands)
 
     if not any(loads(a) and any(i.coefficient(a) for i in operands) for a in unit):
-        unit |= {a for a in kernel.reduce if loads(a) and all(i.coefficient(a) for i in operands)}
+        walked = [i for i in operands if i.axes & set(kernel.reduce)]
+        unit |= {a for a in kernel.reduce if loads(a) and all(i.coefficient(a) for i in walked)}
     return unit
+
+
+def padding(kernel: LoopKernel) -> dict[Axis, tuple[int, int]]:
+    """Spatial axis -> how many indices at its lower and at its upper end fail some bounds test.
+
+    Only tests of one spatial axis count (the reduction axes take every value); an axis most of whose indices
+    fail is left out.
+    """
+    found: dict[Axis, tuple[int, int]] = {}
+    for axis, below, above in (t for b in tests(kernel) if (t := border(kernel, *b)) is not None):
+        low, high = found.get(axis, (0, 0))
+        found[axis] = (max(low, below), max(high, above))
+    return {a: b for a in kernel.spatial if (b := found.get(a)) is not None and 2 * max(b) < a.extent}
+
+
+def tests(kernel: LoopKernel) -> list[tuple[Index, int, int]]:
+    """The bounds tests (index, least, one past the most) of a kernel's expressions."""
+    parts = [s for s in (kernel.update, kernel.epilogue) if s is not None]
+    return [b for s in parts for n in walk(s) if isinstance(n, When) for b in n.bounds]
+
+
+def border(kernel: LoopKernel, index: Index, lo: int, hi: int) -> tuple[Axis, int, int] | None:
+    """(axis, below, above) of a bounds test of one spatial axis; None for another kind of test."""
+    inside = [a for a in kernel.spatial if a in index.axes]
+    if len(inside) != 1 or not index.is_affine or (c := index.coefficient(inside[0])) <= 0:
+        return None
+    axis = inside[0]
+    least, most = index.substitute({axis: Index()}).range
+    return axis, max(0, -((least - lo) // c)), max(0, axis.extent - 1 - (hi - 1 - most) // c)
 
 
 def _beside(kernel: LoopKernel, unit: set[Axis]) -> set[Axis]:
@@ -201,7 +283,9 @@ def _beside(kernel: LoopKernel, unit: set[Axis]) -> set[Axis]:
 
 def _dtypes(kernel: LoopKernel) -> set[str]:
     out = {kernel.epilogue.dtype, *(t.dtype for t in kernel.inputs)}
-    return (out | {kernel.update.dtype}) - {"bool"} if kernel.update is not None else out - {"bool"} or {"u8"}
+    if kernel.update is not None:
+        out.add(kernel.update.dtype)
+    return out - {"bool"} or {"u8"}
 
 
 @dataclass
@@ -209,10 +293,12 @@ class Block:
     """A block with symbolic extents, as a rule sees it. Conditions accumulate as the rule asks."""
 
     phase: str
+    inside: Size
     vector: Size
     extents: tuple[Size, ...]
     space: Space
     facts: list[str] = field(default_factory=list)
+    stage: Size = Size("stage")
     fit: Fit | None = None
 
     def extent(self, a: LoopAxis) -> Size:
@@ -231,8 +317,21 @@ class Block:
 
     def cut(self, a: LoopAxis) -> tuple[Size, Size]:
         """(q, n - q) for every useful place to cut an axis of awkward extent n."""
-        self.facts.append(f"(cut {a.number} e{a.number} q rest)")
+        self.facts.append(f"(cut stage {a.number} e{a.number} q rest)")
         return Size("q"), Size("rest")
+
+    def border(self, a: LoopAxis) -> Size:
+        """f for every useful width of a border that holds the padding at either end of the axis."""
+        self.facts.append(f"(border stage {a.number} f)")
+        return Size("f")
+
+    def touches(self, bit: int) -> str:
+        """The block is not known to keep clear of an end of a padded axis."""
+        return (self.inside // (1 << bit) % 2).equals(0)
+
+    def clear_of(self, bit: int) -> Block:
+        """The same block, known to keep clear of an end of a padded axis."""
+        return replace(self, inside=self.inside + (1 << bit))
 
     def resized(self, a: LoopAxis, size: Size | int) -> Block:
         new = tuple(Size.of(size) if k == a.number else e for k, e in enumerate(self.extents))
@@ -255,11 +354,19 @@ class Block:
             total = self.extent(a) if total.text == "1" else total * self.extent(a)
         return total
 
+    def of_stage(self, number: int) -> Block:
+        """All of a stage's own axes over this block of the axes that the stages share."""
+        s = self.space.parts[number]
+        own = tuple(Size(str(a.extent)) for a in s.axes[len(self.extents) :])
+        rank = replace(s, parts=self.space.parts)
+        return replace(self, extents=self.extents + own, space=rank, stage=Size(str(number)), inside=Size("0"))
+
     @property
     def text(self) -> str:
-        inside = " ".join(e.text for e in self.extents)
-        number = PHASES.index(self.phase) + (self.fit.number if self.fit is not None else 0)
-        return f"(Block {number} {self.vector.text} {inside})"
+        ones = (Size("1"),) * (self.space.rank - len(self.extents))
+        extents = " ".join(e.text for e in (*self.extents, *ones))
+        phase = PHASES.index(self.phase) + (self.fit.number if self.fit is not None else 0)
+        return f"(Block {self.stage.text} {phase} {self.inside.text} {self.vector.text} {extents})"
 
 
 def For(a: LoopAxis, trips: Size | int, kind: str, body: Block) -> str:
@@ -277,23 +384,33 @@ def Tile(a: LoopAxis | None, body: Block) -> str:
     return f"(Tile {-1 if a is None else a.number} {body.text})"
 
 
-def Vec(axis: Size | int, lanes: Size | int) -> str:
-    """One vector operation."""
-    return f"(Vec {Size.of(axis).text} {Size.of(lanes).text})"
+def Vec(b: Block, axis: Size | int, lanes: Size | int) -> str:
+    """One vector operation. Stage and place of the block are part of it, or congruence would merge different blocks."""
+    return f"(Vec stage {b.inside.text} {Size.of(axis).text} {Size.of(lanes).text})"
+
+
+def Seq(blocks: Sequence[Block]) -> str:
+    """Stages one after the other."""
+    stages = [f"(Stage {b.stage.text} {b.text})" for b in blocks]
+    text = stages.pop()
+    while stages:
+        text = f"(Seq {stages.pop()} {text})"
+    return text
 
 
 def Intrin(b: Block, lanes: Size | int) -> str:
     """One application of the block's intrinsic, of which so many lanes count."""
-    return f"(Intrin {b.applied.number} {Size.of(lanes).text})"
+    return f"(Intrin stage {b.inside.text} {b.applied.number} {Size.of(lanes).text})"
 
 
 @dataclass(frozen=True)
 class LoopRule:
     """A rule of loop programs: `make(block, axis)` returns the nest (or Block) that the block may also be.
 
-    It is instantiated for each axis that `over` admits (`any`, `spatial`, `contiguous`, `reduced`, or `none`:
-    once, axis None; `fitted`: for each `Fit` of an intrinsic instead), in the tensor phase for each `Fit` besides
-    (`block.fit`).
+    It is instantiated for each axis that `over` admits (`any`, `spatial`, `contiguous`, `reduced`, `walked`,
+    `padded`, or `none`: once, axis None), in each stage of the kernel; over `fitted`, for each `Fit` of an intrinsic;
+    over `sequence`, for each order in which all stages may run. In the tensor phase, for each `Fit` besides
+    (`block.applied`).
     """
 
     name: str
@@ -314,26 +431,33 @@ class LoopRule:
         return f"{self.name}: {self.doc}"
 
     def instances(self, s: Space) -> list[str]:
-        """The rule as egglog text, one form an axis."""
+        """The rule as egglog text, one form an axis and stage."""
+        return [text for v in s.views for text in self._instances_in(v, s)] if self.phase != "parallel" else (
+            self._instances_in(s, s)
+        )
+
+    def _instances_in(self, s: Space, whole: Space) -> list[str]:
         if not self.when(s):
             return []
-        fits: Sequence[Fit | None] = s.fits if self.phase == "tensor" else (None,)
-        return [self._instance(s, fit, a) for fit in fits for a in self._axes(s)]
-
-    def _axes(self, s: Space) -> Sequence[LoopAxis | Fit | None]:
-        groups: dict[str, Sequence[LoopAxis | Fit | None]] = {
+        groups: dict[str, Sequence[Any]] = {
             "any": s.axes,
             "spatial": s.spatial,
             "contiguous": [a for a in s.spatial if a.contiguous],
             "reduced": s.reduced,
             "walked": [a for a in s.reduced if a.contiguous],
+            "padded": [a for a in s.spatial if a.bit >= 0],
             "fitted": s.fits,
+            "sequence": s.sequences,
             "none": (None,),
         }
-        return groups[self.over]
+        seen = replace(s, parts=whole.parts)
+        known = [f"(= stage {s.stage})"] if whole.parts else []
+        fits: Sequence[Fit | None] = s.fits if self.phase == "tensor" else (None,)
+        return [self._instance(seen, a, fit, list(known)) for fit in fits for a in groups[self.over]]
 
-    def _instance(self, s: Space, fit: Fit | None, a: LoopAxis | Fit | None) -> str:
-        block = Block(self.phase, Size("v"), tuple(Size(f"e{k}") for k in range(len(s.axes))), s, fit=fit)
+    def _instance(self, s: Space, a: Any, fit: Fit | None, known: list[str]) -> str:
+        names = tuple(Size(f"e{k}") for k in range(len(s.axes)))
+        block = Block(self.phase, Size("i"), Size("v"), names, s, known, fit=fit)
         before = block.text
         try:
             made = self.make(block, a)
@@ -381,13 +505,16 @@ def declarations(rank: int) -> str:
     return "\n".join(
         [
             "(sort N)",
-            f"(constructor Block (i64 i64 {sizes}) N)",
+            f"(constructor Block (i64 i64 i64 i64 {sizes}) N)",
             "(constructor For (i64 i64 i64 N) N)",
             "(constructor Cat (i64 i64 N N) N)",
             "(constructor Tile (i64 N) N)",
-            "(constructor Vec (i64 i64) N)",
-            "(constructor Intrin (i64 i64) N)",
+            "(constructor Vec (i64 i64 i64 i64) N)",
+            "(constructor Intrin (i64 i64 i64 i64) N)",
+            "(constructor Seq (N N) N)",
+            "(constructor Stage (i64 N) N)",
             "(relation div (i64 i64 i64))",
-            "(relation cut (i64 i64 i64 i64))",
+            "(relation cut (i64 i64 i64 i64 i64))",
+            "(relation border (i64 i64 i64))",
         ]
     )

@@ -6,7 +6,22 @@ axis first is a rule for every axis.
 
 from __future__ import annotations
 
-from .loop_language import Block, Cat, Fit, For, Intrin, LoopAxis, LoopRule, Space, Tile, Vec, loop_rule
+from .loop_language import (
+    ALL,
+    Block,
+    Cat,
+    Fit,
+    For,
+    Intrin,
+    LoopAxis,
+    LoopRule,
+    Seq,
+    Size,
+    Space,
+    Tile,
+    Vec,
+    loop_rule,
+)
 
 #: Partial results that a cut reduction may keep on the stack (64 KiB of float32).
 PARTIAL_RESULTS = 16384
@@ -51,6 +66,26 @@ def cut_tail(b: Block, a: LoopAxis) -> str:
     return Cat(a, q, b.resized(a, q), b.resized(a, rest))
 
 
+@loop_rule("tiling", phase="serial", over="padded", when=lambda s: any(a.below for a in s.axes))
+def cut_lower_border(b: Block, a: LoopAxis) -> str:
+    """Block(n) -> Cat(a, f, Block(f), Block(n - f)) at the first indices of a padded axis: the rest needs no test"""
+    f = b.border(a)
+    b.require(b.extent(a).equals(a.extent), b.touches(a.bit), Size.of(a.below) > 0)
+    return Cat(a, f, b.resized(a, f), b.resized(a, b.extent(a) - f).clear_of(a.bit))
+
+
+@loop_rule("tiling", phase="serial", over="padded", when=lambda s: any(a.above for a in s.axes))
+def cut_upper_border(b: Block, a: LoopAxis) -> str:
+    """Block(n) -> Cat(a, n - f, Block(n - f), Block(f)) at the last indices of a padded axis, after its first ones"""
+    f = b.border(a)
+    whole = Size.of(a.extent) - f if a.below else Size.of(a.extent)
+    b.require(b.extent(a).equals(whole), b.touches(a.bit + 1), Size.of(a.above) > 0)
+    if a.below:
+        b.require((b.inside // (1 << a.bit) % 2).equals(1))
+    rest = b.extent(a) - f
+    return Cat(a, rest, b.resized(a, rest).clear_of(a.bit + 1), b.resized(a, f))
+
+
 @loop_rule("vectorize", phase="serial", over="contiguous")
 def tile_registers(b: Block, a: LoopAxis) -> str:
     """Block(e) -> Tile(a, Block(e)): one accumulator a result, in vectors along `a`, if the registers hold them all"""
@@ -68,7 +103,15 @@ def tile_lanes(b: Block, a: LoopAxis) -> str:
     return Tile(a, b.into("tile", vector=a))
 
 
-@loop_rule("vectorize", phase="serial", over="none", when=lambda s: not s.spatial)
+@loop_rule("tiling", phase="serial", over="sequence")
+def run_stages(b: Block, q: tuple[tuple[int, ...], int]) -> str:
+    """Block(all stages) -> Seq(Stage 0, Stage 1, …) over the block, if what they leave each other fits the scratch"""
+    stages, scratch = q
+    b.require(b.product(b.space.axes) * scratch <= b.space.scratch)
+    return Seq([b.of_stage(n) for n in stages])
+
+
+@loop_rule("vectorize", phase="serial", over="none", when=lambda s: not s.spatial and s.stage != ALL)
 def tile_scalar(b: Block, a: None) -> str:
     """A kernel with a single result keeps it in a register."""
     return Tile(None, b.into("tile"))
@@ -125,14 +168,14 @@ def vectorize(b: Block, a: LoopAxis) -> str:
     s = b.space
     b.require(b.vector.equals(a.number), *(b.extent(x).equals(1) for x in s.axes if x != a))
     b.require(b.extent(a) <= s.lanes)
-    return Vec(a.number, b.extent(a))
+    return Vec(b, a.number, b.extent(a))
 
 
 @loop_rule("vectorize", phase="unroll", over="none", when=lambda s: not s.spatial)
 def point(b: Block, a: None) -> str:
     """Block(1, …, 1) -> one scalar operation"""
     b.require(b.vector.equals(-1), *(b.extent(x).equals(1) for x in b.space.axes))
-    return Vec(-1, 1)
+    return Vec(b, -1, 1)
 
 
 @loop_rule("tensorize", phase="serial", over="fitted")
@@ -194,8 +237,11 @@ LOOP_RULES: tuple[LoopRule, ...] = (
     peel,
     block_reduction,
     cut_tail,
+    cut_lower_border,
+    cut_upper_border,
     tile_registers,
     tile_lanes,
+    run_stages,
     tile_scalar,
     peel_reduction,
     unroll_rest,

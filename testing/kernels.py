@@ -9,7 +9,7 @@ import numpy as np
 
 from ..ir.attrs import Attrs
 from ..ir.errors import TypeRuleError, UnsupportedError
-from ..ir.loops import LoopKernel, lower
+from ..ir.loops import Lowered, lower
 from ..ir.operator import OPERATORS, Chooser, Reject, operator
 from ..ir.reference import evaluate_expr
 from ..ir.types import TensorType
@@ -151,7 +151,7 @@ def _contraction(c: Chooser) -> Tree:
     return Tree(kernel, pattern, ("x0", "x1"))
 
 
-def lowered(tree: Tree) -> LoopKernel | None:
+def lowered(tree: Tree) -> Lowered | None:
     """The tree's kernel as one loop nest, if it is one."""
     try:
         return lower(tree.kernel.expr)

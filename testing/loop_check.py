@@ -2,21 +2,21 @@
 
 And it keeps the promises that the search and the emitter build on: blocks only shrink or go to a later phase
 (the e-graph is acyclic), parallel loops run over results only, register tiles fit the registers, vectors fit
-their lanes.
+their lanes; stages run in an order that the kernel allows, and what they leave each other fits the scratch.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
-from ..ir.nest import KINDS, PARALLEL, Cat, For, Intrin, Nest, Tile, Vec, points
+from ..ir.nest import KINDS, PARALLEL, Cat, For, Intrin, Nest, Seq, Stage, Tile, Vec, extents, points, stages, visits
 from ..ir.operator import Chooser, Reject
-from ..rewrite.loop_egraph import cuts, divisors, facts
-from ..rewrite.loop_language import PHASES, Fit, LoopAxis, LoopRule, Space, declarations
+from ..rewrite.loop_egraph import borders, cuts, divisors, facts
+from ..rewrite.loop_language import ALL, PHASES, Fit, LoopAxis, LoopRule, Space, declarations
 from ..rewrite.saturate import Engine
 from .choosing import Outcome, Refuted, search
 
@@ -24,23 +24,31 @@ from .choosing import Outcome, Refuted, search
 MAX_BLOCKS, MAX_POINTS = 24, 160
 
 #: How many numbers a constructor of nests takes before its blocks.
-NUMBERS = {"For": 3, "Cat": 2, "Tile": 1, "Vec": 2, "Intrin": 2}
+NUMBERS = {"For": 3, "Cat": 2, "Tile": 1, "Vec": 4, "Intrin": 4, "Seq": 0, "Stage": 1}
 
 FULL_EXTENTS = (2, 3, 4, 5, 6, 7, 8, 9, 12, 17, 19, 23)
 
 
 @dataclass(frozen=True)
 class BlockCase:
-    """A concrete block: phase (the last: of the space's first intrinsic) and vector axis (-1: none yet), one extent an
-    axis."""
+    """A concrete block: phase (the last: of the space's first intrinsic), ends of padded axes it keeps clear of (bits),
+    vector axis (-1: none yet), one extent an axis, the stage it is of."""
 
     phase: int
+    inside: int
     vector: int
     extents: tuple[int, ...]
+    stage: int = 0
 
     def __str__(self) -> str:
         vector = f", vector axis {self.vector}" if self.vector >= 0 else ""
-        return f"Block[{','.join(map(str, self.extents))}] in the {PHASES[self.phase]} phase{vector}"
+        stage = " of all stages" if self.stage == ALL else ""
+        return f"Block[{','.join(map(str, self.extents))}]{stage} in the {PHASES[self.phase]} phase{vector}"
+
+    def term(self, rank: int) -> str:
+        ones = (1,) * (rank - len(self.extents))
+        numbers = (self.stage, self.phase, self.inside, self.vector, *self.extents, *ones)
+        return f"(Block {' '.join(map(str, numbers))})"
 
 
 @dataclass(frozen=True)
@@ -74,16 +82,11 @@ def draw_space(c: Chooser, fitted: bool = False) -> Space:
     reduced = c.integer(0 if spatial else 1, 3 - spatial if spatial else 1)
     rank = spatial + min(reduced, 2)
     unit = c.integer(0, 2)
-    axes = tuple(
-        LoopAxis(
-            k, c.pick(FULL_EXTENTS if k == 0 else FULL_EXTENTS[:7]), k >= spatial, unit != k
-        )
-        for k in range(rank)
-    )
+    axes = tuple(draw_axis(c, k, k >= spatial, unit != k) for k in range(rank))
     registers = c.pick((4, 8, 16))
     lanes = c.pick((2, 4, 1))
     fits = _draw_fit(c, axes, lanes) if fitted else ()
-    return Space(axes, lanes, registers, 8 * registers, c.pick((1, 2)), bool(c.integer(0, 1)), fits)
+    return Space(axes, lanes, registers, 8 * registers, c.pick((1, 2)), bool(c.integer(0, 1)), fits=fits)
 
 
 def _draw_fit(c: Chooser, axes: tuple[LoopAxis, ...], lanes: int) -> tuple[Fit, ...]:
@@ -96,8 +99,36 @@ def _draw_fit(c: Chooser, axes: tuple[LoopAxis, ...], lanes: int) -> tuple[Fit, 
     return (Fit(0, "drawn", (c.pick(results), along.number), (lanes, depth)),)
 
 
+def draw_axis(c: Chooser, number: int, reduces: bool, contiguous: bool) -> LoopAxis:
+    extent = c.pick(FULL_EXTENTS if number == 0 else FULL_EXTENTS[:7])
+    axis = LoopAxis(number, extent, reduces, contiguous)
+    below, above = c.pick(((0, 0), (1, 1), (1, 0), (0, 1), (2, 1)))
+    padded = not reduces and 2 * max(below, above) < extent and below + above > 0
+    return replace(axis, below=below, above=above, bit=2 * number) if padded else axis
+
+
+def draw_staged_space(c: Chooser) -> Space:
+    """A space of two or three stages that share none to two axes."""
+    whole = draw_space(c)
+    shared = tuple(replace(a, contiguous=False, beside=False) for a in whole.spatial[: c.integer(0, 2)])
+    parts = []
+    for n in range(c.integer(2, 3)):
+        own, reduced = c.integer(0, 1), c.integer(0, 1)
+        extra = tuple(
+            LoopAxis(len(shared) + d, c.pick(FULL_EXTENTS[:7]), d >= own, True) for d in range(own + reduced)
+        )
+        parts.append(replace(whole, axes=shared + extra, stage=n))
+    order = tuple(range(len(parts)))
+    sequences = tuple((q, c.pick((4, 8, 40))) for q in (order, order[::-1])[: c.integer(1, 2)])
+    scratch = c.pick((40, 64, 1024))
+    return replace(
+        whole, axes=shared, stage=ALL, parts=tuple(parts), sequences=sequences, scratch=scratch, blocks_reduction=False
+    )
+
+
 def draw_case(c: Chooser, rule: LoopRule) -> LoopCase:
-    s = draw_space(c, fitted=rule.phase == "tensor" or rule.over == "fitted")
+    fitted = rule.phase == "tensor" or rule.over == "fitted"
+    s = draw_staged_space(c) if rule.over == "sequence" else draw_space(c, fitted)
     try:
         acts = rule.when(s)
     except Exception as e:
@@ -106,12 +137,13 @@ def draw_case(c: Chooser, rule: LoopRule) -> LoopCase:
         raise Reject
     phase = PHASES.index(rule.phase)
     vectors = [a.number for a in s.axes if a.contiguous or not a.reduces] if phase >= PHASES.index("tile") else []
-    extents = [e for e in product(*(_options(a, s) for a in s.axes)) if _size(e) <= MAX_POINTS]
+    shapes = [e for e in product(*(_options(a, s) for a in s.axes)) if _size(e) <= MAX_POINTS]
     if rule.phase == "tensor":  # whose blocks are whole applications
         (fit,) = s.fits
         vectors = [fit.vector]
-        extents = [e for e in extents if all(e[a.number] % fit.step(a) == 0 for a in s.axes)]
-    blocks = [BlockCase(phase, v, e) for e in extents for v in vectors or [-1]]
+        shapes = [e for e in shapes if all(e[a.number] % fit.step(a) == 0 for a in s.axes)]
+    known = [0, *(1 << a.bit for a in s.axes if a.bit >= 0)]
+    blocks = [BlockCase(phase, i, v, e, s.stage) for e in shapes for v in vectors or [-1] for i in known]
     start = c.integer(0, max(0, len(blocks) // MAX_BLOCKS))
     return LoopCase(s, tuple(blocks[start :: max(1, len(blocks) // MAX_BLOCKS)]))
 
@@ -120,6 +152,8 @@ def _options(a: LoopAxis, s: Space) -> list[int]:
     """Extents that a block of the axis may have: its factors, and those of the pieces it is cut into."""
     places = [] if a.reduces else cuts(a.extent, s.lanes, a.contiguous)
     pieces = {x for q in places for x in (q, a.extent - q)}
+    if a.bit >= 0:
+        pieces |= {x for f in borders(a, coarse=False) for x in (f, a.extent - f, a.extent - 2 * f)}
     return sorted({f for n in (a.extent, *pieces) for f in divisors(n)})
 
 
@@ -152,12 +186,9 @@ def _test(rule: LoopRule, case: LoopCase) -> int:
 
 def step(rule: LoopRule, case: LoopCase) -> dict[BlockCase, list[Made]]:
     """What one application of the rule equates each block with."""
-    rank = len(case.space.axes)
+    rank = case.space.rank
     engine = Engine()
-    lets = [
-        f"(let $b{k} (Block {b.phase} {b.vector} {' '.join(map(str, b.extents))}))"
-        for k, b in enumerate(case.blocks)
-    ]
+    lets = [f"(let $b{k} {b.term(rank)})" for k, b in enumerate(case.blocks)]
     try:
         engine.run("\n".join([declarations(rank), rule.render(case.space).text, facts(case.space), *lets]))
         engine.run(f"(run-schedule (run {rule.name}))")
@@ -179,6 +210,10 @@ class Made:
 
     def __str__(self) -> str:
         n, inner = self.nest, ", ".join(f"[{','.join(map(str, b.extents))}]" for b in self.children)
+        if isinstance(n, Seq):
+            return f"Seq(stages {', '.join(str(s.number) for s in stages(n))}, Blocks {inner})"
+        if isinstance(n, Stage):
+            return f"Stage({n.number}, Block{inner})"
         if isinstance(n, Vec):
             return f"Vec(axis {n.axis}, {n.lanes} lanes)"
         if isinstance(n, Intrin):
@@ -193,7 +228,7 @@ class Made:
 
     def fault(self, s: Space, block: BlockCase) -> str:
         """What is wrong with it as a way to fill the block; empty if nothing is."""
-        return _coverage(self.nest, block) or _progress(self.children, block) or _promises(self, s, block)
+        return _coverage(self.nest, s, block) or _progress(self.children, block) or _promises(self, s, block)
 
 
 class _Reader:
@@ -203,9 +238,11 @@ class _Reader:
         self._egraph = engine.egraph
         self._tables = {name: f.rows for name, f in engine.egraph.freeze().functions.items()}
         self._blocks: dict[Any, list[BlockCase]] = {}
+        ranks = {v.stage: len(v.axes) for v in space.views}
         for row in self._tables["Block"]:
-            phase, vector, *extents = self._ints(row.inputs)
-            self._blocks.setdefault(row.output, []).append(BlockCase(phase, vector, tuple(extents)))
+            stage, phase, inside, vector, *extents = self._ints(row.inputs)
+            found = BlockCase(phase, inside, vector, tuple(extents[: ranks[stage]]), stage)
+            self._blocks.setdefault(row.output, []).append(found)
         self._fits = space.fits
 
     def _ints(self, values: Any) -> list[int]:
@@ -224,11 +261,19 @@ class _Reader:
         for name, row in rows:
             numbers = self._ints(row.inputs[: NUMBERS[name]])
             if name == "Intrin":
-                fit = self._fits[numbers[0]]
-                yield Made(Intrin(fit.name, fit.axes, (numbers[1], *fit.sizes[1:])), ())
+                fit = self._fits[numbers[2]]
+                yield Made(Intrin(fit.name, fit.axes, (numbers[3], *fit.sizes[1:])), ())
                 continue
-            for children in product(*(self._blocks[v] for v in row.inputs[NUMBERS[name] :])):
-                yield Made(_nest(name, numbers, [plain(b.extents) for b in children]), tuple(children))
+            for parts in product(*(list(self._fillings(v)) for v in row.inputs[NUMBERS[name] :])):
+                yield Made(_nest(name, numbers, [n for n, _ in parts]), tuple(b for _, bs in parts for b in bs))
+
+    def _fillings(self, owner: Any) -> Iterator[tuple[Nest, tuple[BlockCase, ...]]]:
+        """A block filled with plain loops; of what is no block (a stage, stages in order), what it is made of."""
+        for b in self._blocks.get(owner, ()):
+            yield plain(b.extents), (b,)
+        if owner not in self._blocks:
+            for made in self._nests(owner):
+                yield made.nest, made.children
 
 
 def _nest(name: str, n: list[int], inner: list[Nest]) -> Nest:
@@ -236,7 +281,9 @@ def _nest(name: str, n: list[int], inner: list[Nest]) -> Nest:
         "For": lambda: For(n[0], n[1], KINDS[n[2]], inner[0]),
         "Cat": lambda: Cat(n[0], n[1], inner[0], inner[1]),
         "Tile": lambda: Tile(n[0], inner[0]),
-        "Vec": lambda: Vec(n[0], n[1]),
+        "Vec": lambda: Vec(n[2], n[3]),
+        "Seq": lambda: Seq(inner[0], inner[1]),
+        "Stage": lambda: Stage(n[0], inner[0]),
     }
     return build[name]()
 
@@ -252,9 +299,30 @@ def plain(extents: tuple[int, ...]) -> Nest:
 # --- what can be wrong -------------------------------------------------------------------------------
 
 
-def _coverage(nest: Nest, block: BlockCase) -> str:
-    visits = Counter(points(nest, len(block.extents)))
-    wanted = set(product(*(range(e) for e in block.extents)))
+def _coverage(nest: Nest, s: Space, block: BlockCase) -> str:
+    if stages(nest):
+        return _stages_coverage(nest, s, block)
+    return _exact(Counter(points(nest, len(block.extents))), block.extents)
+
+
+def _stages_coverage(nest: Nest, s: Space, block: BlockCase) -> str:
+    """Each stage visits its points over the block once, and after the stages before it."""
+    visited = list(visits(nest, [len(v.axes) for v in s.parts], len(s.axes)))
+    order = tuple(dict.fromkeys(n for n, _ in visited))
+    if [n for n, _ in visited] != sorted((n for n, _ in visited), key=order.index):
+        return "returns to a stage after another one has begun"
+    if order not in [q for q, _ in s.sequences]:
+        return f"runs stages {order}, which the kernel does not allow"
+    for n in order:
+        own = tuple(a.extent for a in s.parts[n].axes[len(s.axes) :])
+        fault = _exact(Counter(p for m, p in visited if m == n), block.extents + own)
+        if fault:
+            return f"stage {n} {fault}"
+    return ""
+
+
+def _exact(visits: Counter[tuple[int, ...]], extents: tuple[int, ...]) -> str:
+    wanted = set(product(*(range(e) for e in extents)))
     for p in sorted(wanted | set(visits)):
         if p not in wanted:
             return f"visits {list(p)}, which is outside the block"
@@ -265,6 +333,8 @@ def _coverage(nest: Nest, block: BlockCase) -> str:
 
 def _progress(children: tuple[BlockCase, ...], block: BlockCase) -> str:
     for child in children:
+        if child.stage != block.stage:  # from all stages to one there is no way back
+            continue
         smaller = child.extents != block.extents and all(
             x <= y for x, y in zip(child.extents, block.extents, strict=True)
         )
@@ -277,8 +347,16 @@ def _progress(children: tuple[BlockCase, ...], block: BlockCase) -> str:
 
 def _promises(made: Made, s: Space, block: BlockCase) -> str:
     n, spatial = made.nest, {a.number for a in s.spatial}
+    for number, child in enumerate(made.children):
+        for a in s.axes:
+            if a.bit >= 0 and (end := _unjustified(n, number, child.inside & ~block.inside, a)):
+                return f"claims that a block keeps clear of the {end} end of axis {a.number}, which it may touch"
     if not made.is_nest:
         return ""
+    if isinstance(n, Seq):
+        order = tuple(x.number for x in stages(n))
+        need = _size(block.extents) * dict(s.sequences)[order]
+        return f"needs {need} bytes of scratch of {s.scratch}" if need > s.scratch else ""
     if isinstance(n, For) and n.kind == PARALLEL and n.axis not in spatial:
         return f"runs axis {n.axis} in parallel, which reduces: its results would race"
     if isinstance(n, (Tile, Vec)):
@@ -293,6 +371,17 @@ def _promises(made: Made, s: Space, block: BlockCase) -> str:
     if isinstance(n, Tile):
         need = registers_of(s, block.extents, n.vector)
         return f"needs {need} registers of {s.registers}" if need > s.registers else ""
+    return ""
+
+
+def _unjustified(n: Nest, number: int, gained: int, a: LoopAxis) -> str:
+    """Which end of an axis child `number` of a nest claims to keep clear of without a reason."""
+    cut = n if isinstance(n, Cat) and n.axis == a.number else None
+    if gained >> a.bit & 1 and not (cut and number == 1 and cut.at >= a.below):
+        return "lower"
+    rank = a.number + 1
+    if gained >> a.bit + 1 & 1 and not (cut and number == 0 and extents(cut.second, rank)[a.number] >= a.above):
+        return "upper"
     return ""
 
 

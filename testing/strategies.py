@@ -14,7 +14,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from ..ir.graph import Graph
-from ..ir.loops import LoopKernel
+from ..ir.loops import Lowered
 from ..ir.nest import Nest
 from ..ir.operator import Chooser, Operator, Reject, operator
 from ..ir.target import Target
@@ -65,7 +65,7 @@ def inputs_of(graph: Graph) -> st.SearchStrategy[tuple[np.ndarray, ...]]:
     return st.tuples(*(tensors(t) for t in graph.input_types))
 
 
-def kernels() -> st.SearchStrategy[LoopKernel]:
+def kernels() -> st.SearchStrategy[Lowered]:
     """Loop kernels: prologues, a contraction, reduction or map, epilogues; extents odd and prime too."""
     return trees().map(lambda t: lowered(t)).filter(lambda k: k is not None)  # type: ignore[arg-type, return-value]
 
@@ -82,7 +82,7 @@ def trees() -> st.SearchStrategy[Tree]:
     return drawn_by(draw)
 
 
-def schedules(kernel: LoopKernel, target: Target | None = None, threads: int = 1) -> st.SearchStrategy[Nest]:
+def schedules(kernel: Lowered, target: Target | None = None, threads: int = 1) -> st.SearchStrategy[Nest]:
     """Nests drawn uniformly from all that the kernel's Block e-graph holds, for this machine or `target`."""
     egraph = schedule_space(kernel, target, threads)
     if not egraph.programs[egraph.root]:
@@ -96,7 +96,7 @@ def schedules(kernel: LoopKernel, target: Target | None = None, threads: int = 1
     return st.integers(0, 2**32 - 1).map(sample)
 
 
-def schedule_space(kernel: LoopKernel, target: Target | None = None, threads: int = 1) -> LoopEGraph:
+def schedule_space(kernel: Lowered, target: Target | None = None, threads: int = 1) -> LoopEGraph:
     """The Block e-graph that `schedules` samples; the last ones are kept."""
     from ..ir.target import host
 
@@ -104,5 +104,5 @@ def schedule_space(kernel: LoopKernel, target: Target | None = None, threads: in
 
 
 @lru_cache(maxsize=64)
-def _space(kernel: LoopKernel, target: Target, threads: int) -> LoopEGraph:
+def _space(kernel: Lowered, target: Target, threads: int) -> LoopEGraph:
     return build(kernel, target, threads)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -13,8 +14,8 @@ from ..ir.attrs import Attrs
 from ..ir.expr import Read, Reduce, Scalar, TensorExpr, rebuild
 from ..ir.graph import GraphBuilder
 from ..ir.index import Axis, Index
-from ..ir.loops import ACCUMULATOR, LoopKernel
-from ..ir.nest import Nest, points
+from ..ir.loops import ACCUMULATOR, LoopKernel, Lowered, StagedKernel
+from ..ir.nest import Nest, points, visits
 from ..ir.operator import operator
 from ..ir.reference import evaluate, evaluate_expr
 from ..ir.scalars import COMBINERS, SCALARS, neutral
@@ -130,8 +131,10 @@ def says_something(value: np.ndarray) -> bool:
 # --- kernels and nests -------------------------------------------------------------------------------
 
 
-def evaluate_kernel(kernel: LoopKernel, arrays: Sequence[np.ndarray]) -> np.ndarray:
+def evaluate_kernel(kernel: Lowered, arrays: Sequence[np.ndarray]) -> np.ndarray:
     """What a loop kernel writes, whatever the order of its loops: a flat array, floats in float64."""
+    if isinstance(kernel, StagedKernel):
+        return _in_stages(kernel, kernel.sequences[0], arrays, evaluate_kernel)
     inline = kernel.epilogue
     if kernel.update is not None:
         total: Scalar = kernel.update
@@ -141,10 +144,38 @@ def evaluate_kernel(kernel: LoopKernel, arrays: Sequence[np.ndarray]) -> np.ndar
     return _written(kernel, _over(kernel, kernel.spatial, inline, arrays))
 
 
-def evaluate_nest(kernel: LoopKernel, nest: Nest, arrays: Sequence[np.ndarray]) -> np.ndarray:
+def evaluate_nest(kernel: Lowered, nest: Nest, arrays: Sequence[np.ndarray]) -> np.ndarray:
     """What the kernel writes if its points are visited by `nest`, one by one and in that order."""
+    if not isinstance(kernel, StagedKernel):
+        return _visited(kernel, list(points(nest, len(kernel.axes))), arrays)
+    seen: dict[int, list[tuple[int, ...]]] = {}
+    for n, p in visits(nest, [len(k.axes) for k in kernel.stages], len(kernel.shared)):
+        seen.setdefault(n, []).append(p)
+    return _in_stages(kernel, tuple(seen), arrays, lambda k, a: _visited(k, seen[kernel.stages.index(k)], a))
+
+
+def _in_stages(
+    kernel: StagedKernel,
+    sequence: Sequence[int],
+    arrays: Sequence[np.ndarray],
+    evaluated: Callable[[LoopKernel, Sequence[np.ndarray]], np.ndarray],
+) -> np.ndarray:
+    """Each stage after the other over the whole of the shared axes."""
+    buffers = [np.reshape(a, -1) for a in arrays]
+    buffers += [np.full(k.out_type.size, np.nan) for k in kernel.stages]
+    for n in sequence:
+        buffers[len(kernel.inputs) + n] = evaluated(kernel.stages[n], buffers)
+    result = buffers[len(kernel.inputs) + sequence[-1]]
+    if kernel.fill is None:
+        return result
+    written = kernel.stages[sequence[-1]]
+    where = _written(replace(written, fill=None), np.ones([a.extent for a in written.spatial]))
+    return np.where(np.isnan(where), kernel.fill.value, result)
+
+
+def _visited(kernel: LoopKernel, visited: Sequence[tuple[int, ...]], arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """The kernel's updates at these points, in this order, and then its epilogue."""
     rank = len(kernel.axes)
-    visited = list(points(nest, rank))
     where = tuple(np.array([p[a] for p in visited], np.int64) for a in range(rank))
     results = where[: len(kernel.spatial)]
     shape = tuple(a.extent for a in kernel.spatial)

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nestegg import load_rules
+from nestegg.ir.loops import StagedKernel
 from nestegg.ir.nest import extents
 from nestegg.ir.operator import OPERATORS, Reject, operator
 from nestegg.ir.reference import evaluate
@@ -99,8 +100,9 @@ def test_kernels_have_all_sorts_of_extents():
     @given(kernels())
     @settings(max_examples=200, database=None)
     def collect(kernel):
-        seen.update(kernel.extents)
-        kinds.add(kernel.kind)
+        for stage in kernel.stages if isinstance(kernel, StagedKernel) else (kernel,):
+            seen.update(stage.extents)
+            kinds.add(stage.kind)
 
     collect()
     assert {2, 3, 5, 7, 13, 17} <= seen

@@ -15,8 +15,8 @@ from nestegg.codegen.kernel_code import KernelCode
 from nestegg.codegen.program import aligned_bytes
 from nestegg.ir.attrs import Attrs
 from nestegg.ir.compose import compose
-from nestegg.ir.loops import LoopKernel, lower
-from nestegg.ir.nest import Nest, text
+from nestegg.ir.loops import LoopKernel, Lowered, described, lower
+from nestegg.ir.nest import Nest
 from nestegg.ir.operator import operator
 from nestegg.ir.target import host
 from nestegg.ir.types import DTYPES, TensorType
@@ -25,7 +25,7 @@ from nestegg.rewrite.saturate import Limits
 from nestegg.testing import evaluate_kernel, kernels, schedules
 
 
-def run(kernel: LoopKernel, nest: Nest, inputs: list[np.ndarray]) -> np.ndarray:
+def run(kernel: Lowered, nest: Nest, inputs: list[np.ndarray]) -> np.ndarray:
     """The kernel compiled with this nest, on these flat inputs."""
     module = ir.Module()
     code = KernelCode(module, "kernel", kernel, nest, host().lanes())
@@ -37,7 +37,7 @@ def run(kernel: LoopKernel, nest: Nest, inputs: list[np.ndarray]) -> np.ndarray:
     return out[: kernel.out_type.size].copy()
 
 
-def random_inputs(kernel: LoopKernel, seed: int) -> list[np.ndarray]:
+def random_inputs(kernel: Lowered, seed: int) -> list[np.ndarray]:
     rng = np.random.default_rng(seed)
 
     def draw(t: TensorType) -> np.ndarray:
@@ -47,12 +47,12 @@ def random_inputs(kernel: LoopKernel, seed: int) -> list[np.ndarray]:
     return [draw(t) for t in kernel.inputs]
 
 
-def check(kernel: LoopKernel, nest: Nest, seed: int = 0) -> None:
+def check(kernel: Lowered, nest: Nest, seed: int = 0) -> None:
     inputs = random_inputs(kernel, seed)
     want = evaluate_kernel(kernel, inputs)
     got = run(kernel, nest, inputs)
     scale = max(np.abs(np.asarray(want, np.float64)).max(initial=0), 1e-6)
-    shown = text(nest, [a.name for a in kernel.axes])
+    shown = described(kernel, nest)
     np.testing.assert_allclose(got.astype(np.float64), want, rtol=1e-4, atol=1e-5 * scale, err_msg=f"{kernel}\n{shown}")
 
 

@@ -131,9 +131,9 @@ def test_time_limit_at_size(back: float) -> None:
     egraph = stress(1, 8000, 33000, back, 60)
     if back:
         assert np.bincount(egraph.scc).max() > 5000
-    begun = time.perf_counter()
+    begun = time.process_time()  # of this process: other processes on the machine do not count
     result = extract(egraph, time_limit=3)
-    assert time.perf_counter() - begun < 3 + 1.5
+    assert time.process_time() - begun < 3 + 1.5
     assert validate(egraph, result.choice)
     assert result.bound <= result.cost and 0 <= result.gap <= 1
     assert result.cost <= min(dag_cost(egraph, tree_choice(egraph)), dag_cost(egraph, greedy_choice(egraph)))

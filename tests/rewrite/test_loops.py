@@ -11,8 +11,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from nestegg.ir.attrs import Attrs
-from nestegg.ir.loops import LoopKernel, lower
-from nestegg.ir.nest import Cat, For, Nest, Tile, Vec, extents, points, text
+from nestegg.ir.loops import LoopKernel, described, lower
+from nestegg.ir.nest import Cat, For, Nest, Tile, Vec, extents, points
 from nestegg.ir.operator import operator
 from nestegg.ir.target import TARGETS
 from nestegg.ir.types import TensorType
@@ -64,6 +64,7 @@ def test_lowering_keeps_the_meaning(tree, data):
 @given(trees())
 def test_axes_of_a_kernel(tree):
     kernel = lower(tree.kernel.expr)
+    assume(isinstance(kernel, LoopKernel))
     assert all(a.extent > 1 for a in kernel.axes)
     assert len(set(kernel.axes)) == len(kernel.axes)
     written = {p: kernel.out.evaluate(dict(zip(kernel.spatial, p, strict=True)))
@@ -80,15 +81,14 @@ def test_every_schedule_computes_the_kernel(tree, data, threads):
     args, want = values(tree, data)
     for _ in range(2):
         nest = data.draw(schedules(kernel, SMALL, threads))
-        assert first_difference(want, evaluate_nest(kernel, nest, args)) is None, text(
-            nest, [a.name for a in kernel.axes]
-        )
+        assert first_difference(want, evaluate_nest(kernel, nest, args)) is None, described(kernel, nest)
 
 
 @settings(max_examples=60)
 @given(trees(), st.data())
 def test_schedules_are_exact_covers(tree, data):
     kernel = lower(tree.kernel.expr)
+    assume(isinstance(kernel, LoopKernel))
     assume(kernel.points <= 4000)
     nest = data.draw(schedules(kernel, SMALL))
     assert extents(nest, len(kernel.axes)) == kernel.extents
@@ -135,6 +135,7 @@ def loops(nest: Nest) -> list[For]:
 @given(trees(), st.data())
 def test_schedules_fit_the_machine(tree, data):
     kernel = lower(tree.kernel.expr)
+    assume(isinstance(kernel, LoopKernel))
     space = schedule_space(kernel, SMALL, 2).space
     nest = data.draw(schedules(kernel, SMALL, 2))
     assert all(v.lanes <= space.lanes for v in leaves(nest))

@@ -166,8 +166,8 @@ def test_a_loop_rule_has_one_instance_an_axis():
 
     assert (peel.kind, peel.level, peel.condition) == ("tiling", "loop", "serial phase, any axis")
     first, second = peel.instances(SPACE)
-    made = "(union b (For 0 t 1 (Block 1 v f e1)))"
-    assert first == f"(rule ((= b (Block 1 v e0 e1)) (div e0 f t)) ({made}) :ruleset peel)"
+    made = "(union b (For 0 t 1 (Block stage 1 i v f e1)))"
+    assert first == f"(rule ((= b (Block stage 1 i v e0 e1)) (div e0 f t)) ({made}) :ruleset peel)"
     assert "(div e1 f t)" in second
 
 
