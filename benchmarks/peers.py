@@ -232,7 +232,8 @@ def numpy(case: Case, threads: int) -> list[Contestant | Timing]:
 
 
 def onnxruntime(case: Case, threads: int) -> list[Contestant | Timing]:
-    return [attempt("onnxruntime", f.variant, lambda f=f: _onnxruntime(f, threads)) for f in case.onnx if f.precision == "f32"]
+    forms = [f for f in case.onnx if f.precision == "f32"]
+    return [attempt("onnxruntime", f.variant, lambda f=f: _onnxruntime(f, threads)) for f in forms]
 
 
 def _session_options(threads: int) -> Any:
@@ -323,11 +324,11 @@ def _openvino(form: OnnxForm, threads: int) -> Contestant:
     compiled = core.compile_model(
         core.read_model(io.BytesIO(form.model().SerializeToString())), "CPU", settings
     )
-    request = compiled.create_infer_request()
+    request, result = compiled.create_infer_request(), compiled.output(0)
     inputs = [page_aligned(a) for a in form.inputs]
     for k, a in enumerate(inputs):
         request.set_input_tensor(k, ov.Tensor(a, shared_memory=True))
-    out = page_aligned(np.zeros(tuple(compiled.output(0).shape), compiled.output(0).element_type.to_dtype()))
+    out = page_aligned(np.zeros(tuple(result.shape), result.element_type.to_dtype()))
     request.set_output_tensor(0, ov.Tensor(out, shared_memory=True))
 
     def call() -> None:

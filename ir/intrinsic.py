@@ -54,7 +54,10 @@ class Intrinsic:
     @cached_property
     def kernel(self) -> LoopKernel:
         """The expression as a loop computation: what `matches` compares with."""
-        return lower(self.expr)
+        lowered = lower(self.expr)
+        if not isinstance(lowered, LoopKernel):
+            raise TypeRuleError(f"intrinsic {self.name}: is more than one reduction, declared {self.expr}")
+        return lowered
 
     @property
     def lanes(self) -> int:

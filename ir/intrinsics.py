@@ -102,7 +102,8 @@ _DPBUSD, _DPBF16 = "llvm.x86.avx512.vpdpbusd", "llvm.x86.avx512bf16.dpbf16ps"
 _x86("vpdpbusd_512", "avx512vnni", dot_lanes(16, 4, "u8", "i8", "i32"), call(f"{_DPBUSD}.512"))
 _x86("vpdpbusd_256", "avxvnni", dot_lanes(8, 4, "u8", "i8", "i32"), call(f"{_DPBUSD}.256"))
 # `repeat` as measured on a Zen 4: a tile of 16 rows and one vector runs at 72 % of the peak, of 8 rows and two at 99 %.
-_x86("vdpbf16ps_512", "avx512bf16", dot_lanes(16, 2, "bf16", "bf16", "f32"), call(f"{_DPBF16}.512", "bfloat"), 1.0, 1.35)
+_BF16 = dot_lanes(16, 2, "bf16", "bf16", "f32")
+_x86("vdpbf16ps_512", "avx512bf16", _BF16, call(f"{_DPBF16}.512", "bfloat"), repeat=1.35)
 for _lanes, _feature in ((16, "avx512bw"), (8, "avx2")):
     _x86(f"vpmaddwd_{32 * _lanes}", _feature, dot_lanes(_lanes, 2, "i16", "i16", "i32"), words, rate=0.5)
     _x86(f"vpmaddwd_u8_{32 * _lanes}", _feature, dot_lanes(_lanes, 2, "u8", "i8", "i32"), widened("zext", "sext"), 0.4)

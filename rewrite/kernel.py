@@ -59,7 +59,8 @@ def prologue_unpack(consumer: Kernel, i: int, producer: Kernel) -> bool:
 
     Not by a conversion, which is a constant itself: whoever reads that reads through it first.
     """
-    return producer.op == "unpack" and consumer.operators > 0 and consumer.op != "cast" and _inlines(consumer, i, producer)
+    reads = consumer.operators > 0 and consumer.op != "cast"
+    return reads and producer.op == "unpack" and _inlines(consumer, i, producer)
 
 
 def prologue_movement(consumer: Kernel, i: int, producer: Kernel) -> bool:

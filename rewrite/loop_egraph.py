@@ -43,7 +43,8 @@ class LoopEGraph:
     one column an axis of its stage), `inside` (`Block.inside` of the vector operations below: the ends of padded axes
     that they keep clear of), `stage` (ALL where all stages are to come), `level` (children have lower ones).
     Per e-node: `owner` (its class), `op` (FOR, CAT, TILE, VEC, SEQ, STAGE, INTRIN), `axis` (of an INTRIN: its number in
-    the `fits` of its stage), `count` (trips, cut or lanes),    `kind` (number in `nest.KINDS`; of a leaf or a STAGE, the stage's), `child`, `other` (classes; -1 where there is
+    the `fits` of its stage), `count` (trips, cut or lanes), `kind` (number in `nest.KINDS`; of a leaf or a STAGE, the
+    stage's), `child`, `other` (classes; -1 where there is
     none). E-nodes are sorted by level of owner.
     """
 

@@ -118,7 +118,8 @@ class LoopAxis:
 
 @dataclass(frozen=True)
 class Fit:
-    """An intrinsic that is the kernel's update: `number` in the space; `axes`, `sizes` as in `nest.Intrin`, lanes first."""
+    """An intrinsic that is the kernel's update: `number` in the space; `axes`, `sizes` as in `nest.Intrin`, the lanes
+    first."""
 
     number: int
     name: str

@@ -1,4 +1,4 @@
-"""The shipped rules of loop programs: tiling, order, tails, register tiles, vectorisation, intrinsics, unrolling, threads.
+"""The shipped rules of loop programs: tiling, order, tails, register tiles, vectors, intrinsics, unrolling, threads.
 
 There is no interchange rule: all orders and all multi-level tilings share the Block e-classes, because peeling any
 axis first is a rule for every axis.

@@ -32,9 +32,9 @@ class GraphRule:
     """A rewrite rule of graph programs.
 
     `when`: condition over types and attributes (None: always). `const`: tensor variables that must be known
-    at compile time; `varies`: that must not. `rewrites`: the left and right sides (several lefts must match together). `draw`:
-    optional sampler of instances for the property test, a function of a `Chooser` returning a partial
-    binding.
+    at compile time; `varies`: that must not. `rewrites`: the left and right sides (several lefts must match
+    together). `draw`: optional sampler of instances for the property test, a function of a `Chooser` returning
+    a partial binding.
     """
 
     name: str

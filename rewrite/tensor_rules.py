@@ -1,4 +1,4 @@
-"""Rules that lay the operands of matrix products out as an intrinsic's registers want them, derived from its declaration.
+"""Rules that lay matrices out as an intrinsic's registers want them, derived from the intrinsic's declaration.
 
 An intrinsic whose second register holds `depth` elements of the reduction for each lane wants its weights as
 [k/depth, n, depth] (in panels: [n/panel, k/depth, panel, depth]), so that a register is one load. Where k is no

@@ -29,7 +29,12 @@ from nestegg.rewrite.loop_egraph import build
 
 INT32 = ("u8", "i8", "i32", 4)
 #: Operands' types, accumulator and depth of the intrinsics, by what a test asks for.
-KINDS = {"u8_i8": INT32, "i8_i8": ("i8", "i8", "i32", 4), "u8_u8": ("u8", "u8", "i32", 4), "bf16": ("bf16", "bf16", "f32", 2)}
+KINDS = {
+    "u8_i8": INT32,
+    "i8_i8": ("i8", "i8", "i32", 4),
+    "u8_u8": ("u8", "u8", "i32", 4),
+    "bf16": ("bf16", "bf16", "f32", 2),
+}
 
 
 def product(m: int, k: int, n: int, left: str, right: str, acc: str, depth: int, panel: int = 0) -> LoopKernel:
