@@ -25,6 +25,7 @@ from .ir.compose import identity
 from .ir.errors import ImportFailure, NesteggError
 from .ir.graph import Graph
 from .ir.imported import ImportedProgram
+from .ir.intrinsic import Intrinsic
 from .ir.loops import lower
 from .ir.reference import apply_reference, evaluate, xla
 from .ir.target import Target, require_runnable
@@ -263,7 +264,7 @@ def compile_graph(imported: ImportedProgram, options: Options, progress: Progres
 
     progress("saturating the graph e-graph")
     mine = [r for r in extra if isinstance(r, GraphRule)]
-    egraph = build(imported.graph, [*mine, *graph_rules(lanes)], options.graph_limits)
+    egraph = build(imported.graph, [*mine, *graph_rules(lanes, _useful(machine, imported.graph))], options.graph_limits)
     lap("graph saturation")
     loops = [r for r in extra if isinstance(r, LoopRule)]
     search = KernelSearch(
@@ -278,6 +279,12 @@ def compile_graph(imported: ImportedProgram, options: Options, progress: Progres
     compiled = Compiled(imported, egraph, choice, program, search, seconds)
     compiled.threads_wanted = options.threads or 1
     return compiled
+
+
+def _useful(machine: Target, graph: Graph) -> list[Intrinsic]:
+    """The target's intrinsics on types that occur in the graph: rules for others could not match."""
+    types = {n.type.dtype for n in graph.nodes}
+    return [i for i in machine.intrinsics if {t.dtype for t in i.expr.inputs} <= types]
 
 
 def _load(rules: Sequence[GraphRule | LoopRule | str | Path]) -> Sequence[Any]:

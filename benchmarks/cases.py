@@ -1,6 +1,8 @@
 """The suites' cases: each computation once as JAX, as ONNX, for NumPy, and as nestegg is given it.
 
 matmul      squares, the shapes of BERT, odd shapes; weights are constants
+int8        the same of bytes: u8 activations, s8 weights, int32 results
+bf16        the same of bfloat16 operands, float32 results
 conv        the 12 distinct convolutions of ResNet-18 (Chen et al., "TVM", OSDI 2018), bias and relu
 depthwise   the depthwise convolutions of MobileNet-v1 (Howard et al. 2017) with bias and relu
 memory      elementwise chains, softmax, layer norm, gelu, reductions, transpose, in and out of cache
@@ -57,15 +59,19 @@ def onnx_model(
     output: Sequence[int],
     nodes: Sequence[tuple[str, Sequence[str], str, dict[str, Any]]],
     constants: dict[str, np.ndarray] | None = None,
+    result: str = "float32",
 ) -> Any:
     """An ONNX model; a node is (operator, inputs, output, attributes); the result is called `y`."""
-    from onnx import TensorProto, helper, numpy_helper
+    from onnx import helper, numpy_helper
+
+    def typed(dtype: Any) -> int:
+        return helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
 
     graph = helper.make_graph(
         [helper.make_node(op, list(args), [out], **attrs) for op, args, out, attrs in nodes],
         "case",
-        [helper.make_tensor_value_info(n, TensorProto.FLOAT, a.shape) for n, a in inputs.items()],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, list(output))],
+        [helper.make_tensor_value_info(n, typed(a.dtype), a.shape) for n, a in inputs.items()],
+        [helper.make_tensor_value_info("y", typed(result), list(output))],
         [numpy_helper.from_array(a, n) for n, a in (constants or {}).items()],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
@@ -96,6 +102,59 @@ def matmul(m: int, k: int, n: int) -> Case:
         source=Source(lambda: fn, (x,)),
         onnx=(OnnxForm("", model, (x,)),),
         numpy=in_numpy,
+    )
+
+
+def int8(m: int, k: int, n: int) -> Case:
+    rng = np.random.default_rng(0)
+    x, w = rng.integers(0, 256, (m, k), np.uint8), rng.integers(-128, 128, (k, n), np.int8)
+
+    def fn(x: Any) -> Any:
+        return _accumulated(x, w, np.int32)
+
+    def model() -> Any:
+        return onnx_model({"x": x}, (m, n), [("MatMulInteger", ("x", "w"), "y", {})], {"w": w}, "int32")
+
+    return _narrow(m, k, n, x, fn, lambda: x.astype(np.float64) @ w.astype(np.float64), OnnxForm("", model, (x,)), 0.0)
+
+
+def bf16(m: int, k: int, n: int) -> Case:
+    import ml_dtypes
+
+    x, w = (a.astype(ml_dtypes.bfloat16) for a in (random(m, k), random(k, n, seed=1)))
+    wide = x.astype(np.float32), w.astype(np.float32)
+
+    def fn(x: Any) -> Any:
+        return _accumulated(x, w, np.float32)
+
+    def model() -> Any:  # float32, which openvino converts: it takes no bfloat16
+        return onnx_model({"x": wide[0]}, (m, n), [("MatMul", ("x", "w"), "y", {})], {"w": wide[1]})
+
+    form = OnnxForm("bf16", model, (wide[0],), precision="bf16")
+    return _narrow(m, k, n, x, fn, lambda: wide[0].astype(np.float64) @ wide[1].astype(np.float64), form, 1e-2)
+
+
+def _accumulated(x: Any, w: np.ndarray, dtype: Any) -> Any:
+    import jax
+    import jax.numpy as jnp
+
+    return jax.lax.dot_general(x, jnp.asarray(w), (((1,), (0,)), ((), ())), preferred_element_type=dtype)
+
+
+def _narrow(
+    m: int, k: int, n: int, x: np.ndarray, fn: Any, exact: Callable[[], np.ndarray], onnx: OnnxForm, tolerance: float
+) -> Case:
+    """A matmul of operands narrower than its float32 or int32 result."""
+    return Case(
+        name=str(m) if m == k == n else f"{m}x{k}x{n}",
+        flops=2.0 * m * k * n,
+        read=float(x.itemsize * (m * k + k * n)),
+        written=4.0 * m * n,
+        forms=(Form("", fn, (x,)),),
+        source=Source(lambda: fn, (x,)),
+        onnx=(onnx,),
+        tolerance=tolerance,
+        exact=exact,
     )
 
 

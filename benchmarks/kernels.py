@@ -1,6 +1,7 @@
 """Single kernels against their peers and against this machine's limits, all in one run.
 
     python benchmarks/kernels.py matmul [--sizes 256,512,1024 | 100x300x200,...] [--threads 1] [--json]
+    python benchmarks/kernels.py int8 | bf16 [--sizes 256,512]
     python benchmarks/kernels.py conv | depthwise | memory [--only C2,C9]
 
 `ratio` is the best peer's time over nestegg's (above 1: nestegg is faster). `% limit` is against the greater
@@ -51,16 +52,36 @@ def matmul(
 ) -> None:  # fmt: skip
     """f32 matmul with constant weights: squares from 64 to 2048, BERT's shapes, odd shapes."""
     suite = Suite("matmul", threads, rounds, gap_us, peers, only)
+    suite.run(lambda: _products("matmul", sizes), as_json, as_markdown, plot)
 
-    def build() -> list[Callable[[], Case]]:
-        import cases
 
-        shapes = [_shape(s) for s in sizes.split(",")] if sizes else [
-            *((n, n, n) for n in cases.SQUARES), *cases.BERT, *cases.ODD
-        ]  # fmt: skip
-        return [lambda s=s: cases.matmul(*s) for s in shapes]
+@app.command()
+def int8(
+    sizes: Sizes = "", threads: Threads = 1, rounds: Rounds = 15, gap_us: Gap = 0, peers: Peers = ALL,
+    only: Only = "", as_json: Json = False, as_markdown: Markdown = False, plot: Png = None,
+) -> None:  # fmt: skip
+    """u8 x s8 matmul to int32 with constant weights: the shapes of `matmul`, against the int8 peak."""
+    suite = Suite("int8", threads, rounds, gap_us, peers, only, peak="int8")
+    suite.run(lambda: _products("int8", sizes), as_json, as_markdown, plot)
 
-    suite.run(build, as_json, as_markdown, plot)
+
+@app.command()
+def bf16(
+    sizes: Sizes = "", threads: Threads = 1, rounds: Rounds = 15, gap_us: Gap = 0, peers: Peers = ALL,
+    only: Only = "", as_json: Json = False, as_markdown: Markdown = False, plot: Png = None,
+) -> None:  # fmt: skip
+    """bfloat16 matmul to float32 with constant weights: the shapes of `matmul`, against the bf16 peak."""
+    suite = Suite("bf16", threads, rounds, gap_us, peers, only, peak="bf16")
+    suite.run(lambda: _products("bf16", sizes), as_json, as_markdown, plot)
+
+
+def _products(case: str, sizes: str) -> list[Callable[[], Case]]:
+    import cases
+
+    shapes = [_shape(s) for s in sizes.split(",")] if sizes else [
+        *((n, n, n) for n in cases.SQUARES), *cases.BERT, *cases.ODD
+    ]  # fmt: skip
+    return [lambda s=s: getattr(cases, case)(*s) for s in shapes]
 
 
 @app.command()
@@ -124,8 +145,10 @@ def _shape(text: str) -> tuple[int, int, int]:
 class Suite:
     """One run: pins the process, measures limits, runs the cases, reports."""
 
-    def __init__(self, name: str, threads: int, rounds: int, gap_us: float, peers: str, only: str) -> None:
-        self.name, self.rounds, self.gap_us = name, rounds, gap_us
+    def __init__(
+        self, name: str, threads: int, rounds: int, gap_us: float, peers: str, only: str, peak: str = "f32"
+    ) -> None:
+        self.name, self.rounds, self.gap_us, self.kind = name, rounds, gap_us, peak
         self.pinned: Pinned = pin(threads)
         import harness
         import peers as makers
@@ -150,7 +173,9 @@ class Suite:
         import limits as limits_of
 
         self.limits: Limits = limits_of.measure(self.pinned)
-        self.peak = self.limits.flops
+        if self.kind not in self.limits.peaks:
+            raise typer.BadParameter(f"this machine has no {self.kind} instruction whose peak is known")
+        self.peak = self.limits.peaks[self.kind] * 1e9
         timed = []
         for make in build():
             case = make()
@@ -172,7 +197,7 @@ class Suite:
 
         progress = _progress(case.name)
         made = makers.contestants(case, ["nestegg", *self.peers], self.pinned.threads)
-        made.append(_peak_contestant())
+        made.append(_peak_contestant(self.kind))
         timings = self.h.run(made, case.reference, self.plan, case.tolerance, progress)
         progress("")
         best = next(t.best for t in timings if t.column == PEAK)
@@ -298,10 +323,8 @@ class Suite:
         )
         notes = [
             f"`{report['command']}`",
-            f"{report['machine']} at {report['clock_ghz']:.2f} GHz; multiply-add peak f32 "
-            + ", ".join(
-                f"{v:.0f} {k}" if k != "f32" else f"{v:.0f} GFLOP/s" for k, v in report["peaks"].items()
-            ),
+            f"{report['machine']} at {report['clock_ghz']:.2f} GHz; multiply-add peaks in G/s: "
+            + ", ".join(f"{k} {v:.0f}" for k, v in report["peaks"].items()),
             f"bandwidth GB/s: {bandwidth}",
             f"OpenBLAS kernels: {report['openblas']}; "
             + ", ".join(f"{k} {v}" for k, v in report["versions"].items()),
@@ -345,13 +368,13 @@ PEAK_ROUNDS = 4096
 PEAK_OPERATIONS = 0.0
 
 
-def _peak_contestant() -> Any:
+def _peak_contestant(kind: str) -> Any:
     """The multiply-add kernel on one core as a contestant: the best it reaches in the run is the peak."""
     global PEAK_OPERATIONS
     from harness import Contestant
     from limits import ACCUMULATORS, aligned, peak_kernels
 
-    operations, run = peak_kernels()["f32"]
+    operations, run = peak_kernels()[kind]
     PEAK_OPERATIONS = operations * PEAK_ROUNDS
     buffer = aligned(ACCUMULATORS * 64)
 

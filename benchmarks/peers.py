@@ -5,7 +5,7 @@ nestegg        `run`: `compiled.executable.run` on aligned arrays; `call`: the P
 jax            `jax.jit` on device arrays, weights as constants and as arguments, in every layout of the case
 numpy          functions with `out=`, where NumPy has them
 onnxruntime    a session with I/O bound to the arrays; for convolutions also between its own blocked layouts
-openvino       float32 precision, one stream, tensors shared with the arrays
+openvino       float32 precision (bf16: bfloat16), one stream, tensors shared with the arrays
 """
 
 from __future__ import annotations
@@ -43,13 +43,15 @@ class Form:
 
 @dataclass(frozen=True)
 class OnnxForm:
-    """One ONNX formulation. `blocked`: let onnxruntime keep its blocked layout at input and output."""
+    """One ONNX formulation. `blocked`: let onnxruntime keep its blocked layout at input and output. `precision`: what
+    openvino may compute in; onnxruntime computes as the model says and leaves the others out."""
 
     variant: str
     model: Callable[[], Any]
     inputs: tuple[np.ndarray, ...]
     restore: Restore = same
     blocked: bool = False
+    precision: str = "f32"
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ def nestegg(case: Case, threads: int) -> list[Contestant | Timing]:
     columns = (("nestegg", "run"), ("nestegg call", ""), ("nestegg kernel", ""))
     try:
         import nestegg
+        from nestegg.ir.types import DTYPES
 
         program = case.source.program()
         begun = time.perf_counter()
@@ -118,7 +121,7 @@ def nestegg(case: Case, threads: int) -> list[Contestant | Timing]:
     inputs = [page_aligned(a) for a in case.source.inputs]
 
     def outputs() -> list[np.ndarray]:
-        return [page_aligned(np.zeros(t.shape, np.float32)) for t in compiled.graph.output_types]
+        return [page_aligned(np.zeros(t.shape, DTYPES[t.dtype].numpy)) for t in compiled.graph.output_types]
 
     def run() -> Contestant:
         execute, out = compiled.executable.run, outputs()
@@ -229,7 +232,8 @@ def numpy(case: Case, threads: int) -> list[Contestant | Timing]:
 
 
 def onnxruntime(case: Case, threads: int) -> list[Contestant | Timing]:
-    return [attempt("onnxruntime", f.variant, lambda f=f: _onnxruntime(f, threads)) for f in case.onnx]
+    forms = [f for f in case.onnx if f.precision == "f32"]
+    return [attempt("onnxruntime", f.variant, lambda f=f: _onnxruntime(f, threads)) for f in forms]
 
 
 def _session_options(threads: int) -> Any:
@@ -312,7 +316,7 @@ def _openvino(form: OnnxForm, threads: int) -> Contestant:
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": 1,
         "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_PRECISION_HINT": form.precision,
         "ENABLE_CPU_PINNING": False,
     }
     import io
@@ -320,11 +324,11 @@ def _openvino(form: OnnxForm, threads: int) -> Contestant:
     compiled = core.compile_model(
         core.read_model(io.BytesIO(form.model().SerializeToString())), "CPU", settings
     )
-    request = compiled.create_infer_request()
+    request, result = compiled.create_infer_request(), compiled.output(0)
     inputs = [page_aligned(a) for a in form.inputs]
     for k, a in enumerate(inputs):
         request.set_input_tensor(k, ov.Tensor(a, shared_memory=True))
-    out = page_aligned(np.zeros(tuple(compiled.output(0).shape), np.float32))
+    out = page_aligned(np.zeros(tuple(result.shape), result.element_type.to_dtype()))
     request.set_output_tensor(0, ov.Tensor(out, shared_memory=True))
 
     def call() -> None:

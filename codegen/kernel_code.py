@@ -13,11 +13,26 @@ from dataclasses import replace
 from llvmlite import ir
 
 from ..ir.errors import NesteggError
+from ..ir.intrinsic import Match, intrinsic, matches
 from ..ir.loops import LoopKernel, Lowered, StagedKernel
-from ..ir.nest import SERIAL, UNROLL, Cat, For, Nest, Seq, Tile, Vec, extents, stages
+from ..ir.nest import SERIAL, UNROLL, Cat, For, Intrin, Nest, Seq, Tile, Vec, extents, stages
 from ..ir.scalars import COMBINERS
 from ..ir.types import DTYPES
-from .llvm_types import I32, I64, POINTER, constant, lanes_of, load, memory_type, neutral_element, offset, splat, store
+from .llvm_types import (
+    I32,
+    I64,
+    POINTER,
+    constant,
+    first_lanes,
+    lanes_of,
+    load,
+    memory_type,
+    neutral_element,
+    offset,
+    splat,
+    store,
+    widened,
+)
 from .scalar_code import Position, ScalarCode
 from .scalar_ops import emit_scalar
 
@@ -187,6 +202,8 @@ class KernelCode:
         """The results of a tile: offset along every spatial axis -> lanes."""
         if isinstance(nest, Vec):
             return {at: nest.lanes}
+        if isinstance(nest, Intrin):
+            return {at: nest.sizes[0]}
         if not isinstance(nest, For):
             raise NesteggError(f"a {type(nest).__name__} may not occur inside a register tile")
         if nest.axis >= self.spatial:
@@ -270,6 +287,8 @@ class KernelCode:
             combine = COMBINERS[self.kernel.kind]
             merged = emit_scalar(combine, self.builder, [acc[slot], value], self.kernel.accumulator_dtype)
             return {**acc, slot: merged}
+        if isinstance(nest, Intrin):
+            return {**acc, slot: self._apply(nest, self._at(at, slot), acc[slot])}
         assert isinstance(nest, For)
         step = extents(nest.body, self.rank)[nest.axis]
         if nest.kind == SERIAL:
@@ -283,6 +302,25 @@ class KernelCode:
                     self._fence()
                 acc = self._reduce(nest.body, at.shifted(nest.axis, t * step), slot, acc, vector)
         return acc
+
+    def _apply(self, nest: Intrin, at: Position, accumulator: ir.Value) -> ir.Value:
+        """The accumulator after one application of an intrinsic; lanes that the nest leaves out hold anything."""
+        match = self._match(nest)
+        vector, lanes = nest.axes[0], nest.sizes[0]
+        unit = match.intrinsic.depth
+        registers = [
+            widened(self.builder, self.code.register(r, at, vector, lanes, unit), match.intrinsic.lanes * unit)
+            for r in match.operands
+        ]
+        whole = widened(self.builder, accumulator, match.intrinsic.lanes)
+        return first_lanes(self.builder, match.intrinsic.emit(self.builder, whole, *registers), lanes)
+
+    def _match(self, nest: Intrin) -> Match:
+        found = (m for m in matches(intrinsic(nest.name), self.kernel) if m.axes == nest.axes)
+        match = next(found, None)
+        if match is None:
+            raise NesteggError(f"intrinsic {nest.name} does not compute the update of {self.kernel}")
+        return match
 
     def _fence(self) -> None:
         """Keep loads of one reduction point from merging with the next one's: LLVM would hold them in registers that

@@ -5,6 +5,9 @@ Booleans are `i1` in registers and one byte in memory. Values are scalars, or ve
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 from llvmlite import ir
 
 from ..ir.scalars import neutral
@@ -16,6 +19,7 @@ _REGISTER = {
     "f64": ir.DoubleType(),
     "f32": ir.FloatType(),
     "f16": ir.HalfType(),
+    "bf16": ir.IntType(16),  # its bits: llvmlite has no bfloat, and arithmetic is float32's
     "i64": I64,
     "i32": I32,
     "i16": ir.IntType(16),
@@ -44,7 +48,10 @@ def lanes_of(value: ir.Value) -> int:
 
 def constant(value: float | int | bool, dtype: str, lanes: int = 1) -> ir.Constant:
     element = _REGISTER[dtype]
-    converted = float(value) if DTYPES[dtype].kind == "float" else int(value)
+    if dtype == "bf16":
+        converted = int(np.asarray(value, DTYPES[dtype].numpy).view(np.int16))
+    else:
+        converted = float(value) if DTYPES[dtype].kind == "float" else int(value)
     scalar = ir.Constant(element, converted)
     return ir.Constant(ir.VectorType(element, lanes), [scalar] * lanes) if lanes > 1 else scalar
 
@@ -64,6 +71,36 @@ def splat(builder: ir.IRBuilder, value: ir.Value, lanes: int) -> ir.Value:
     first = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(I32, 0))
     zeros = ir.Constant(ir.VectorType(I32, lanes), [ir.Constant(I32, 0)] * lanes)
     return builder.shuffle_vector(first, ir.Constant(vector, ir.Undefined), zeros)
+
+
+def widened(builder: ir.IRBuilder, value: ir.Value, lanes: int) -> ir.Value:
+    """A vector (or a single element) as the first lanes of a longer one; the others hold anything."""
+    if lanes_of(value) == lanes:
+        return value
+    if lanes_of(value) == 1:
+        vector = ir.VectorType(value.type, lanes)
+        return builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(I32, 0))
+    return _picked(builder, value, [min(k, lanes_of(value)) for k in range(lanes)])
+
+
+def first_lanes(builder: ir.IRBuilder, value: ir.Value, lanes: int) -> ir.Value:
+    """The first lanes of a vector; a single one is a scalar."""
+    if lanes_of(value) == lanes:
+        return value
+    if lanes == 1:
+        return builder.extract_element(value, ir.Constant(I32, 0))
+    return _picked(builder, value, range(lanes))
+
+
+def _picked(builder: ir.IRBuilder, value: ir.Value, lanes: Sequence[int]) -> ir.Value:
+    mask = ir.Constant(ir.VectorType(I32, len(lanes)), [ir.Constant(I32, k) for k in lanes])
+    return builder.shuffle_vector(value, ir.Constant(value.type, ir.Undefined), mask)
+
+
+def load_repeated(builder: ir.IRBuilder, pointer: ir.Value, dtype: str, unit: int, times: int) -> ir.Value:
+    """`unit` neighbouring elements, `times` in a row: one broadcast of their bits."""
+    word = builder.load(pointer, typ=ir.IntType(8 * DTYPES[dtype].size * unit), align=DTYPES[dtype].size)
+    return builder.bitcast(splat(builder, word, times), register_type(dtype, unit * times))
 
 
 def offset(builder: ir.IRBuilder, pointer: ir.Value, elements: ir.Value | int, dtype: str) -> ir.Value:

@@ -14,7 +14,7 @@ from llvmlite import ir
 from ..ir.expr import Apply, Cast, Const, IndexValue, Read, Scalar, When
 from ..ir.index import Axis, Index, Quotient
 from ..ir.loops import ACCUMULATOR, LoopKernel
-from .llvm_types import I64, constant, lanes_of, load, offset, register_type, splat, store
+from .llvm_types import I64, constant, lanes_of, load, load_repeated, offset, register_type, splat, store
 from .scalar_ops import emit_cast, emit_scalar
 
 
@@ -239,6 +239,21 @@ class ScalarCode:
             element = load(b, self._guarded(access, self.pointer(access, at, k, vector), test), r.dtype)
             out = b.insert_element(out, element, lane)
         return out
+
+    def register(self, r: Read, at: Position, vector: int, lanes: int, unit: int) -> ir.Value:
+        """`unit` neighbouring elements for each of `lanes` steps along the vector axis; where the read does not move
+        along it, the same ones for each."""
+        access, address = self.number[r], r.index[0]
+        moves = bool(address.coefficient(self.kernel.axes[vector]))
+        key = (access, at.pointers[access], self._static(address, at), moves, lanes, unit)
+        if key not in self._loaded:
+            pointer = self.pointer(access, at)
+            self._loaded[key] = (
+                load(self.builder, pointer, r.dtype, lanes * unit)
+                if moves
+                else load_repeated(self.builder, pointer, r.dtype, unit, lanes)
+            )
+        return self._loaded[key]
 
     def _any(self, mask: ir.Value) -> ir.Value:
         b = self.builder

@@ -2,7 +2,7 @@
 
 The meaning is JAX's: `max` and `min` pass NaN on, conversions to integers truncate and saturate (NaN becomes
 0). It differs in two things that `==` does not see, each an instruction cheaper: max(-0, 0) may be -0, and
-denormals are kept where XLA flushes them. float16 is computed in float32 and rounded. The elementary
+denormals are kept where XLA flushes them. float16 and bfloat16 are computed in float32 and rounded. The elementary
 functions of float64 call libm once per element; those of float32 are in `vecmath.py`.
 """
 
@@ -37,9 +37,9 @@ def emit_scalar(fn: str, builder: ir.IRBuilder, args: Sequence[ir.Value], dtype:
     v = Lanes.of(builder, args[-1])
     if fn == "select":
         return v.b.select(*args)
-    if dtype == "f16":
-        wide = emit_scalar(fn, builder, [v.b.fpext(a, v.type(F32)) for a in args], "f32")
-        return wide if row.result == "bool" else v.b.fptrunc(wide, v.type(F16))
+    if dtype in ("f16", "bf16"):
+        wide = emit_scalar(fn, builder, [emit_cast(builder, a, dtype, "f32") for a in args], "f32")
+        return wide if row.result == "bool" else emit_cast(builder, wide, "f32", dtype)
     return _EMITTERS[dtype if DTYPES[dtype].kind == "float" else DTYPES[dtype].kind][fn](v, *args)
 
 
@@ -175,6 +175,11 @@ def emit_cast(builder: ir.IRBuilder, value: ir.Value, from_dtype: str, to_dtype:
     if from_dtype == to_dtype:
         return value
     v = Lanes.of(builder, value)
+    if from_dtype == "bf16":
+        return emit_cast(builder, _from_bf16(v, value), "f32", to_dtype)
+    if to_dtype == "bf16":
+        odd = from_dtype == "f64"
+        return _to_bf16(v, _round_to_odd(v, value) if odd else emit_cast(builder, value, from_dtype, "f32"))
     source, result = DTYPES[from_dtype].kind, DTYPES[to_dtype].kind
     if result == "bool":
         unequal = v.b.fcmp_unordered if source == "float" else v.b.icmp_unsigned
@@ -190,6 +195,23 @@ def emit_cast(builder: ir.IRBuilder, value: ir.Value, from_dtype: str, to_dtype:
     if DTYPES[to_dtype].size < size:
         return v.b.trunc(value, typ)
     return v.b.sext(value, typ) if source == "int" else v.b.zext(value, typ)
+
+
+def _from_bf16(v: Lanes, value: ir.Value) -> ir.Value:
+    """A bfloat16 is the upper half of a float32."""
+    wide = v.b.zext(value, v.type(I32))
+    return v.from_bits(v.b.shl(wide, v.like(16, wide)))
+
+
+def _to_bf16(v: Lanes, value: ir.Value) -> ir.Value:
+    """To nearest, ties to even, by integers: half of the last place, less one if that place is even, carries over.
+    NaN stays quiet NaN. (`vcvtneps2bf16` would flush denormals.)"""
+    bits = v.bits(value)
+    odd = v.b.and_(v.b.lshr(bits, v.like(16, bits)), v.like(1, bits))
+    rounded = v.b.add(v.b.add(bits, v.like(0x7FFF, bits)), odd)
+    quiet = v.b.or_(bits, v.like(1 << 22, bits))
+    picked = v.b.select(v.b.fcmp_unordered("uno", value, value), quiet, rounded)
+    return v.b.trunc(v.b.lshr(picked, v.like(16, bits)), v.type(ir.IntType(16)))
 
 
 def _int_to_float(v: Lanes, value: ir.Value, signed: bool, to_dtype: str) -> ir.Value:

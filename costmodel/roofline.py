@@ -15,12 +15,13 @@ import numpy as np
 
 from ..ir.expr import Apply, Read, Scalar, When, cost, walk
 from ..ir.index import Axis, Index
+from ..ir.intrinsic import intrinsic
 from ..ir.loops import LoopKernel, Lowered, StagedKernel
 from ..ir.nest import KINDS, PARALLEL, SERIAL, UNROLL
 from ..ir.target import Target
 from ..ir.types import DTYPES
-from ..rewrite.loop_egraph import FOR, VEC, LoopEGraph
-from ..rewrite.loop_language import ALL, LoopAxis, border, space
+from ..rewrite.loop_egraph import FOR, INTRIN, LEAVES, LoopEGraph
+from ..rewrite.loop_language import ALL, Fit, LoopAxis, border, space
 
 LINE = 64  # bytes
 FAR_ROWS = 1024  # bytes from which short rows miss the prefetcher, the TLB and, at powers of two, their cache set
@@ -152,9 +153,10 @@ class Rates:
 
     def __init__(self, kernel: LoopKernel, target: Target) -> None:
         self.kernel, self.t = kernel, target
-        self.lanes = space(kernel, target).lanes
+        self.space = space(kernel, target)
+        self.lanes = self.space.lanes
         self.spatial = len(kernel.spatial)
-        bits = {kernel.axes[a.number]: a for a in space(kernel, target).axes if a.bit >= 0}
+        bits = {kernel.axes[a.number]: a for a in self.space.axes if a.bit >= 0}
         self.updates = [_read(kernel, kernel.update, r, bits) for r in kernel.update_reads]
         self.extras = [_read(kernel, kernel.epilogue, r, bits) for r in kernel.epilogue_reads]
         self.out = access(kernel, kernel.out, kernel.epilogue.dtype)
@@ -181,16 +183,22 @@ class Rates:
             kept[at, np.maximum(v, 0)] = np.where(v >= 0, 1.0, kept[at, np.maximum(v, 0)])
         return kept.prod(axis=1)
 
-    def loads(self, a: Access, domain: np.ndarray, v: np.ndarray, inside: np.ndarray) -> np.ndarray:
-        """Cycles of load ports for the distinct elements that straight-line code over a block reads."""
+    def loads(
+        self, a: Access, domain: np.ndarray, v: np.ndarray, inside: np.ndarray, unit: int = 1, repeat: float = 0.5
+    ) -> np.ndarray:
+        """Cycles of load ports for the distinct elements that straight-line code over a block reads.
+
+        `unit`: neighbouring elements that a lane takes (`domain` counts units then). `repeat`: cost of filling a vector
+        with a single one, in full-width loads (arithmetic takes it from memory as part of the instruction).
+        """
         count = self._others(domain, v, a.strides != 0)
         along = self._along(domain, v)
         stride = np.where(v >= 0, a.strides[np.maximum(v, 0)], 0) if len(a.strides) else np.zeros(len(v))
         split = SPLIT if a.splits(self.t.vector_bytes) else 1.0
         contiguous = split * count * -(-along // self.lanes) / self.t.loads_per_cycle
-        broadcast = count * 0.5 / self.t.loads_per_cycle
+        broadcast = count * repeat / self.t.loads_per_cycle
         gathered = count * along * 1.5
-        cycles = np.where(stride == 0, broadcast, np.where(stride == a.size, contiguous, gathered))
+        cycles = np.where(stride == 0, broadcast, np.where(stride == a.size * unit, contiguous, gathered))
         if not a.affine:
             cycles = cycles + gathered
         if not a.tested:
@@ -198,14 +206,25 @@ class Rates:
         free = np.zeros(len(inside), bool) if a.clear is None else (inside & a.clear) == a.clear
         return np.where(free, cycles, cycles * 3 + 2.0 * count)
 
-    def region(self, domain: np.ndarray, v: np.ndarray, inside: np.ndarray) -> np.ndarray:
-        """Cycles of the straight-line code that fills a block."""
-        if self.kernel.update is None:
-            return np.zeros(len(domain))
+    def region(self, domain: np.ndarray, v: np.ndarray, inside: np.ndarray, fit: np.ndarray) -> np.ndarray:
+        """Cycles of the straight-line code that fills a block; `fit`: which of the space's intrinsics it applies, or -1
+        for vectors."""
+        out = np.zeros(len(domain))
+        for number in np.unique(fit) if self.kernel.update is not None else ():
+            rows = fit == number
+            applied = self.space.fits[number] if number >= 0 else None
+            out[rows] = self._region(domain[rows], v[rows], inside[rows], applied)
+        return out
+
+    def _region(self, domain: np.ndarray, v: np.ndarray, inside: np.ndarray, fit: Fit | None) -> np.ndarray:
+        unit, repeat, each = 1, 0.5, self.update_cost
+        if fit is not None:
+            unit, repeat, each = fit.depth, intrinsic(fit.name).repeat, 1.0 / intrinsic(fit.name).rate
+            domain = domain // [fit.step(a) for a in self.space.axes]
         every = np.ones(domain.shape[1], bool)
         operations = self._others(domain, v, every) * -(-self._along(domain, v) // self.lanes)
-        arithmetic = operations * self.update_cost / self.t.fma_per_cycle
-        loads = sum((self.loads(a, domain, v, inside) for a in self.updates), np.zeros(len(v)))
+        arithmetic = operations * each / self.t.fma_per_cycle
+        loads = sum((self.loads(a, domain, v, inside, unit, repeat) for a in self.updates), np.zeros(len(v)))
         depth = domain[:, self.spatial :].prod(axis=1)
         across = v >= self.spatial
         along = self._along(domain, v)
@@ -244,20 +263,22 @@ class Rates:
         k = self.kernel
         extents = [a.extent for a in k.spatial]
         results, depth = float(np.prod(extents, initial=1.0)), float(np.prod([a.extent for a in k.reduce], initial=1.0))
-        candidates = [a.number for a in space(k, self.t).axes if a.contiguous] or [-1]
+        vectors: list[tuple[int, int]] = [(a.number, -1) for a in self.space.axes if a.contiguous] or [(-1, -1)]
         best = np.inf
-        for axis in candidates:
+        for axis, fit in [*vectors, *((f.vector, f.number) for f in self.space.fits)]:
             shapes = _tile_shapes(extents, axis, self.lanes, self.t.registers)
             domain = np.ones((len(shapes), len(k.axes)), np.int64)
             if extents:
                 domain[:, : self.spatial] = shapes
-            v = np.full(len(shapes), axis)
-            lanes = min(self.lanes, k.axes[axis].extent) if axis >= self.spatial else 1
-            if lanes > 1:
-                domain[:, axis] = lanes
+            if axis >= self.spatial:
+                domain[:, axis] = min(self.lanes, k.axes[axis].extent)
+            if fit >= 0:
+                domain[:, self.spatial :] = [self.space.fits[fit].step(a) for a in self.space.reduced]
+            v, which = np.full(len(shapes), axis), np.full(len(shapes), fit)
+            rounds = depth / domain[:, self.spatial :].prod(axis=1)
             inside = np.full(len(v), -1)  # of every padding
-            cycles = self.region(domain, v, inside) / lanes * depth + self.finish(domain, v, inside)
-            best = min(best, float((cycles / (domain.prod(axis=1) / lanes)).min()))
+            cycles = self.region(domain, v, inside, which) * rounds + self.finish(domain, v, inside)
+            best = min(best, float((cycles / domain[:, : self.spatial].prod(axis=1)).min()))
         return best * results
 
 
@@ -306,7 +327,8 @@ class Scorer:
         g = self.g
         owner = g.owner[nodes]
         state = np.zeros((len(nodes), self.width))
-        region = self.rates.region(g.domain[owner], g.axis[nodes], g.inside[owner])
+        v, fit = self._leaves(nodes)
+        region = self.rates.region(g.domain[owner], v, g.inside[owner], fit)
         state[:, 0] = np.where(g.entered[owner], region, 0.0)
         state[:, 1:] = self.whole[owner][:, None]
         return state
@@ -323,7 +345,8 @@ class Scorer:
         top = ~serial & ~parallel & g.entered[owner]
         if top.any():
             at = owner[top]
-            region[top] = self.rates.region(g.domain[at], self._vector_of(nodes[top]), g.inside[at])
+            v, fit = self._leaves(self._leaf_of(nodes[top]))
+            region[top] = self.rates.region(g.domain[at], v, g.inside[at], fit)
         out[:, :, 0] = np.where((serial | parallel)[:, None], looped, region[:, None])
         again = (self.print[child] * np.where(self.varies[g.axis[nodes]], trips[:, None], 1.0)).sum(axis=1)
         share = np.where(parallel, rounds / trips, 1.0)
@@ -334,20 +357,27 @@ class Scorer:
             out[:, :, level + 1] = np.where(fits[:, None], self.whole[owner][:, None], moved) * share[:, None]
         return out
 
-    def _vector_of(self, nodes: np.ndarray) -> np.ndarray:
-        """The vector axis of unrolled nodes: that of the Vec below them."""
+    def _leaves(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Vector axis of each leaf, and number of its intrinsic (-1: vectors)."""
+        applies, axis = self.g.op[nodes] == INTRIN, self.g.axis[nodes]
+        lanes = np.array([f.vector for f in self.rates.space.fits] or [-1])
+        fit = np.where(applies, axis, -1)
+        return np.where(applies, lanes[fit], axis), fit
+
+    def _leaf_of(self, nodes: np.ndarray) -> np.ndarray:
+        """The leaf below unrolled nodes: it says what their straight-line code consists of."""
         g = self.g
         current = nodes.copy()
-        while (inner := g.op[current] != VEC).any():
+        while (inner := ~np.isin(g.op[current], LEAVES)).any():
             current = np.where(inner, self._straight[np.maximum(g.child[current], 0)], current)
-        return g.axis[current]
+        return current
 
     @cached_property
     def _straight(self) -> np.ndarray:
         """For each class, its first e-node of straight-line code."""
         g = self.g
         first = np.zeros(len(g.level), np.int64)
-        nodes = np.flatnonzero((g.op == VEC) | ((g.op == FOR) & (g.kind == UNROLL_KIND)))[::-1]
+        nodes = np.flatnonzero(np.isin(g.op, LEAVES) | ((g.op == FOR) & (g.kind == UNROLL_KIND)))[::-1]
         first[g.owner[nodes]] = nodes
         return first
 

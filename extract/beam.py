@@ -12,7 +12,7 @@ import numpy as np
 
 from ..ir.errors import NesteggError
 from ..ir.nest import Nest
-from ..rewrite.loop_egraph import CAT, FOR, SEQ, STAGE, TILE, VEC, LoopEGraph
+from ..rewrite.loop_egraph import CAT, FOR, INTRIN, LEAVES, SEQ, STAGE, TILE, VEC, LoopEGraph
 from .costmodel import CostModel, NestScorer
 
 
@@ -63,11 +63,11 @@ class _Sweep:
             ranks.append(r.reshape(-1, 2))
             who.append(np.repeat(n, s.shape[1]))
 
-        for op in (VEC, FOR, TILE, CAT, SEQ, STAGE):
+        for op in (VEC, INTRIN, FOR, TILE, CAT, SEQ, STAGE):
             n = nodes[g.op[nodes] == op]
             if not len(n):
                 continue
-            if op == VEC:
+            if op in LEAVES:
                 leaf = self.scorer.leaf(n)[:, None, :]
                 keep(n, leaf, np.ones(leaf.shape[:2], bool), np.zeros((len(n), 1, 2), np.int64))
                 continue

@@ -16,7 +16,7 @@ import numpy as np
 from .errors import ImportFailure, NesteggError, TypeRuleError, UnsupportedError
 from .graph import GraphBuilder, Value
 from .imported import ImportedProgram
-from .types import TensorType, dtype_of
+from .types import TensorType, dtype_of, is_float
 
 Known = Value | np.ndarray
 """What a jaxpr variable stands for: a node of the graph, or an array known while importing."""
@@ -111,7 +111,7 @@ class JaxImporter:
         """Refuses weights that are not finite; a single infinity (the start of a maximum, a mask) is
         legitimate.
         """
-        if array.dtype.kind == "f" and array.size > 1 and not np.isfinite(array).all():
+        if is_float(array) and array.size > 1 and not np.isfinite(array).all():
             raise ImportFailure(
                 f"{self.name}: a constant of shape {array.shape} holds values that are not finite; "
                 "repair the weights, or mask with a large finite number"

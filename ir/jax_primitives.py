@@ -307,34 +307,37 @@ for _kind in ("sum", "max", "min"):
 # --- contractions ---------------------------------------------------------------------------------
 
 
-def _widened(p: Params, *operands: Value) -> tuple[Value, ...]:
-    """Operands in the type that the result accumulates in; integers are exact there."""
+def _contracted(p: Params, contract: Callable[..., Value], *operands: Value) -> Value:
+    """A contraction of the operands in the type that it accumulates in: the wanted one (integers are exact there), of
+    halves float32, rounded once."""
     wanted = p.get("preferred_element_type")
-    if wanted is None:
-        return operands
-    return tuple(ir.cast(x, dtype_of(wanted)) for x in operands)
+    result = operands[0].dtype if wanted is None else dtype_of(wanted)
+    wide = "f32" if result in ("f16", "bf16") else result
+    return ir.cast(contract(*(ir.cast(x, wide) for x in operands)), result)
 
 
 @_on_values("dot_general")
 def _dot_general(p: Params, x: Value, y: Value) -> Value:
     contract, batch = p["dimension_numbers"]
-    x, y = _widened(p, x, y)
-    return ir.dot(x, y, tuple(map(tuple, contract)), tuple(map(tuple, batch)))
+    return _contracted(p, lambda x, y: ir.dot(x, y, tuple(map(tuple, contract)), tuple(map(tuple, batch))), x, y)
 
 
 @_on_values("conv_general_dilated")
 def _conv(p: Params, x: Value, w: Value) -> Value:
     require(p["batch_group_count"] == 1, "with batch groups (the gradient of a grouped convolution)")
     numbers = p["dimension_numbers"]
-    x, w = _widened(p, x, w)
     require(x.type.rank > 2, "without spatial axes")
-    out = nn.conv(
-        ir.transpose(x, numbers.lhs_spec),
-        ir.transpose(w, numbers.rhs_spec),
-        p["window_strides"],
-        p["padding"],
-        p["lhs_dilation"],
-        p["rhs_dilation"],
-        p["feature_group_count"],
-    )
-    return ir.transpose(out, [numbers.out_spec.index(d) for d in range(len(numbers.out_spec))])
+
+    def contract(x: Value, w: Value) -> Value:
+        out = nn.conv(
+            ir.transpose(x, numbers.lhs_spec),
+            ir.transpose(w, numbers.rhs_spec),
+            p["window_strides"],
+            p["padding"],
+            p["lhs_dilation"],
+            p["rhs_dilation"],
+            p["feature_group_count"],
+        )
+        return ir.transpose(out, [numbers.out_spec.index(d) for d in range(len(numbers.out_spec))])
+
+    return _contracted(p, contract, x, w)

@@ -5,7 +5,8 @@ A nest covers a rectangular block of the kernel's domain (one extent an axis). `
     For(axis, trips, kind, body)      body covers the block with that axis divided by trips; step = what is left
     Cat(axis, at, first, second)      the first `at` indices of the axis, then the rest (tails)
     Tile(vector, body)                from here inward the results live in registers, vectorised along axis `vector`
-    Vec(axis, lanes)                  the leaf: one vector operation over the remaining `lanes` indices of `axis`
+    Vec(axis, lanes)                  a leaf: one vector operation over the remaining `lanes` indices of `axis`
+    Intrin(name, axes, sizes)         a leaf: one machine instruction (`intrinsic.py`) over those extents of those axes
     Seq(first, second)                in a kernel of several stages: first, then second, over the same shared block
     Stage(number, body)               that stage over the block; inside, axes are numbered as the stage numbers its own
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Union
 
 PARALLEL, SERIAL, UNROLL = "parallel", "serial", "unroll"
@@ -28,6 +30,16 @@ class Vec:
 
     axis: int
     lanes: int
+
+
+@dataclass(frozen=True)
+class Intrin:
+    """One application of an intrinsic: `axes` are the kernel's, `sizes` the extents covered (of the lanes at most the
+    intrinsic's, of the others exactly)."""
+
+    name: str
+    axes: tuple[int, ...]
+    sizes: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -68,13 +80,16 @@ class Stage:
     body: Nest
 
 
-Nest = Union[Vec, For, Cat, Tile, Seq, Stage]  # noqa: UP007
+Nest = Union[Vec, Intrin, For, Cat, Tile, Seq, Stage]  # noqa: UP007
 
 
 def extents(nest: Nest, rank: int) -> tuple[int, ...]:
     """The block that a nest covers, one extent an axis."""
     if isinstance(nest, Vec):
         return tuple(nest.lanes if a == nest.axis else 1 for a in range(rank))
+    if isinstance(nest, Intrin):
+        sizes = dict(zip(nest.axes, nest.sizes, strict=True))
+        return tuple(sizes.get(a, 1) for a in range(rank))
     if isinstance(nest, (Tile, Stage)):
         return extents(nest.body, rank)
     if isinstance(nest, Seq):
@@ -92,6 +107,9 @@ def points(nest: Nest, rank: int, offset: Sequence[int] | None = None) -> Iterat
     if isinstance(nest, Vec):
         for k in range(nest.lanes):
             yield tuple(b + k if a == nest.axis else b for a, b in enumerate(base))
+    elif isinstance(nest, Intrin):
+        for steps in product(*map(range, extents(nest, rank))):
+            yield tuple(b + s for b, s in zip(base, steps, strict=True))
     elif isinstance(nest, Tile):
         yield from points(nest.body, rank, base)
     elif isinstance(nest, Cat):
@@ -145,6 +163,9 @@ def text(nest: Nest, names: Sequence[str], indent: int = 0, own: Sequence[Sequen
         return f"{text(nest.first, names, indent, own)}\n{text(nest.second, names, indent, own)}"
     if isinstance(nest, Vec):
         return f"{pad}vector {names[nest.axis]} x{nest.lanes}" if nest.axis >= 0 else f"{pad}point"
+    if isinstance(nest, Intrin):
+        covered = ", ".join(f"{names[a]} x{n}" for a, n in zip(nest.axes, nest.sizes, strict=True))
+        return f"{pad}{nest.name} over {covered}"
     if isinstance(nest, Tile):
         along = f" along {names[nest.vector]}" if nest.vector >= 0 else ""
         return f"{pad}in registers{along}:\n{text(nest.body, names, indent + 1, own)}"

@@ -71,6 +71,11 @@ def _cast_reference(x: Any, dtype: str) -> Any:
     return x.astype(DTYPES[dtype].numpy_name)
 
 
+def _cast_sample(c: Chooser, known: Known, out: TensorType | None) -> tuple[Sequence[TensorType], Attrs]:
+    shape = out.shape if out else some_shape(c)
+    return [known[0] or TensorType(shape, c.pick(("f32", "i8")))], Attrs(dtype=out.dtype if out else "f32")
+
+
 declare(
     Operator(
         "cast",
@@ -79,7 +84,7 @@ declare(
         infer=lambda t, a: t[0].with_dtype(a.dtype),
         expr=lambda t, a: TensorExpr.build(t, t[0].shape, lambda x: lambda *i: cast(x[i], a.dtype)),
         reference=_cast_reference,
-        sample=lambda c, known, out: ([_input(c, known[0])], Attrs(dtype=out.dtype if out else "f32")),
+        sample=_cast_sample,
         doc="conversion of the element type; float to integer truncates",
         family="elementwise",
     )

@@ -17,7 +17,7 @@ from .graph import CONSTANT, INPUT, Graph
 from .index import Axis
 from .operator import operator
 from .scalars import COMBINERS, scalar
-from .types import DTYPES
+from .types import DTYPES, is_float
 
 
 def evaluate(graph: Graph, args: Sequence[Any], double: bool = False) -> list[np.ndarray]:
@@ -25,7 +25,7 @@ def evaluate(graph: Graph, args: Sequence[Any], double: bool = False) -> list[np
     import jax
 
     def widen(a: np.ndarray) -> np.ndarray:
-        return a.astype(np.float64) if double and a.dtype.kind == "f" else a
+        return a.astype(np.float64) if double and is_float(a) else a
 
     with jax.enable_x64(True):
         env: dict[int, Any] = {}
@@ -58,7 +58,7 @@ def evaluate_expr(expr: TensorExpr, arrays: Sequence[np.ndarray], double: bool =
         a: np.arange(a.extent).reshape([-1 if k == d else 1 for k in range(rank)])
         for d, a in enumerate(expr.axes)
     }
-    given = [a.astype(np.float64) if double and a.dtype.kind == "f" else a for a in arrays]
+    given = [a.astype(np.float64) if double and is_float(a) else a for a in arrays]
     with np.errstate(all="ignore"):
         out = _eval(expr.body, _Operands(given, double), env, rank)
     return np.broadcast_to(out, expr.shape).astype(
@@ -105,7 +105,7 @@ def _eval(s: Scalar, x: _Operands, env: Mapping[Axis, np.ndarray], rank: int) ->
 
 def _like(a: np.ndarray, wide: np.dtype | None) -> np.ndarray:
     """Float constants are widened next to float64 operands."""
-    return a.astype(wide) if wide is not None and a.dtype.kind == "f" else a
+    return a.astype(wide) if wide is not None and is_float(a) else a
 
 
 _NUMPY: dict[str, Callable[..., Any]] = {

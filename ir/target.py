@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from .errors import NesteggError, UnknownNameError
+from .intrinsic import Intrinsic, intrinsics_of
 
 
 @dataclass(frozen=True)
@@ -41,15 +42,24 @@ class Target:
         """Elements of `size` bytes in a vector register."""
         return max(1, self.vector_bytes // size)
 
+    @property
+    def intrinsics(self) -> tuple[Intrinsic, ...]:
+        """The declared instructions (`intrinsics.py`) that it has in its full width of 32-bit lanes."""
+        return intrinsics_of(self.triple, self.features, self.lanes())
+
 
 _ARM = "aarch64-unknown-linux-gnu"
 _X86 = "x86_64-unknown-linux-gnu"
 _V3 = "+avx2,+fma,+bmi,+bmi2,+f16c,+lzcnt,+popcnt"
 _V4 = _V3 + ",+avx512f,+avx512bw,+avx512cd,+avx512dq,+avx512vl"
+_VNNI = _V4 + ",+avx512vnni,+avx512bf16"
+_DOTS = "+neon,+dotprod,+i8mm,+bf16"
 _ROWS = (
     Target("x86-64-v3", _X86, "x86-64-v3", _V3, 32, 16, 2, 2, 1, 4, (32768, 524288, 4 << 20), (32, 16, 8)),
     Target("x86-64-v4", _X86, "x86-64-v4", _V4, 64, 32, 1, 1, 0.5, 4, (32768, 1 << 20, 8 << 20), (32, 16, 8)),
+    Target("x86-64-v4+vnni", _X86, "x86-64-v4", _VNNI, 64, 32, 1, 1, 0.5, 4, (32768, 1 << 20, 8 << 20), (32, 16, 8)),
     Target("aarch64", _ARM, "generic", "+neon", 16, 32, 2, 2, 1, 4, (65536, 1 << 20, 4 << 20), (32, 16, 8)),
+    Target("aarch64+dotprod", _ARM, "generic", _DOTS, 16, 32, 2, 2, 1, 4, (65536, 1 << 20, 4 << 20), (32, 16, 8)),
 )
 TARGETS = {t.name: t for t in _ROWS}
 

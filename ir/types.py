@@ -24,6 +24,10 @@ class DType:
 
     @property
     def numpy(self) -> np.dtype:
+        if self.name == "bf16":
+            from ml_dtypes import bfloat16  # which makes NumPy know the name
+
+            return np.dtype(bfloat16)
         return np.dtype(self.numpy_name)
 
 
@@ -31,6 +35,7 @@ _TABLE = (
     DType("f64", "float64", 8, "float"),
     DType("f32", "float32", 4, "float"),
     DType("f16", "float16", 2, "float"),
+    DType("bf16", "bfloat16", 2, "float"),
     DType("i64", "int64", 8, "int"),
     DType("i32", "int32", 4, "int"),
     DType("i16", "int16", 2, "int"),
@@ -49,6 +54,11 @@ def dtype_of(value: object) -> str:
     if name not in _FROM_NUMPY:
         raise TypeRuleError(f"dtype {name} is not supported; convert to one of {', '.join(_FROM_NUMPY)}")
     return _FROM_NUMPY[name]
+
+
+def is_float(array: np.ndarray) -> bool:
+    """Whether an array holds floats (NumPy's `dtype.kind` does not count bfloat16)."""
+    return array.dtype.kind == "f" or array.dtype.name == "bfloat16"
 
 
 @dataclass(frozen=True)

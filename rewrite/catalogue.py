@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..ir.errors import UnknownNameError
+from ..ir.intrinsic import all_intrinsics
 from .fusion_rules import FusionRule
 from .graph_rules import graph_rules
 from .language import lowering_rules
@@ -40,7 +41,7 @@ Rule = GraphRule | FusionRule | LoweringRule | LoopRule
 
 def all_rules(lanes: int = 16) -> list[Rule]:
     """Every shipped rule, for vectors of `lanes` elements: name, kind, level, condition, doc, where."""
-    return [*graph_rules(lanes), LoweringRule(), *LOOP_RULES]
+    return [*graph_rules(lanes, all_intrinsics(lanes)), LoweringRule(), *LOOP_RULES]
 
 
 def named(rules: Sequence[Rule], name: str) -> Rule:

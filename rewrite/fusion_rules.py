@@ -21,6 +21,7 @@ from .kernel import (
     prologue_broadcast,
     prologue_movement,
     prologue_unpack,
+    prologue_widening,
 )
 
 
@@ -64,6 +65,7 @@ FUSION_RULES = (
     FusionRule("fuse_packed_constant", prologue_unpack, "open", "single", const=True, dominates=True),
     FusionRule("fuse_movement_prologue", prologue_movement, "open", "single"),
     FusionRule("fuse_arithmetic_prologue", prologue_arithmetic, "open", "single"),
+    FusionRule("fuse_widening_prologue", prologue_widening, "open", "single"),
     FusionRule("fuse_epilogue", epilogue, "light", "reducing"),
     FusionRule("fuse_residual_epilogue", epilogue_residual, "light", "reducing"),
 )

@@ -114,6 +114,8 @@ def _encode(graph: Graph, engine: Engine, host: Host) -> list[np.ndarray]:
         lines.append(f"(let $n{k} {term})")
         if n.op in (INPUT, CONSTANT):
             lines.append(f"(set (ty $n{k}) (py-from-int {host.intern(n.type)}))")
+        if n.op == INPUT:
+            lines.append(f"(set (constness $n{k}) 0)")
         if n.op == CONSTANT:
             lines.append(f"(is-const $n{k}) (set (constness $n{k}) 1)")
     engine.run("\n".join(lines))

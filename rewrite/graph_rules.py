@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..ir.attrs import Attrs
+from ..ir.intrinsic import Intrinsic
 from ..ir.operator import Chooser
 from ..ir.types import DTYPES, TensorType
 from .fusion_rules import FUSION_RULES, FusionRule
 from .pattern import Environment, op
 from .rule import GraphRule, rule
+from .tensor_rules import packing_rules
 
 # --- samplers for rules whose condition random instances seldom meet -------------------------------------------------
 
@@ -240,7 +242,8 @@ def _panels(lanes: int, vectors: int) -> GraphRule:
     def panel_weights(x, w, *, d):
         """Constant weights of a matmul are stored in panels of columns, each panel contiguous, at compile time."""
         panels = op.pack(op.transpose(w, perm=(1, 0)), axis=0, factor=width)
-        return op.dot(x, w, d) >> op.dot(x, op.transpose(op.unpack(panels, axis=0), perm=(1, 0)), d)
+        product = op.dot(x, w, d)
+        return product >> product, w >> op.transpose(op.unpack(panels, axis=0), perm=(1, 0))
 
     panel_weights.__name__ = f"panel_weights_{width}"
     return rule("layout", when=has_panels, const=("w",), draw=matmul_like)(panel_weights)
@@ -293,6 +296,7 @@ ALGEBRA: tuple[GraphRule, ...] = (
 )
 
 
-def graph_rules(lanes: int = 16) -> tuple[GraphRule | FusionRule, ...]:
-    """All shipped graph rules, for vectors of `lanes` elements."""
-    return (*ALGEBRA, conv_of_padded, unpack_pack, pack_unpack, *blocked_layouts(lanes), *FUSION_RULES)
+def graph_rules(lanes: int = 16, intrinsics: Sequence[Intrinsic] = ()) -> tuple[GraphRule | FusionRule, ...]:
+    """All shipped graph rules, for vectors of `lanes` elements and a target's intrinsics."""
+    layouts = (*blocked_layouts(lanes), *packing_rules(intrinsics))
+    return (*ALGEBRA, conv_of_padded, unpack_pack, pack_unpack, *layouts, *FUSION_RULES)

@@ -10,7 +10,7 @@ from ..ir.attrs import Attrs
 from ..ir.compose import arithmetic, compose, has_nested_reduce, is_map, is_movement, reads_once, visits_once
 from ..ir.expr import TensorExpr
 from ..ir.operator import operator
-from ..ir.types import TensorType
+from ..ir.types import DTYPES, TensorType
 
 MAX_INPUTS = 8
 MAX_SCALARS = 96
@@ -55,8 +55,12 @@ def prologue_broadcast(consumer: Kernel, i: int, producer: Kernel) -> bool:
 
 
 def prologue_unpack(consumer: Kernel, i: int, producer: Kernel) -> bool:
-    """A constant that can be had in blocks is read in blocks: packing it costs nothing at run time."""
-    return producer.op == "unpack" and consumer.operators > 0 and _inlines(consumer, i, producer)
+    """A constant that can be had in blocks is read in blocks: packing it costs nothing at run time.
+
+    Not by a conversion, which is a constant itself: whoever reads that reads through it first.
+    """
+    reads = consumer.operators > 0 and consumer.op != "cast"
+    return reads and producer.op == "unpack" and _inlines(consumer, i, producer)
 
 
 def prologue_movement(consumer: Kernel, i: int, producer: Kernel) -> bool:
@@ -74,6 +78,14 @@ def prologue_arithmetic(consumer: Kernel, i: int, producer: Kernel) -> bool:
     if not (_inlines(consumer, i, producer) and is_map(producer.expr) and producer.operators):
         return False
     return is_map(consumer.expr) or visits_once(consumer.expr, i)
+
+
+def prologue_widening(consumer: Kernel, i: int, producer: Kernel) -> bool:
+    """A conversion to a wider type may be made where it is read: the narrow operand is less to move, and an intrinsic
+    may take it as it is."""
+    if not (_inlines(consumer, i, producer) and producer.op == "cast") or prologue_arithmetic(consumer, i, producer):
+        return False
+    return DTYPES[producer.expr.inputs[0].dtype].size < DTYPES[producer.expr.type.dtype].size
 
 
 def _after_reduction(consumer: Kernel, i: int, producer: Kernel) -> bool:

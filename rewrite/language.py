@@ -78,13 +78,13 @@ def analyses(host: Host) -> str:
 def lowering_rules(host: Host) -> list[EggRule]:
     """`op(x…) -> Call(kernel of op, [x…])`, for every operator: what makes an operator executable.
 
-    Of constants only layouts become kernels (a consumer may read through them); their arithmetic is done at compile
-    time, and a kernel that computed it again would only multiply the choices.
+    Of constants only layouts and conversions become kernels (a consumer may read through them); their arithmetic is
+    done at compile time, and a kernel that computed it again would only multiply the choices.
     """
     out = []
     for name, row in OPERATORS.items():
         make = host.function(f"kernel of {name}", lambda a, *t, _n=name: of_operator(_n, a, *t))
-        through = row.family == "movement" and name not in ("pack", "pad", "concat", "slice")
+        through = name == "cast" or (row.family == "movement" and name not in ("pack", "pad", "concat", "slice"))
         varies = "" if through else "(= 0 (constness e))"
         for n in arities(name):
             xs, ts = [f"x{k}" for k in range(n)], [f"t{k}" for k in range(n)]
@@ -127,7 +127,7 @@ def graph_rule(r: GraphRule, host: Host) -> EggRule:
     fixed: dict[str, Apply] = {}
     facts = [f"(= root{k} {_left(p, fixed)})" for k, p in enumerate(lefts)]
     facts += [f"(= ty_{v} (ty {v}))" for v in tensor_vars]
-    facts += [f"(is-const {v})" for v in r.const]
+    facts += [f"(is-const {v})" for v in r.const] + [f"(= 0 (constness {v}))" for v in r.varies]
     record_vars = sorted({n for p in lefts for n in records(p)} | set(fixed))
     names = [*tensor_vars, *record_vars]
     arguments = [*(f"ty_{v}" for v in tensor_vars), *(f"at_{v}" for v in record_vars)]
@@ -152,7 +152,7 @@ def _matches(pattern: Apply, attrs: object) -> bool:
     return all(attrs[k] == v for k, v in pattern.attrs)  # type: ignore[index, union-attr]
 
 
-def _check_sides(r: GraphRule, left: Apply, right: Pattern, env: dict[str, object]) -> None:
+def _check_sides(r: GraphRule, left: Pattern, right: Pattern, env: dict[str, object]) -> None:
     """Both sides must have one type; said before egglog is told that they are equal."""
     try:
         want, got = type_of(left, env), type_of(right, env)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..ir.loops import Lowered
-from ..ir.nest import KINDS, Cat, For, Nest, Seq, Stage, Tile, Vec
+from ..ir.nest import KINDS, Cat, For, Intrin, Nest, Seq, Stage, Tile, Vec
 from ..ir.target import Target
 from .loop_language import ALL, PHASES, LoopAxis, LoopRule, Space, declarations, space
 from .loop_rules import LOOP_RULES
@@ -29,8 +29,10 @@ BORDER_TILE = 14
 #: Largest tile of an axis in a coarse space.
 COARSE_TILE = 16
 
-FOR, CAT, TILE, VEC, SEQ, STAGE = range(6)
-CONSTRUCTORS = ("For", "Cat", "Tile", "Vec", "Seq", "Stage")
+FOR, CAT, TILE, VEC, SEQ, STAGE, INTRIN = range(7)
+CONSTRUCTORS = ("For", "Cat", "Tile", "Vec", "Seq", "Stage", "Intrin")
+#: E-nodes without children.
+LEAVES = (VEC, INTRIN)
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,9 @@ class LoopEGraph:
     Per e-class: `entered` (a loop or a tile leads to it, so straight-line code may begin there), `domain` (extents,
     one column an axis of its stage), `inside` (`Block.inside` of the vector operations below: the ends of padded axes
     that they keep clear of), `stage` (ALL where all stages are to come), `level` (children have lower ones).
-    Per e-node: `owner` (its class), `op` (FOR, CAT, TILE, VEC, SEQ, STAGE), `axis`, `count` (trips, cut or lanes),
-    `kind` (number in `nest.KINDS`; of a VEC or a STAGE, the stage's), `child`, `other` (classes; -1 where there is
+    Per e-node: `owner` (its class), `op` (FOR, CAT, TILE, VEC, SEQ, STAGE, INTRIN), `axis` (of an INTRIN: its number in
+    the `fits` of its stage), `count` (trips, cut or lanes), `kind` (number in `nest.KINDS`; of a leaf or a STAGE, the
+    stage's), `child`, `other` (classes; -1 where there is
     none). E-nodes are sorted by level of owner.
     """
 
@@ -78,7 +81,7 @@ class LoopEGraph:
         count = [0] * len(self.level)
         for n in range(self.enodes):
             op = self.op[n]
-            ways = 1 if op == VEC else count[self.child[n]]
+            ways = 1 if op in LEAVES else count[self.child[n]]
             if self.other[n] >= 0:
                 ways *= count[self.other[n]]
             count[self.owner[n]] += ways
@@ -118,6 +121,9 @@ class LoopEGraph:
         op, axis, count = int(self.op[n]), int(self.axis[n]), int(self.count[n])
         if op == VEC:
             return Vec(axis, count)
+        if op == INTRIN:
+            fit = self.space.of_stage(int(self.kind[n])).fits[axis]
+            return Intrin(fit.name, fit.axes, (count, *fit.sizes[1:]))
         if op == TILE:
             return Tile(axis, of(int(self.child[n])))
         if op == CAT:
@@ -262,6 +268,10 @@ def _read_back(kernel: Lowered, s: Space, engine: Engine, report: SaturationRepo
         stage, inside, axis, lanes = r.inputs
         known[number(r.output)] = value(inside)
         rows.append((number(r.output), VEC, value(axis), value(lanes), value(stage), -1, -1))
+    for r in tables["Intrin"]:
+        stage, inside, fit, lanes = r.inputs
+        known[number(r.output)] = value(inside)
+        rows.append((number(r.output), INTRIN, value(fit), value(lanes), value(stage), -1, -1))
     for r in tables["Stage"]:
         stage, child = r.inputs
         rows.append((number(r.output), STAGE, -1, -1, value(stage), number(child), -1))
@@ -293,21 +303,32 @@ def _fillable(
     for lo, hi in zip(bounds[:-1], bounds[1:], strict=True):
         part = nodes[lo:hi]
         op, child, other = (part[:, k] for k in (1, 5, 6))
-        part = part[(op == VEC) | (filled[child] & ((other < 0) | filled[other]))]
+        part = part[np.isin(op, LEAVES) | (filled[child] & ((other < 0) | filled[other]))]
         owner, op, axis, count, kind, child, other = (part[:, k] for k in range(7))
-        shape = np.where((op == VEC)[:, None], 1, domain[child])
+        leaf = np.isin(op, LEAVES)
+        shape = np.where(leaf[:, None], 1, domain[child])
+        axis = np.where(op == INTRIN, -1, axis)
         at = np.arange(len(part))
         if rank:
             here = shape[at, axis]
-            here = np.where(op == VEC, count, here)
+            here = np.where(leaf, count, here)
             here = np.where(op == FOR, here * count, here)
             here = np.where(op == CAT, here + domain[other, axis], here)
             shape[at, axis] = np.where(axis >= 0, here, shape[at, axis])
             shape[op == STAGE, shared:] = 1
+            _cover_applications(shape, part, s)
         domain[owner], filled[owner] = shape, True
-        stage[owner] = np.where(op == VEC, kind, np.where(op == STAGE, ALL, stage[child]))
+        stage[owner] = np.where(leaf, kind, np.where(op == STAGE, ALL, stage[child]))
         kept.append(part)
     return np.concatenate(kept) if kept else nodes, domain, stage
+
+
+def _cover_applications(shape: np.ndarray, nodes: np.ndarray, s: Space) -> None:
+    """The domains of the nodes that are intrinsics: so many lanes, and what each lane reduces."""
+    for k in np.flatnonzero(nodes[:, 1] == INTRIN):
+        fit = s.of_stage(int(nodes[k, 4])).fits[nodes[k, 2]]
+        shape[k] = 1
+        shape[k, list(fit.axes)] = (nodes[k, 3], *fit.sizes[1:])
 
 
 def _inside(nodes: np.ndarray, level: np.ndarray, classes: int, known: dict[int, int]) -> np.ndarray:
@@ -318,7 +339,7 @@ def _inside(nodes: np.ndarray, level: np.ndarray, classes: int, known: dict[int,
     for lo, hi in zip(bounds[:-1], bounds[1:], strict=True):
         owner, op, child, other = (nodes[lo:hi, k] for k in (0, 1, 5, 6))
         below = inside[child] & np.where(other >= 0, inside[other], inside[child])
-        above = op != VEC
+        above = ~np.isin(op, LEAVES)
         inside[owner[above]] = below[above]
     return inside
 

@@ -3,11 +3,13 @@
 A `Block(stage, phase, inside, vector, e0, e1, …)` stands for every nest of a stage that covers a rectangle of those
 extents (stage `ALL`: of all stages, over the axes they share; a kernel of one stage has stage 0 only). `inside` is a
 set of bits: the ends of padded axes that the block does not touch, so that its bounds tests are known to hold. Phases
-only go forward (parallel -> serial -> tile -> unroll), so the e-graph is acyclic and each e-node is derived once:
+only go forward (parallel -> serial -> tile -> unroll, or serial -> tensor), so the e-graph is acyclic and each e-node
+is derived once:
 
     parallel, serial   loops over memory; any order, any number of levels
     tile               results are in registers, vectorised along `vector`; loops here only reduce
     unroll             straight-line code; what remains is one vector operation
+    tensor             tile and unroll in one, of an intrinsic's applications; a phase for each way in which one fits
 
 A rule is a decorated function from a symbolic block and an axis to a nest over smaller blocks; it is
 instantiated for every axis of a kernel and rendered to egglog arithmetic, without calls back into Python:
@@ -30,6 +32,7 @@ from typing import Any
 from ..ir.errors import RuleError
 from ..ir.expr import When, walk
 from ..ir.index import Axis, Index
+from ..ir.intrinsic import matches
 from ..ir.loops import SCRATCH_BYTES, LoopKernel, Lowered, StagedKernel
 from ..ir.nest import KINDS
 from ..ir.target import Target
@@ -37,11 +40,11 @@ from ..ir.types import DTYPES
 from .saturate import KINDS as RULE_KINDS
 from .saturate import EggRule
 
-PHASES = ("parallel", "serial", "tile", "unroll")
+PHASES = ("parallel", "serial", "tile", "unroll", "tensor")
 #: Uses of an input element from which on borders are not cut off: a 3x3 convolution of 4 channels has 36.
 PADDED_REUSE = 48
 #: For which axes a rule is instantiated.
-OVER = ("any", "spatial", "contiguous", "reduced", "walked", "padded", "sequence", "none")
+OVER = ("any", "spatial", "contiguous", "reduced", "walked", "padded", "fitted", "sequence", "none")
 #: The stage number of blocks that all stages are still to fill.
 ALL = -1
 
@@ -114,8 +117,37 @@ class LoopAxis:
 
 
 @dataclass(frozen=True)
+class Fit:
+    """An intrinsic that is the kernel's update: `number` in the space; `axes`, `sizes` as in `nest.Intrin`, the lanes
+    first."""
+
+    number: int
+    name: str
+    axes: tuple[int, ...]
+    sizes: tuple[int, ...]
+
+    @property
+    def vector(self) -> int:
+        return self.axes[0]
+
+    @property
+    def lanes(self) -> int:
+        return self.sizes[0]
+
+    @property
+    def depth(self) -> int:
+        """Points that one lane reduces."""
+        return math.prod(self.sizes[1:])
+
+    def step(self, a: LoopAxis) -> int:
+        """Extent of a reduction axis that one application takes; 1 of other axes."""
+        return dict(zip(self.axes[1:], self.sizes[1:], strict=True)).get(a.number, 1)
+
+
+@dataclass(frozen=True)
 class Space:
-    """What rules may ask of kernel and target: axes, lanes, register and unrolling budgets, threads.
+    """What rules may ask of kernel and target: axes, lanes, register and unrolling budgets, threads,
+    intrinsics (`fits`).
 
     A kernel of several stages has the space of its shared axes, whose `parts` are the spaces of its stages;
     `sequences` are the orders in which they may run, each with the bytes of scratch it takes for one point.
@@ -131,11 +163,16 @@ class Space:
     parts: tuple[Space, ...] = ()
     sequences: tuple[tuple[tuple[int, ...], int], ...] = ()
     scratch: int = SCRATCH_BYTES
+    fits: tuple[Fit, ...] = ()
 
     @property
     def views(self) -> tuple[Space, ...]:
         """The space itself, and those of the stages."""
         return (self, *self.parts)
+
+    def of_stage(self, stage: int) -> Space:
+        """The space of a stage, by its number."""
+        return next(v for v in self.views if v.stage == stage)
 
     @property
     def rank(self) -> int:
@@ -162,25 +199,31 @@ def space(kernel: Lowered, target: Target, threads: int = 1) -> Space:
     if isinstance(kernel, StagedKernel):
         return _staged_space(kernel, target, threads)
     n = len(kernel.spatial)
-    unit = _contiguous(kernel)
-    beside = _beside(kernel, unit)
     # Where each input element is used often, a padded copy of the input costs little and the space stays small.
     reused = kernel.points > PADDED_REUSE * sum(t.size for t in kernel.inputs)
     borders = {} if reused else padding(kernel)
     bits = {a: 2 * k for k, a in enumerate(borders)}
+    widest = max(DTYPES[t].size for t in _dtypes(kernel))
+    lanes = target.lanes(widest)
+    fits = _fits(kernel, target, lanes)
+    unit = _contiguous(kernel) | {kernel.axes[f.vector] for f in fits}
+    beside = _beside(kernel, unit)
     axes = tuple(
         LoopAxis(k, a.extent, k >= n, a in unit, a in beside, *borders.get(a, (0, 0)), bits.get(a, -1))
         for k, a in enumerate(kernel.axes)
     )
-    widest = max(DTYPES[t].size for t in _dtypes(kernel))
-    lanes = target.lanes(widest)
     depth = math.prod(a.extent for a in kernel.reduce)
     # A register tile streams (rows + columns) * depth elements; past the first-level cache, cutting the depth
     # may pay. Spaces of few axes are small enough to offer it always.
     streamed = (
         depth * widest * 2 > target.caches[0] and sum(t.nbytes for t in kernel.inputs) > target.caches[1]
     ) or len(axes) <= 3
-    return Space(axes, lanes, target.registers, 8 * target.registers, threads, streamed)
+    return Space(axes, lanes, target.registers, 8 * target.registers, threads, streamed, fits=fits)
+
+
+def _fits(kernel: LoopKernel, target: Target, lanes: int) -> tuple[Fit, ...]:
+    found = (m for i in target.intrinsics if i.lanes == lanes for m in matches(i, kernel))
+    return tuple(Fit(k, m.intrinsic.name, m.axes, m.intrinsic.sizes) for k, m in enumerate(found))
 
 
 def _staged_space(kernel: StagedKernel, target: Target, threads: int) -> Space:
@@ -257,6 +300,7 @@ class Block:
     space: Space
     facts: list[str] = field(default_factory=list)
     stage: Size = Size("stage")
+    fit: Fit | None = None
 
     def extent(self, a: LoopAxis) -> Size:
         return self.extents[a.number]
@@ -294,9 +338,16 @@ class Block:
         new = tuple(Size.of(size) if k == a.number else e for k, e in enumerate(self.extents))
         return replace(self, extents=new)
 
-    def into(self, phase: str, vector: LoopAxis | None = None) -> Block:
-        """The same block in a later phase."""
-        return replace(self, phase=phase, vector=self.vector if vector is None else Size(str(vector.number)))
+    def into(self, phase: str, vector: LoopAxis | None = None, fit: Fit | None = None) -> Block:
+        """The same block in a later phase (the tensor phase: of which intrinsic)."""
+        return replace(self, phase=phase, vector=self.vector if vector is None else Size(str(vector.number)), fit=fit)
+
+    @property
+    def applied(self) -> Fit:
+        """In the tensor phase: the intrinsic."""
+        if self.fit is None:
+            raise TypeError("only a block of the tensor phase has an intrinsic")
+        return self.fit
 
     def product(self, axes: Sequence[LoopAxis]) -> Size:
         total = Size("1")
@@ -315,8 +366,8 @@ class Block:
     def text(self) -> str:
         ones = (Size("1"),) * (self.space.rank - len(self.extents))
         extents = " ".join(e.text for e in (*self.extents, *ones))
-        place = f"{self.stage.text} {PHASES.index(self.phase)} {self.inside.text} {self.vector.text}"
-        return f"(Block {place} {extents})"
+        phase = PHASES.index(self.phase) + (self.fit.number if self.fit is not None else 0)
+        return f"(Block {self.stage.text} {phase} {self.inside.text} {self.vector.text} {extents})"
 
 
 def For(a: LoopAxis, trips: Size | int, kind: str, body: Block) -> str:
@@ -348,20 +399,26 @@ def Seq(blocks: Sequence[Block]) -> str:
     return text
 
 
+def Intrin(b: Block, lanes: Size | int) -> str:
+    """One application of the block's intrinsic, of which so many lanes count."""
+    return f"(Intrin stage {b.inside.text} {b.applied.number} {Size.of(lanes).text})"
+
+
 @dataclass(frozen=True)
 class LoopRule:
     """A rule of loop programs: `make(block, axis)` returns the nest (or Block) that the block may also be.
 
     It is instantiated for each axis that `over` admits (`any`, `spatial`, `contiguous`, `reduced`, `walked`,
-    `padded`, or `none`: once, axis None), in each stage of the kernel; over `sequence`, for each order in which all
-    stages may run.
+    `padded`, or `none`: once, axis None), in each stage of the kernel; over `fitted`, for each `Fit` of an intrinsic;
+    over `sequence`, for each order in which all stages may run. In the tensor phase, for each `Fit` besides
+    (`block.applied`).
     """
 
     name: str
     kind: str
     phase: str
     over: str
-    make: Callable[[Block, LoopAxis], str | Block]
+    make: Callable[[Block, Any], str | Block]
     when: Callable[[Space], bool]
     doc: str
     where: str
@@ -390,26 +447,28 @@ class LoopRule:
             "reduced": s.reduced,
             "walked": [a for a in s.reduced if a.contiguous],
             "padded": [a for a in s.spatial if a.bit >= 0],
+            "fitted": s.fits,
             "sequence": s.sequences,
             "none": (None,),
         }
         seen = replace(s, parts=whole.parts)
-        out = []
-        for a in groups[self.over]:
-            names = tuple(Size(f"e{k}") for k in range(len(s.axes)))
-            known = [f"(= stage {s.stage})"] if whole.parts else []
-            block = Block(self.phase, Size("i"), Size("v"), names, seen, known)
-            before = block.text
-            try:
-                made = self.make(block, a)
-            except Exception as e:
-                raise RuleError(f"{self.where}: rule {self.name}: {type(e).__name__}: {e}") from None
-            if not isinstance(made, (Block, str)):
-                raise RuleError(f"{self.where}: rule {self.name}: returns {made!r}, not a nest or a block")
-            facts = " ".join(block.facts)
-            right = made.text if isinstance(made, Block) else made
-            out.append(f"(rule ((= b {before}) {facts}) ((union b {right})) :ruleset {self.name})")
-        return out
+        known = [f"(= stage {s.stage})"] if whole.parts else []
+        fits: Sequence[Fit | None] = s.fits if self.phase == "tensor" else (None,)
+        return [self._instance(seen, a, fit, list(known)) for fit in fits for a in groups[self.over]]
+
+    def _instance(self, s: Space, a: Any, fit: Fit | None, known: list[str]) -> str:
+        names = tuple(Size(f"e{k}") for k in range(len(s.axes)))
+        block = Block(self.phase, Size("i"), Size("v"), names, s, known, fit=fit)
+        before = block.text
+        try:
+            made = self.make(block, a)
+        except Exception as e:
+            raise RuleError(f"{self.where}: rule {self.name}: {type(e).__name__}: {e}") from None
+        if not isinstance(made, (Block, str)):
+            raise RuleError(f"{self.where}: rule {self.name}: returns {made!r}, not a nest or a block")
+        facts = " ".join(block.facts)
+        right = made.text if isinstance(made, Block) else made
+        return f"(rule ((= b {before}) {facts}) ((union b {right})) :ruleset {self.name})"
 
     def render(self, s: Space) -> EggRule:
         return EggRule(
@@ -452,6 +511,7 @@ def declarations(rank: int) -> str:
             "(constructor Cat (i64 i64 N N) N)",
             "(constructor Tile (i64 N) N)",
             "(constructor Vec (i64 i64 i64 i64) N)",
+            "(constructor Intrin (i64 i64 i64 i64) N)",
             "(constructor Seq (N N) N)",
             "(constructor Stage (i64 N) N)",
             "(relation div (i64 i64 i64))",

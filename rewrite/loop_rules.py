@@ -1,4 +1,4 @@
-"""The shipped rules of loop programs: tiling, order, tails, register tiles, vectorisation, unrolling, threads.
+"""The shipped rules of loop programs: tiling, order, tails, register tiles, vectors, intrinsics, unrolling, threads.
 
 There is no interchange rule: all orders and all multi-level tilings share the Block e-classes, because peeling any
 axis first is a rule for every axis.
@@ -6,7 +6,22 @@ axis first is a rule for every axis.
 
 from __future__ import annotations
 
-from .loop_language import ALL, Block, Cat, For, LoopAxis, LoopRule, Seq, Size, Space, Tile, Vec, loop_rule
+from .loop_language import (
+    ALL,
+    Block,
+    Cat,
+    Fit,
+    For,
+    Intrin,
+    LoopAxis,
+    LoopRule,
+    Seq,
+    Size,
+    Space,
+    Tile,
+    Vec,
+    loop_rule,
+)
 
 #: Partial results that a cut reduction may keep on the stack (64 KiB of float32).
 PARTIAL_RESULTS = 16384
@@ -163,6 +178,59 @@ def point(b: Block, a: None) -> str:
     return Vec(b, -1, 1)
 
 
+@loop_rule("tensorize", phase="serial", over="fitted")
+def tensorize(b: Block, f: Fit) -> str:
+    """Block(e) -> Tile(lanes, Block(e)) of an intrinsic that computes the update, where e is a multiple of its depth"""
+    s = b.space
+    lanes = s.axes[f.vector]
+    vectors = (b.extent(lanes) + (f.lanes - 1)) // f.lanes
+    others = b.product([x for x in s.spatial if x != lanes])
+    b.require(others * vectors + vectors + 1 <= s.registers)
+    b.require(*((b.extent(a) % f.step(a)).equals(0) for a in s.reduced if f.step(a) > 1))
+    return Tile(lanes, b.into("tensor", vector=lanes, fit=f))
+
+
+@loop_rule("tiling", phase="tensor", over="reduced")
+def peel_applications(b: Block, a: LoopAxis) -> str:
+    """Block(e) -> For(a, e_a/f, Block(e with e_a := f)) around results held in registers, f a multiple of the depth"""
+    f, trips = b.factor(a)
+    b.require((f % b.applied.step(a)).equals(0))
+    return For(a, trips, "serial", b.resized(a, f))
+
+
+@loop_rule("unroll", phase="tensor")
+def unroll_applications(b: Block, a: LoopAxis) -> str:
+    """Block(e) -> unrolled For(a, e_a/n, Block(e with e_a := n)), n what the intrinsic takes, if the code is short"""
+    s, f = b.space, b.applied
+    if a.number == f.vector:
+        return _unroll_lanes_of(b, a)
+    order = [x for x in s.unrolled if x.number != f.vector]
+    b.require(b.extent(a) > f.step(a), *(b.extent(x).equals(f.step(x)) for x in order[: order.index(a)]))
+    b.require(b.product(s.axes) <= s.unroll * s.lanes * f.depth, b.product(s.reduced) <= s.lanes * f.depth)
+    return For(a, b.extent(a) // f.step(a), "unroll", b.resized(a, f.step(a)))
+
+
+def _unroll_lanes_of(b: Block, a: LoopAxis) -> str:
+    """The axis of the lanes, last: as few applications as there can be, of equal numbers of lanes."""
+    lanes = b.applied.lanes
+    f, trips = b.factor(a)
+    b.require(*_only(b), b.extent(a) > lanes, f <= lanes, trips.equals((b.extent(a) + (lanes - 1)) // lanes))
+    return For(a, trips, "unroll", b.resized(a, f))
+
+
+def _only(b: Block) -> list[str]:
+    """Beside the lanes, the block is what one application takes."""
+    return [b.extent(x).equals(b.applied.step(x)) for x in b.space.axes if x.number != b.applied.vector]
+
+
+@loop_rule("tensorize", phase="tensor", over="none")
+def apply_intrinsic(b: Block, _: None) -> str:
+    """Block(n, depth) -> one application of the intrinsic, if it has n lanes (those that are too many are dropped)"""
+    lanes = b.extent(b.space.axes[b.applied.vector])
+    b.require(*_only(b), lanes <= b.applied.lanes)
+    return Intrin(b, lanes)
+
+
 LOOP_RULES: tuple[LoopRule, ...] = (
     peel_parallel,
     run_serially,
@@ -182,4 +250,8 @@ LOOP_RULES: tuple[LoopRule, ...] = (
     split_vectors,
     vectorize,
     point,
+    tensorize,
+    peel_applications,
+    unroll_applications,
+    apply_intrinsic,
 )

@@ -26,9 +26,9 @@ Environment = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Rewrite:
-    """One `left >> right` of a rule."""
+    """One `left >> right` of a rule. A left side that is a variable stands for what another left side binds it to."""
 
-    left: Apply
+    left: Pattern
     right: Pattern
 
     def __str__(self) -> str:
@@ -37,8 +37,7 @@ class Rewrite:
 
 class _Arrow:
     def __rshift__(self, right: Pattern) -> Rewrite:
-        if not isinstance(self, Apply):
-            raise RuleError("the left side of a rule is a bare variable: it would match everything")
+        assert isinstance(self, Var | Apply)
         return Rewrite(self, right)
 
 

@@ -32,9 +32,9 @@ class GraphRule:
     """A rewrite rule of graph programs.
 
     `when`: condition over types and attributes (None: always). `const`: tensor variables that must be known
-    at compile time. `rewrites`: the left and right sides (several lefts must match together). `draw`:
-    optional sampler of instances for the property test, a function of a `Chooser` returning a partial
-    binding.
+    at compile time; `varies`: that must not. `rewrites`: the left and right sides (several lefts must match
+    together). `draw`: optional sampler of instances for the property test, a function of a `Chooser` returning
+    a partial binding.
     """
 
     name: str
@@ -47,6 +47,7 @@ class GraphRule:
     draw: Callable[..., Environment] | None
     file: str
     line: int
+    varies: tuple[str, ...] = ()
     level: str = "graph"
 
     def holds(self, env: Environment) -> bool:
@@ -55,7 +56,7 @@ class GraphRule:
     @property
     def condition(self) -> str:
         """The condition as text."""
-        parts = [f"{c} constant" for c in self.const]
+        parts = [f"{c} constant" for c in self.const] + [f"{v} not constant" for v in self.varies]
         if self.when is not None:
             parts.append(condition_text(self.when))
         return " and ".join(parts) or "always"
@@ -89,6 +90,7 @@ def rule(
     *,
     when: Callable[..., bool] | None = None,
     const: Sequence[str] = (),
+    varies: Sequence[str] = (),
     draw: Callable[..., Environment] | None = None,
 ) -> Callable[[Callable[..., Any]], GraphRule]:
     """Declare a graph rule. Raises `RuleError` naming the file and line of a malformed one."""
@@ -96,14 +98,16 @@ def rule(
     def decorate(f: Callable[..., Any]) -> GraphRule:
         file, line = f.__code__.co_filename, f.__code__.co_firstlineno
         try:
-            return _make(f, kind, when, tuple(const), draw, file, line)
+            return _make(f, kind, when, tuple(const), tuple(varies), draw, file, line)
         except RuleError as e:
             raise RuleError(f"{file}:{line}: rule {f.__name__}: {e}") from None
 
     return decorate
 
 
-def _make(f: Any, kind: str, when: Any, const: tuple[str, ...], draw: Any, file: str, line: int) -> GraphRule:
+def _make(
+    f: Any, kind: str, when: Any, const: tuple[str, ...], varies: tuple[str, ...], draw: Any, file: str, line: int
+) -> GraphRule:
     if kind not in KINDS:
         raise RuleError(f"kind {kind!r} is not one of {', '.join(KINDS)}")
     signature = inspect.signature(f).parameters.values()
@@ -116,6 +120,9 @@ def _make(f: Any, kind: str, when: Any, const: tuple[str, ...], draw: Any, file:
     rewrites = (body,) if isinstance(body, Rewrite) else body
     if not isinstance(rewrites, tuple) or not all(isinstance(r, Rewrite) for r in rewrites) or not rewrites:
         raise RuleError("the body must return `left >> right`, or a tuple of those")
+    found = {n for r in rewrites if not isinstance(r.left, Var) for n in tensors(r.left)}
+    if any(isinstance(r.left, Var) and r.left.name not in found for r in rewrites):
+        raise RuleError("the left side of a rule is a bare variable: it would match everything")
     bound = {n for r in rewrites for n in (*tensors(r.left), *records(r.left))}
     used = {n for r in rewrites for n in (*tensors(r.right), *records(r.right))}
     asked = {n for r in rewrites for g in (*functions(r.left), *functions(r.right)) for n in parameters(g)}
@@ -124,6 +131,7 @@ def _make(f: Any, kind: str, when: Any, const: tuple[str, ...], draw: Any, file:
         (used, "the right side uses"),
         (asked, "a condition or attribute asks for"),
         (set(const), "const names"),
+        (set(varies), "varies names"),
     ):
         if names - bound:
             raise RuleError(f"{what} {', '.join(sorted(names - bound))}, which the left side does not bind")
@@ -134,7 +142,7 @@ def _make(f: Any, kind: str, when: Any, const: tuple[str, ...], draw: Any, file:
             )
     doc = " ".join((inspect.getdoc(f) or "").split())
     return GraphRule(
-        f.__name__, kind, doc, (*tensor_vars, *record_vars), rewrites, when, const, draw, file, line
+        f.__name__, kind, doc, (*tensor_vars, *record_vars), rewrites, when, const, draw, file, line, varies
     )
 
 

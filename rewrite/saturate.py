@@ -21,6 +21,7 @@ KINDS = (
     "lowering",
     "tiling",
     "vectorize",
+    "tensorize",
     "unroll",
     "parallel",
 )

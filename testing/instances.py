@@ -158,7 +158,7 @@ def draw_binding(c: Chooser, rule: GraphRule) -> dict[str, Any]:
     return {n: env[n] for n in rule.variables if n in env}
 
 
-def _other_dtype(c: Chooser, env: Mapping[str, Any], lefts: Sequence[Apply]) -> dict[str, Any]:
+def _other_dtype(c: Chooser, env: Mapping[str, Any], lefts: Sequence[Pattern]) -> dict[str, Any]:
     """The binding in another element type, if the left sides exist in it."""
     dtype = c.pick(VARIANTS)
     changed = {

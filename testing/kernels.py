@@ -92,7 +92,7 @@ def consumer_of(c: Chooser, producer: TensorType, prefix: str) -> tuple[Tree, in
 
 def producer_for(c: Chooser, wanted: TensorType, prefix: str) -> Tree:
     """A kernel of one operator whose result has that type."""
-    role = c.pick(("broadcast", "movement", "elementwise"))
+    role = c.pick(("broadcast", "movement", "elementwise", "cast"))
     names = [n for n, o in OPERATORS.items() if role in (n, o.family) and obliging(n)]
     return one_operator(c, c.pick(names), prefix, (), wanted)
 

@@ -13,10 +13,10 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
-from ..ir.nest import KINDS, PARALLEL, Cat, For, Nest, Seq, Stage, Tile, Vec, extents, points, stages, visits
+from ..ir.nest import KINDS, PARALLEL, Cat, For, Intrin, Nest, Seq, Stage, Tile, Vec, extents, points, stages, visits
 from ..ir.operator import Chooser, Reject
 from ..rewrite.loop_egraph import borders, cuts, divisors, facts
-from ..rewrite.loop_language import ALL, PHASES, LoopAxis, LoopRule, Space, declarations
+from ..rewrite.loop_language import ALL, PHASES, Fit, LoopAxis, LoopRule, Space, declarations
 from ..rewrite.saturate import Engine
 from .choosing import Outcome, Refuted, search
 
@@ -24,15 +24,15 @@ from .choosing import Outcome, Refuted, search
 MAX_BLOCKS, MAX_POINTS = 24, 160
 
 #: How many numbers a constructor of nests takes before its blocks.
-NUMBERS = {"For": 3, "Cat": 2, "Tile": 1, "Vec": 4, "Seq": 0, "Stage": 1}
+NUMBERS = {"For": 3, "Cat": 2, "Tile": 1, "Vec": 4, "Intrin": 4, "Seq": 0, "Stage": 1}
 
 FULL_EXTENTS = (2, 3, 4, 5, 6, 7, 8, 9, 12, 17, 19, 23)
 
 
 @dataclass(frozen=True)
 class BlockCase:
-    """A concrete block: phase, ends of padded axes it keeps clear of (bits), vector axis (-1: none yet), one extent an
-    axis, the stage it is of."""
+    """A concrete block: phase (the last: of the space's first intrinsic), ends of padded axes it keeps clear of (bits),
+    vector axis (-1: none yet), one extent an axis, the stage it is of."""
 
     phase: int
     inside: int
@@ -76,15 +76,27 @@ def check_loop_rule(rule: LoopRule, examples: int, seed: int) -> tuple[Outcome[L
 # --- drawing -----------------------------------------------------------------------------------------
 
 
-def draw_space(c: Chooser) -> Space:
-    """A schedule space of one to three axes on a small machine."""
+def draw_space(c: Chooser, fitted: bool = False) -> Space:
+    """A schedule space of one to three axes on a small machine, with an intrinsic if wanted."""
     spatial = c.integer(0, 2) if c.integer(0, 5) == 5 else c.integer(1, 2)
     reduced = c.integer(0 if spatial else 1, 3 - spatial if spatial else 1)
     rank = spatial + min(reduced, 2)
     unit = c.integer(0, 2)
     axes = tuple(draw_axis(c, k, k >= spatial, unit != k) for k in range(rank))
     registers = c.pick((4, 8, 16))
-    return Space(axes, c.pick((2, 4, 1)), registers, 8 * registers, c.pick((1, 2)), bool(c.integer(0, 1)))
+    lanes = c.pick((2, 4, 1))
+    fits = _draw_fit(c, axes, lanes) if fitted else ()
+    return Space(axes, lanes, registers, 8 * registers, c.pick((1, 2)), bool(c.integer(0, 1)), fits=fits)
+
+
+def _draw_fit(c: Chooser, axes: tuple[LoopAxis, ...], lanes: int) -> tuple[Fit, ...]:
+    """An intrinsic along some axis of the results and one of the reduction."""
+    results, reduced = [a.number for a in axes if not a.reduces], [a for a in axes if a.reduces]
+    if not results or not reduced:
+        raise Reject
+    along = c.pick(reduced)
+    depth = c.pick([f for f in divisors(along.extent) if f > 1])
+    return (Fit(0, "drawn", (c.pick(results), along.number), (lanes, depth)),)
 
 
 def draw_axis(c: Chooser, number: int, reduces: bool, contiguous: bool) -> LoopAxis:
@@ -115,7 +127,8 @@ def draw_staged_space(c: Chooser) -> Space:
 
 
 def draw_case(c: Chooser, rule: LoopRule) -> LoopCase:
-    s = draw_staged_space(c) if rule.over == "sequence" else draw_space(c)
+    fitted = rule.phase == "tensor" or rule.over == "fitted"
+    s = draw_staged_space(c) if rule.over == "sequence" else draw_space(c, fitted)
     try:
         acts = rule.when(s)
     except Exception as e:
@@ -125,6 +138,10 @@ def draw_case(c: Chooser, rule: LoopRule) -> LoopCase:
     phase = PHASES.index(rule.phase)
     vectors = [a.number for a in s.axes if a.contiguous or not a.reduces] if phase >= PHASES.index("tile") else []
     shapes = [e for e in product(*(_options(a, s) for a in s.axes)) if _size(e) <= MAX_POINTS]
+    if rule.phase == "tensor":  # whose blocks are whole applications
+        (fit,) = s.fits
+        vectors = [fit.vector]
+        shapes = [e for e in shapes if all(e[a.number] % fit.step(a) == 0 for a in s.axes)]
     known = [0, *(1 << a.bit for a in s.axes if a.bit >= 0)]
     blocks = [BlockCase(phase, i, v, e, s.stage) for e in shapes for v in vectors or [-1] for i in known]
     start = c.integer(0, max(0, len(blocks) // MAX_BLOCKS))
@@ -199,6 +216,8 @@ class Made:
             return f"Stage({n.number}, Block{inner})"
         if isinstance(n, Vec):
             return f"Vec(axis {n.axis}, {n.lanes} lanes)"
+        if isinstance(n, Intrin):
+            return f"Intrin(axes {list(n.axes)}, extents {list(n.sizes)})"
         if not self.is_nest:
             return f"Block{inner} in the {PHASES[self.children[0].phase]} phase"
         if isinstance(n, Tile):
@@ -224,6 +243,7 @@ class _Reader:
             stage, phase, inside, vector, *extents = self._ints(row.inputs)
             found = BlockCase(phase, inside, vector, tuple(extents[: ranks[stage]]), stage)
             self._blocks.setdefault(row.output, []).append(found)
+        self._fits = space.fits
 
     def _ints(self, values: Any) -> list[int]:
         return [self._egraph.value_to_i64(v) for v in values]
@@ -240,6 +260,10 @@ class _Reader:
         rows = [(name, r) for name in NUMBERS for r in self._tables[name] if r.output == owner]
         for name, row in rows:
             numbers = self._ints(row.inputs[: NUMBERS[name]])
+            if name == "Intrin":
+                fit = self._fits[numbers[2]]
+                yield Made(Intrin(fit.name, fit.axes, (numbers[3], *fit.sizes[1:])), ())
+                continue
             for parts in product(*(list(self._fillings(v)) for v in row.inputs[NUMBERS[name] :])):
                 yield Made(_nest(name, numbers, [n for n, _ in parts]), tuple(b for _, bs in parts for b in bs))
 
@@ -340,6 +364,8 @@ def _promises(made: Made, s: Space, block: BlockCase) -> str:
         walked = {a.number for a in s.reduced if a.contiguous}
         if axis not in spatial | walked and (spatial or axis != -1):
             return f"puts vectors along axis {axis}, which is neither an axis of the result nor walked by all operands"
+    if isinstance(n, Intrin) and n.sizes[0] > s.fits[0].lanes:
+        return f"{n.sizes[0]} lanes of an intrinsic that has {s.fits[0].lanes}"
     if isinstance(n, Vec) and n.lanes > s.lanes:
         return f"a vector of {n.lanes} lanes where registers have {s.lanes}"
     if isinstance(n, Tile):

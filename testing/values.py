@@ -19,7 +19,7 @@ from ..ir.nest import Nest, points, visits
 from ..ir.operator import operator
 from ..ir.reference import evaluate, evaluate_expr
 from ..ir.scalars import COMBINERS, SCALARS, neutral
-from ..ir.types import DTYPES, TensorType
+from ..ir.types import DTYPES, TensorType, is_float
 from ..rewrite.pattern import Environment, Pattern, Var, instantiate, resolve
 
 Domain = tuple[float, float]
@@ -125,7 +125,7 @@ def first_difference(want: np.ndarray, got: np.ndarray) -> tuple[int, ...] | Non
 
 def says_something(value: np.ndarray) -> bool:
     """Some element is finite (or an integer)."""
-    return value.size == 0 or value.dtype.kind != "f" or bool(np.isfinite(value).any())
+    return value.size == 0 or not is_float(value) or bool(np.isfinite(value).any())
 
 
 # --- kernels and nests -------------------------------------------------------------------------------
@@ -219,7 +219,7 @@ def _written(kernel: LoopKernel, values: np.ndarray) -> np.ndarray:
         a: np.arange(a.extent).reshape([-1 if k == d else 1 for k in range(rank)])
         for d, a in enumerate(kernel.spatial)
     }
-    fill = kernel.fill.value if kernel.fill is not None else (np.nan if values.dtype.kind == "f" else 0)
+    fill = kernel.fill.value if kernel.fill is not None else (np.nan if is_float(values) else 0)
     out = np.full(kernel.out_type.size, fill, values.dtype)
     out[np.broadcast_to(np.asarray(kernel.out.evaluate(grid)), values.shape)] = values
     return out

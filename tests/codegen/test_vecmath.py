@@ -9,6 +9,7 @@ import re
 from typing import NamedTuple
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 from llvmlite import ir
@@ -20,7 +21,7 @@ from nestegg.codegen.scalar_ops import emit_cast, emit_scalar
 from nestegg.ir.errors import TypeRuleError
 from nestegg.ir.scalars import SCALARS
 from nestegg.ir.target import TARGETS, host
-from nestegg.ir.types import DTYPES
+from nestegg.ir.types import DTYPES, dtype_of, is_float
 
 POINTER, I64 = ir.PointerType(), ir.IntType(64)
 LOG_MAX, LOG_TINY = 88.72284, -103.98  # where exp overflows, and where it rounds to 0
@@ -250,12 +251,35 @@ def operands(inputs):
 def assert_same(got, expected, label):
     expected = np.asarray(expected)
     assert got.dtype == expected.dtype, label
-    if got.dtype.kind != "f":
+    if not is_float(got):
         np.testing.assert_array_equal(got, expected, label)
     else:
-        digits = {2: 1e-3, 4: 2e-6, 8: 1e-13}[got.dtype.itemsize]
-        tiny = np.finfo(got.dtype).tiny  # XLA flushes denormals
-        np.testing.assert_allclose(got, expected, digits, tiny, err_msg=label)
+        name = dtype_of(got)
+        digits = {"f16": 1e-3, "bf16": 8e-3, "f32": 2e-6, "f64": 1e-13}[name]
+        tiny = ml_dtypes.finfo(got.dtype).tiny  # XLA flushes denormals
+        wide = np.float64 if name == "f64" else np.float32  # which NumPy's comparison needs of bfloat16
+        np.testing.assert_allclose(got.astype(wide), expected.astype(wide), digits, tiny, err_msg=label)
+
+
+def test_float32_to_bfloat16_rounds_to_nearest_even_keeping_denormals():
+    half = np.arange(0, 0x7F80, dtype=np.uint32) << 16  # every positive bfloat16
+    near = np.concatenate([half + d for d in (0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF)])
+    nans = np.uint32([0x7F800000, 0x7F800001, 0x7FC00000, 0x7FFFFFFF])
+    x = np.concatenate([near, nans]).astype(np.uint32).view(np.float32)
+    x = np.concatenate([x, -x])
+    got = compiled([cast_job("f32", "bf16")])["cast_f32_bf16_16"](x).astype(np.float32)
+    with np.errstate(all="ignore"):
+        np.testing.assert_array_equal(got, x.astype(ml_dtypes.bfloat16).astype(np.float32))
+
+
+def test_float64_to_bfloat16_rounds_once():
+    exact = np.arange(0x3000, 0x5000, dtype=np.uint16).view(ml_dtypes.bfloat16).astype(np.float64)
+    ties = (exact[1:] + exact[:-1]) / 2
+    even = exact[(np.arange(len(ties)) + 1) // 2 * 2]
+    got = compiled([cast_job("f64", "bf16")])["cast_f64_bf16_16"]
+    np.testing.assert_array_equal(got(ties).astype(np.float64), even)
+    np.testing.assert_array_equal(got(np.nextafter(ties, 0)).astype(np.float64), exact[:-1])
+    np.testing.assert_array_equal(got(np.nextafter(ties, 1e300)).astype(np.float64), exact[1:])
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
