@@ -227,7 +227,7 @@ def _without_empty_reductions(body: Scalar) -> Scalar:
 
 def _lower_stages(
     expr: TensorExpr, body: Scalar, axes: tuple[Axis, ...], out: Index, fill: Const | None
-) -> StagedKernel:
+) -> Lowered:
     staging = take_apart(body, axes, len(expr.inputs))
     flat_shared = _strides([a.extent for a in staging.shared])
     points = math.prod(a.extent for a in staging.shared)
@@ -258,6 +258,8 @@ def _lower_stages(
     split, shared = _split_axes([kernel(n, s) for n, s in enumerate(staging.stages)], staging.shared)
     merged, shared = _merge_axes(split, shared)
     stages = tuple(_canonical(k, shared) for k in merged)
+    if len(stages) == 1:  # reductions that differed in the names of their axes
+        return replace(stages[0], inputs=tuple(map(_flat_type, expr.inputs)), fill=fill)
     named = stages[0].spatial[: len(shared)]
     staged = StagedKernel(
         tuple(map(_flat_type, expr.inputs)), named, stages, staging.sequences, _flat_type(expr.type), fill

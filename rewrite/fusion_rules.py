@@ -21,6 +21,7 @@ from .kernel import (
     prologue_broadcast,
     prologue_movement,
     prologue_unpack,
+    row_reduction,
 )
 
 
@@ -30,7 +31,8 @@ class FusionRule:
 
     `consumer`, `producer`: traits (`kernel.TRAITS`) that k and p must have; e-matching joins on them before `when` is
     called. `const`: the tensor between them must be known at compile time. With `dominates`, the unfused call is
-    subsumed: it can never be better, so nothing more is derived from it.
+    subsumed: it can never be better, so nothing more is derived from it. With `widest`, only the kernels that fuse the
+    most operators are considered, of either tensor, when the other rules are done: one chain of fusions a tensor.
     """
 
     name: str
@@ -39,6 +41,7 @@ class FusionRule:
     producer: str = "single"
     const: bool = False
     dominates: bool = False
+    widest: bool = False
     kind: str = "fusion"
     level: str = "graph"
 
@@ -49,7 +52,8 @@ class FusionRule:
     @property
     def condition(self) -> str:
         constant = " and constant" if self.const else ""
-        return f"{self.when.__name__}({self.consumer} consumer, position, {self.producer} producer){constant}"
+        widest = " and both are their tensors' widest" if self.widest else ""
+        return f"{self.when.__name__}({self.consumer} consumer, position, {self.producer} producer){constant}{widest}"
 
     @property
     def where(self) -> str:
@@ -66,6 +70,7 @@ FUSION_RULES = (
     FusionRule("fuse_arithmetic_prologue", prologue_arithmetic, "open", "single"),
     FusionRule("fuse_epilogue", epilogue, "light", "reducing"),
     FusionRule("fuse_residual_epilogue", epilogue_residual, "light", "reducing"),
+    FusionRule("fuse_stage", row_reduction, "any", "reducing", widest=True),
 )
 
 #: Operand positions at which fusion is tried.

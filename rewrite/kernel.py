@@ -7,20 +7,25 @@ from dataclasses import dataclass
 from functools import cache
 
 from ..ir.attrs import Attrs
-from ..ir.compose import arithmetic, compose, has_nested_reduce, is_map, is_movement, reads_once, visits_once
+from ..ir.compose import arithmetic, compose, has_nested_reduce, is_map, is_movement, reads_once, shares, visits_once
+from ..ir.errors import UnsupportedError
 from ..ir.expr import TensorExpr
+from ..ir.loops import StagedKernel, lower
 from ..ir.operator import operator
 from ..ir.types import TensorType
 
 MAX_INPUTS = 8
 MAX_SCALARS = 96
 
+#: Points up to which stages are run one after the other although they share no axis: their operands stay in cache.
+SMALL_POINTS = 16384
+
 
 @dataclass(frozen=True)
 class Kernel:
     """`expr`, and how far fusion has gone.
 
-    `op`: the operator if nothing is fused yet. `operators`: number of arithmetic operators fused. `closed`: an
+    `op`: the operator if nothing is fused yet (but broadcasts of its operands). `operators`: number of arithmetic operators fused. `closed`: an
     epilogue has been fused, after which producers are no longer inlined (prologues first, epilogues last, one operator
     at a time: one order for each fused group, so that the e-graph grows with the number of groups, not of orders).
     """
@@ -94,16 +99,41 @@ def epilogue_residual(consumer: Kernel, i: int, producer: Kernel) -> bool:
     return len(consumer.expr.inputs) > 1 and _after_reduction(consumer, i, producer)
 
 
+def row_reduction(consumer: Kernel, i: int, producer: Kernel) -> bool:
+    """A reduction whose results the consumer's elements share (a row's maximum, its mean) becomes a stage of it.
+
+    The stages run over the axes that they share, a few rows at a time: what they read stays in cache. Each point is
+    computed once, so nothing is lost but the choice of separate loops.
+    """
+    if is_map(producer.expr) or not _fits(consumer, i, producer) or not shares(consumer.expr, i):
+        return False
+    try:
+        apart = [lower(k.expr) for k in (consumer, producer)]
+        whole = lower(compose(consumer.expr, i, producer.expr))
+    except UnsupportedError:
+        return False
+    if not isinstance(whole, StagedKernel) or whole.points > sum(k.points for k in apart):
+        return False
+    return bool(whole.shared) or whole.points <= SMALL_POINTS
+
+
+def wider(a: Kernel, b: Kernel) -> Kernel:
+    """Of two kernels of one tensor, the one that fuses more operators."""
+    return max(a, b, key=lambda k: (k.operators, -len(k.expr.inputs), str(k.expr)))
+
+
 @cache
 def fuse(consumer: Kernel, i: int, producer: Kernel) -> Kernel:
     """The composition; closed once a reduction has an epilogue."""
     closed = consumer.closed or producer.closed or (is_map(consumer.expr) and not is_map(producer.expr))
     operators = consumer.operators + producer.operators
-    return Kernel(compose(consumer.expr, i, producer.expr), "", operators, closed)
+    op = consumer.op if producer.op == "broadcast" else ""
+    return Kernel(compose(consumer.expr, i, producer.expr), op, operators, closed)
 
 
 #: What e-matching may ask of a kernel before a fusion rule's condition is called.
 TRAITS: dict[str, Callable[[Kernel], bool]] = {
+    "any": lambda k: True,
     "open": lambda k: not k.closed,
     "single": lambda k: bool(k.op),
     "light": lambda k: k.operators <= 1 and is_map(k.expr),

@@ -14,7 +14,7 @@ from ..ir.errors import RuleError, TypeRuleError
 from ..ir.operator import OPERATORS, operator
 from .fusion_rules import POSITIONS, FusionRule
 from .host import PRELUDE, Host, call_text, test_text
-from .kernel import TRAITS, fuse, of_operator
+from .kernel import TRAITS, fuse, of_operator, wider
 from .pattern import Apply, Pattern, Record, Var, call, records, tensors, type_of
 from .rule import GraphRule
 from .saturate import EggRule
@@ -34,7 +34,7 @@ def arities(op: str) -> range:
     return range(1, MAX_VARIADIC + 1) if n is None else range(n, n + 1)
 
 
-def declarations() -> str:
+def declarations(host: Host) -> str:
     """Sorts, constructors and analyses of the graph language."""
     lines = [
         PRELUDE,
@@ -44,6 +44,7 @@ def declarations() -> str:
         "(relation is-const (T))",
         "(function constness (T) i64 :merge (max old new))",
         "(relation uses (PyObject TV i64 T))",
+        f"(function widest (T) PyObject :merge {call_text(host.function('wider', wider), ['old', 'new'])})",
         *(f"(relation trait-{name} (PyObject))" for name in TRAITS),
         f"(ruleset {ANALYSES})",
     ]
@@ -104,6 +105,7 @@ def fusion_rule(r: FusionRule, host: Host) -> EggRule:
     test, make = host.function(r.name, r.when), host.function(r.name, fuse)
     drop = " (subsume (Call k xs))" if r.dominates else ""
     const = " (is-const x)" if r.const else ""
+    widest = " (= p (widest x)) (= k (widest e))" if r.widest else ""
     out = [f"(ruleset {r.name})"]
     for i in POSITIONS:
         arguments = ["k", f"(py-from-int {i})", "p"]
@@ -114,10 +116,16 @@ def fusion_rule(r: FusionRule, host: Host) -> EggRule:
         spliced = f"(vec-append {before} ys {after})"
         out.append(
             f"(rule ((= x (Call p ys)) (trait-{r.producer} p) (uses k xs {i} x) (trait-{r.consumer} k)"
-            f" (= e (Call k xs)){const} {test_text(test, arguments)})"
+            f" (= e (Call k xs)){const}{widest} {test_text(test, arguments)})"
             f" ((union e (Call {call_text(make, arguments)} {spliced})){drop}) :ruleset {r.name})"
         )
     return EggRule(r.name, r.kind, r.name, "\n".join(out))
+
+
+def widest_kernels() -> EggRule:
+    """Which kernel of a tensor fuses the most operators: an analysis, run where rules ask for it."""
+    text = "(ruleset widest_kernel)\n(rule ((= e (Call k xs))) ((set (widest e) k)) :ruleset widest_kernel)"
+    return EggRule("widest_kernel", "fusion", "widest_kernel", text)
 
 
 def graph_rule(r: GraphRule, host: Host) -> EggRule:
