@@ -19,6 +19,8 @@ from ..ir.errors import NesteggError, UnsupportedError
 from ..ir.expr import Const, Read, Scalar, TensorExpr, rebuild, walk
 from ..ir.loops import Lowered, lower
 from ..ir.nest import Nest
+from ..ir.scalars import SCALARS
+from ..ir.types import DTYPES
 from ..rewrite.graph_egraph import CallNode, GraphEGraph
 from . import extract
 from .flat import EGraphBuilder
@@ -31,6 +33,9 @@ SLACK = 1.1
 #: Rounds of extracting and searching.
 GREEDY_ROUNDS = 40
 EXACT_ROUNDS = 4
+
+#: Operators whose result holds its operand's elements and no others.
+REPEATS = ("broadcast", "reshape")
 
 #: Seconds to call a kernel, besides its work.
 CALL_OVERHEAD = 5e-8
@@ -180,11 +185,17 @@ def _candidates(egraph: GraphEGraph) -> list[_Candidate]:
 
 
 def _uniform(egraph: GraphEGraph) -> dict[int, float | int | bool]:
-    """E-class -> value, for the constants that are one number."""
+    """E-class -> value, for the tensors known at compile time that are one number throughout."""
     out: dict[int, float | int | bool] = {}
     for c, e in enumerate(egraph.classes):
         if e.constant is not None and egraph.constants[e.constant].size == 1:
             out[c] = egraph.constants[e.constant].reshape(()).item()
+    todo = [(c, n) for c, e in enumerate(egraph.classes) for n in e.ops if n.op in (*REPEATS, *SCALARS, "cast")]
+    while ready := [(c, n) for c, n in todo if c not in out and all(a in out for a in n.args)]:
+        for c, n in ready:
+            args = [np.asarray(out[a], DTYPES[egraph.classes[a].type.dtype].numpy) for a in n.args]
+            value = SCALARS[n.op].jax(*args) if n.op in SCALARS else args[0]
+            out[c] = np.asarray(value).astype(DTYPES[egraph.classes[c].type.dtype].numpy).item()
     return out
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from .kernel import (
     MAX_INPUTS,
+    MAX_STAGE_INPUTS,
     Kernel,
     epilogue,
     epilogue_residual,
@@ -73,5 +74,5 @@ FUSION_RULES = (
     FusionRule("fuse_stage", row_reduction, "any", "reducing", widest=True),
 )
 
-#: Operand positions at which fusion is tried.
-POSITIONS = range(MAX_INPUTS)
+#: Operand positions at which fusion is tried, and those of rules over the widest kernels.
+POSITIONS, WIDE_POSITIONS = range(MAX_INPUTS), range(MAX_STAGE_INPUTS)

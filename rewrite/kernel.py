@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from ..ir.attrs import Attrs
-from ..ir.compose import arithmetic, compose, has_nested_reduce, is_map, is_movement, reads_once, shares, visits_once
+from ..ir.compose import arithmetic, compose, has_nested_reduce, is_map, is_movement, merge_inputs, reads_once, shares, visits_once
 from ..ir.errors import UnsupportedError
-from ..ir.expr import TensorExpr
+from ..ir.expr import TensorExpr, cost
 from ..ir.loops import StagedKernel, lower
 from ..ir.operator import operator
 from ..ir.types import TensorType
 
 MAX_INPUTS = 8
+#: Kernels of several stages have more: constants count among them, and one tensor may until operands are merged.
+MAX_STAGE_INPUTS = 12
 MAX_SCALARS = 96
+
+#: Cost (in fused multiply-adds) up to which a row's value may be computed again for each of the row's elements.
+LITTLE_WORK = 4.0
 
 #: Points up to which stages are run one after the other although they share no axis: their operands stay in cache.
 SMALL_POINTS = 16384
@@ -43,11 +48,11 @@ def of_operator(name: str, attrs: Attrs, *types: TensorType) -> Kernel:
     return Kernel(expr, name, 0 if is_movement(expr) else 1)
 
 
-def _fits(consumer: Kernel, i: int, producer: Kernel) -> bool:
+def _fits(consumer: Kernel, i: int, producer: Kernel, most: int = MAX_INPUTS) -> bool:
     if i >= len(consumer.expr.inputs):
         return False
     inputs = len(consumer.expr.inputs) + len(producer.expr.inputs) - 1
-    return inputs <= MAX_INPUTS and arithmetic(consumer.expr) + arithmetic(producer.expr) <= MAX_SCALARS
+    return inputs <= most and arithmetic(consumer.expr) + arithmetic(producer.expr) <= MAX_SCALARS
 
 
 def _inlines(consumer: Kernel, i: int, producer: Kernel) -> bool:
@@ -75,10 +80,12 @@ def prologue_movement(consumer: Kernel, i: int, producer: Kernel) -> bool:
 
 
 def prologue_arithmetic(consumer: Kernel, i: int, producer: Kernel) -> bool:
-    """An elementwise operator may be computed where it is read, if that is once an element."""
+    """An elementwise operator may be computed where it is read, if that is once an element, or little work."""
     if not (_inlines(consumer, i, producer) and is_map(producer.expr) and producer.operators):
         return False
-    return is_map(consumer.expr) or visits_once(consumer.expr, i)
+    if is_map(consumer.expr) and cost(producer.expr.body) <= LITTLE_WORK:
+        return True
+    return visits_once(consumer.expr, i) or (is_map(consumer.expr) and not shares(consumer.expr, i))
 
 
 def _after_reduction(consumer: Kernel, i: int, producer: Kernel) -> bool:
@@ -105,7 +112,7 @@ def row_reduction(consumer: Kernel, i: int, producer: Kernel) -> bool:
     The stages run over the axes that they share, a few rows at a time: what they read stays in cache. Each point is
     computed once, so nothing is lost but the choice of separate loops.
     """
-    if is_map(producer.expr) or not _fits(consumer, i, producer) or not shares(consumer.expr, i):
+    if is_map(producer.expr) or not _fits(consumer, i, producer, MAX_STAGE_INPUTS) or not shares(consumer.expr, i):
         return False
     try:
         apart = [lower(k.expr) for k in (consumer, producer)]
@@ -117,9 +124,14 @@ def row_reduction(consumer: Kernel, i: int, producer: Kernel) -> bool:
     return bool(whole.shared) or whole.points <= SMALL_POINTS
 
 
+def merge_operands(k: Kernel, i: int, j: int) -> Kernel:
+    """The kernel whose operands i and j (i < j) are one tensor, read as operand i."""
+    return replace(k, expr=merge_inputs(k.expr, {j: i}))
+
+
 def wider(a: Kernel, b: Kernel) -> Kernel:
-    """Of two kernels of one tensor, the one that fuses more operators."""
-    return max(a, b, key=lambda k: (k.operators, -len(k.expr.inputs), str(k.expr)))
+    """Of two kernels of one tensor, the one that fuses more operators (the one of less work, if they are equal)."""
+    return max(a, b, key=lambda k: (k.operators, -cost(k.expr.body), -len(k.expr.inputs), str(k.expr)))
 
 
 @cache

@@ -12,9 +12,9 @@ from collections.abc import Iterable, Sequence
 from ..ir.attrs import EMPTY
 from ..ir.errors import RuleError, TypeRuleError
 from ..ir.operator import OPERATORS, operator
-from .fusion_rules import POSITIONS, FusionRule
+from .fusion_rules import POSITIONS, WIDE_POSITIONS, FusionRule
 from .host import PRELUDE, Host, call_text, test_text
-from .kernel import TRAITS, fuse, of_operator, wider
+from .kernel import TRAITS, fuse, merge_operands, of_operator, wider
 from .pattern import Apply, Pattern, Record, Var, call, records, tensors, type_of
 from .rule import GraphRule
 from .saturate import EggRule
@@ -57,7 +57,7 @@ def analyses(host: Host) -> str:
     """Rules that give every operator e-node its type, spread compile-time constness, and index kernels' arguments."""
     out = [
         f"(rule ((= e (Call k xs)) (> (vec-length xs) {i})) ((uses k xs {i} (vec-get xs {i}))) :ruleset {ANALYSES})"
-        for i in POSITIONS
+        for i in WIDE_POSITIONS
     ]
     for name, holds in TRAITS.items():
         test = test_text(host.function(name, holds), ["k"])
@@ -107,7 +107,7 @@ def fusion_rule(r: FusionRule, host: Host) -> EggRule:
     const = " (is-const x)" if r.const else ""
     widest = " (= p (widest x)) (= k (widest e))" if r.widest else ""
     out = [f"(ruleset {r.name})"]
-    for i in POSITIONS:
+    for i in WIDE_POSITIONS if r.widest else POSITIONS:
         arguments = ["k", f"(py-from-int {i})", "p"]
         before = "(vec-of " + " ".join(f"(vec-get xs {n})" for n in range(i)) + ")" if i else ""
         after = "xs"
@@ -122,10 +122,18 @@ def fusion_rule(r: FusionRule, host: Host) -> EggRule:
     return EggRule(r.name, r.kind, r.name, "\n".join(out))
 
 
-def widest_kernels() -> EggRule:
-    """Which kernel of a tensor fuses the most operators: an analysis, run where rules ask for it."""
-    text = "(ruleset widest_kernel)\n(rule ((= e (Call k xs))) ((set (widest e) k)) :ruleset widest_kernel)"
-    return EggRule("widest_kernel", "fusion", "widest_kernel", text)
+def before_widest(host: Host) -> list[EggRule]:
+    """What rules over the widest kernels need first: each operand once, and which kernel of a tensor is the widest."""
+    make = call_text(host.function("merge_operands", merge_operands), ["k", "(py-from-int i)", "(py-from-int j)"])
+    merge = (
+        "(ruleset merge_operands)\n(rule ((uses k xs i x) (uses k xs j x) (< i j) (= e (Call k xs)))"
+        f" ((union e (Call {make} (vec-remove xs j))) (subsume (Call k xs))) :ruleset merge_operands)"
+    )
+    widest = "(ruleset widest_kernel)\n(rule ((= e (Call k xs))) ((set (widest e) k)) :ruleset widest_kernel)"
+    return [
+        EggRule("merge_operands", "fusion", "merge_operands", merge),
+        EggRule("widest_kernel", "fusion", "widest_kernel", widest),
+    ]
 
 
 def graph_rule(r: GraphRule, host: Host) -> EggRule:
