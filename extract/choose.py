@@ -17,7 +17,7 @@ import numpy as np
 from ..ir.compose import merge_inputs
 from ..ir.errors import NesteggError, UnsupportedError
 from ..ir.expr import Const, Read, Scalar, TensorExpr, rebuild, walk
-from ..ir.loops import Lowered, lower
+from ..ir.loops import Lowered, StagedKernel, lower
 from ..ir.nest import Nest
 from ..ir.scalars import SCALARS
 from ..ir.types import DTYPES
@@ -27,7 +27,8 @@ from .flat import EGraphBuilder
 from .result import Extraction
 
 #: A kernel not searched yet is taken to cost this much more than its bound. The bound leaves out the loops around the
-#: register tile; without the allowance, every near miss of the best program would be searched for a few per cent.
+#: register tile; without the allowance, every near miss of the best program would be searched for a few per cent. Kernels
+#: of several stages go without: there are few, and what they save is often no more.
 SLACK = 1.1
 
 #: Rounds of extracting and searching.
@@ -88,7 +89,8 @@ def choose(egraph: GraphEGraph, costs: KernelCosts, *, method: str = "ilp", time
     found: dict[Lowered, tuple[Nest, float]] = {}
     for c in candidates:
         if c.kernel not in seconds:
-            seconds[c.kernel] = 0.0 if c.kernel.is_alias else costs.bound(c.kernel) * SLACK
+            slack = 1.0 if isinstance(c.kernel, StagedKernel) else SLACK
+            seconds[c.kernel] = 0.0 if c.kernel.is_alias else costs.bound(c.kernel) * slack
     rounds = 0
 
     def settle(how: str, most: int) -> tuple[Extraction, list[_Candidate], bool]:

@@ -44,6 +44,7 @@ def declarations(host: Host) -> str:
         "(relation is-const (T))",
         "(function constness (T) i64 :merge (max old new))",
         "(relation uses (PyObject TV i64 T))",
+        "(function repeated (PyObject TV) i64 :merge (min old new))",
         f"(function widest (T) PyObject :merge {call_text(host.function('wider', wider), ['old', 'new'])})",
         *(f"(relation trait-{name} (PyObject))" for name in TRAITS),
         f"(ruleset {ANALYSES})",
@@ -123,16 +124,24 @@ def fusion_rule(r: FusionRule, host: Host) -> EggRule:
 
 
 def before_widest(host: Host) -> list[EggRule]:
-    """What rules over the widest kernels need first: each operand once, and which kernel of a tensor is the widest."""
-    make = call_text(host.function("merge_operands", merge_operands), ["k", "(py-from-int i)", "(py-from-int j)"])
-    merge = (
-        "(ruleset merge_operands)\n(rule ((uses k xs i x) (uses k xs j x) (< i j) (= e (Call k xs)))"
-        f" ((union e (Call {make} (vec-remove xs j))) (subsume (Call k xs))) :ruleset merge_operands)"
-    )
-    widest = "(ruleset widest_kernel)\n(rule ((= e (Call k xs))) ((set (widest e) k)) :ruleset widest_kernel)"
+    """What rules over the widest kernels need first: each operand once, and which kernel of a tensor is the widest.
+
+    Of a call's repeated operands, the first pair is merged at a time: in one order.
+    """
+    i, j = f"(/ d {len(WIDE_POSITIONS)})", f"(% d {len(WIDE_POSITIONS)})"
+    numbers = [f"(py-from-int {n})" for n in (i, j)]
+    make = call_text(host.function("merge_operands", merge_operands), ["k", *numbers])
+    pair = f"(+ (* i {len(WIDE_POSITIONS)}) j)"
+    texts = {
+        "repeated_operands": f"((uses k xs i x) (uses k xs j x) (< i j)) ((set (repeated k xs) {pair}))",
+        "merge_operands": (
+            f"((= d (repeated k xs)) (= e (Call k xs)))"
+            f" ((union e (Call {make} (vec-remove xs {j}))) (subsume (Call k xs)))"
+        ),
+        "widest_kernel": "((= e (Call k xs))) ((set (widest e) k))",
+    }
     return [
-        EggRule("merge_operands", "fusion", "merge_operands", merge),
-        EggRule("widest_kernel", "fusion", "widest_kernel", widest),
+        EggRule(name, "fusion", name, f"(ruleset {name})\n(rule {text} :ruleset {name})") for name, text in texts.items()
     ]
 
 
