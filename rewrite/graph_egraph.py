@@ -20,7 +20,7 @@ from ..ir.types import TensorType
 from .fusion_rules import FusionRule
 from .host import Host
 from .kernel import Kernel
-from .language import MAX_VARIADIC, analyses, arities, before_widest, constructor, declarations, lowering_rules, render
+from .language import MAX_VARIADIC, analyses, arities, constructor, declarations, lowering_rules, merging_rules, render, widest_kernels
 from .rule import GraphRule, distinct
 from .saturate import Engine, Limits, SaturationReport, saturate
 
@@ -76,7 +76,9 @@ def _phases(rules: Sequence[GraphRule | FusionRule], host: Host) -> list[list[An
     first = render([r for r in fusions if r.dominates], host)
     middle = render([r for r in fusions if not r.widest], host)
     last = render([r for r in fusions if r.widest], host)
-    return [rewrites, lowering_rules(host), first, middle, [*before_widest(host), *last] if last else []]
+    merging = merging_rules(host)
+    stages = [*merging, widest_kernels(), *last] if last else []
+    return [rewrites, lowering_rules(host), first, [*merging, *middle], stages]
 
 
 def build(graph: Graph, rules: Sequence[GraphRule | FusionRule], limits: Limits = GRAPH_LIMITS) -> GraphEGraph:

@@ -123,11 +123,8 @@ def fusion_rule(r: FusionRule, host: Host) -> EggRule:
     return EggRule(r.name, r.kind, r.name, "\n".join(out))
 
 
-def before_widest(host: Host) -> list[EggRule]:
-    """What rules over the widest kernels need first: each operand once, and which kernel of a tensor is the widest.
-
-    Of a call's repeated operands, the first pair is merged at a time: in one order.
-    """
+def merging_rules(host: Host) -> list[EggRule]:
+    """Calls that read a tensor as several operands read it as one; the first pair is merged at a time, in one order."""
     i, j = f"(/ d {len(WIDE_POSITIONS)})", f"(% d {len(WIDE_POSITIONS)})"
     numbers = [f"(py-from-int {n})" for n in (i, j)]
     make = call_text(host.function("merge_operands", merge_operands), ["k", *numbers])
@@ -138,11 +135,17 @@ def before_widest(host: Host) -> list[EggRule]:
             f"((= d (repeated k xs)) (= e (Call k xs)))"
             f" ((union e (Call {make} (vec-remove xs {j}))) (subsume (Call k xs)))"
         ),
-        "widest_kernel": "((= e (Call k xs))) ((set (widest e) k))",
     }
-    return [
-        EggRule(name, "fusion", name, f"(ruleset {name})\n(rule {text} :ruleset {name})") for name, text in texts.items()
-    ]
+    return [_analysis(name, text) for name, text in texts.items()]
+
+
+def widest_kernels() -> EggRule:
+    """Which kernel of a tensor fuses the most operators."""
+    return _analysis("widest_kernel", "((= e (Call k xs))) ((set (widest e) k))")
+
+
+def _analysis(name: str, text: str) -> EggRule:
+    return EggRule(name, "fusion", name, f"(ruleset {name})\n(rule {text} :ruleset {name})")
 
 
 def graph_rule(r: GraphRule, host: Host) -> EggRule:
