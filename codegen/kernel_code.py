@@ -198,24 +198,35 @@ class KernelCode:
 
     # --- register tiles ----------------------------------------------------------------------------------------------
 
-    def _slots(self, nest: Nest, at: Slot) -> dict[Slot, int]:
-        """The results of a tile: offset along every spatial axis -> lanes."""
+    def _slots(self, nest: Nest, at: Slot, vector: int) -> dict[Slot, int]:
+        """The accumulators of a tile and their lanes: offset along every spatial axis, then a number that tells apart
+        the vectors of a row which is reduced along its vectors."""
         if isinstance(nest, Vec):
             return {at: nest.lanes}
         if isinstance(nest, Intrin):
             return {at: nest.sizes[0]}
+        if isinstance(nest, Cat):
+            first, second = self._slots(nest.first, at, vector), self._slots(nest.second, at, vector)
+            return {k: max(first.get(k, 1), second.get(k, 1)) for k in first | second}
         if not isinstance(nest, For):
             raise NesteggError(f"a {type(nest).__name__} may not occur inside a register tile")
-        if nest.axis >= self.spatial:
-            return self._slots(nest.body, at)
-        step = extents(nest.body, self.rank)[nest.axis]
         out: dict[Slot, int] = {}
         for t in range(nest.trips):
-            out |= self._slots(nest.body, tuple(x + t * step if k == nest.axis else x for k, x in enumerate(at)))
+            out |= self._slots(nest.body, self._slot_at(nest, at, t, vector), vector)
         return out
 
+    def _slot_at(self, nest: For, slot: Slot, t: int, vector: int) -> Slot:
+        """The slot in round t of a loop of a tile."""
+        if nest.axis < self.spatial:
+            step = extents(nest.body, self.rank)[nest.axis]
+            return tuple(x + t * step if k == nest.axis else x for k, x in enumerate(slot))
+        if nest.kind == UNROLL and nest.axis == vector:
+            return (*slot[:-1], slot[-1] * nest.trips + t)
+        return slot
+
     def _tile(self, nest: Tile, at: Position) -> None:
-        slots = self._slots(nest.body, (0,) * self.spatial)
+        origin = (0,) * (self.spatial + 1)
+        slots = self._slots(nest.body, origin, nest.vector)
         self.code.fresh()
         if self.kernel.update is None:
             for slot, lanes in slots.items():
@@ -225,7 +236,7 @@ class KernelCode:
             self._tile_lanes(nest, at, slots)
             return
         start = {s: self._start(at, s, n, nest.vector) for s, n in slots.items()}
-        done = self._reduce(nest.body, at, (0,) * self.spatial, start, nest.vector)
+        done = self._reduce(nest.body, at, origin, start, nest.vector)
         self.code.fresh()
         for slot, lanes in slots.items():
             here = self._at(at, slot)
@@ -238,17 +249,43 @@ class KernelCode:
         """A tile vectorised along a reduction axis: lanes hold partial results, combined when the tile is done."""
         dtype, kind = self.kernel.accumulator_dtype, self.kernel.kind
         start: Accumulators = {s: neutral_element(kind, dtype, n) for s, n in slots.items()}
-        done = self._reduce(nest.body, at, (0,) * self.spatial, start, nest.vector)
+        done = self._reduce(nest.body, at, (0,) * (self.spatial + 1), start, nest.vector)
         self.code.fresh()
-        for slot in slots:
+        rows: dict[Slot, list[ir.Value]] = {}
+        for slot, value in done.items():
+            rows.setdefault(slot[:-1], []).append(value)
+        for slot, parts in rows.items():
             here = self._at(at, slot)
-            result = self._across(done[slot])
+            result = self._across(self._merged(parts))
             if self.partial is None:
                 self._finish(here, -1, 1, result)
             else:
                 before = self._load_partial(here, -1, 1)
                 merged = emit_scalar(COMBINERS[kind], self.builder, [before, result], dtype)
                 self._store_partial(merged, here, -1, 1)
+
+    def _merged(self, parts: list[ir.Value]) -> ir.Value:
+        """Partial results of one row combined in pairs; narrower ones count for the first lanes."""
+        width = max(map(lanes_of, parts))
+        parts = [self._widened(p, width) for p in parts]
+        combine, dtype = COMBINERS[self.kernel.kind], self.kernel.accumulator_dtype
+        while len(parts) > 1:
+            pairs = zip(parts[::2], parts[1::2], strict=False)
+            odd = parts[-1:] if len(parts) % 2 else []
+            parts = [emit_scalar(combine, self.builder, list(p), dtype) for p in pairs] + odd
+        return parts[0]
+
+    def _widened(self, value: ir.Value, lanes: int) -> ir.Value:
+        """The value in the first lanes of a vector, the neutral element in the others."""
+        have = lanes_of(value)
+        if have == lanes:
+            return value
+        neutral = neutral_element(self.kernel.kind, self.kernel.accumulator_dtype, lanes)
+        if have == 1:
+            return self.builder.insert_element(neutral, value, ir.Constant(I32, 0))
+        rest = neutral_element(self.kernel.kind, self.kernel.accumulator_dtype, have)
+        places = [ir.Constant(I32, min(k, have)) for k in range(lanes)]
+        return self.builder.shuffle_vector(value, rest, ir.Constant(ir.VectorType(I32, lanes), places))
 
     def _across(self, value: ir.Value) -> ir.Value:
         """All lanes of a vector combined: by halves while they pair up, then one by one."""
@@ -284,23 +321,28 @@ class KernelCode:
             assert self.kernel.update is not None
             here = self._at(at, slot)
             value = splat(self.builder, self.code.value(self.kernel.update, here, vector, nest.lanes), nest.lanes)
+            value = self._widened(value, lanes_of(acc[slot]))
             combine = COMBINERS[self.kernel.kind]
             merged = emit_scalar(combine, self.builder, [acc[slot], value], self.kernel.accumulator_dtype)
             return {**acc, slot: merged}
         if isinstance(nest, Intrin):
             return {**acc, slot: self._apply(nest, self._at(at, slot), acc[slot])}
+        if isinstance(nest, Cat):
+            acc = self._reduce(nest.first, at, slot, acc, vector)
+            self._fence()
+            return self._reduce(nest.second, at.shifted(nest.axis, nest.at), slot, acc, vector)
         assert isinstance(nest, For)
         step = extents(nest.body, self.rank)[nest.axis]
         if nest.kind == SERIAL:
             return self._reduction_loop(nest, at, slot, acc, vector, step)
         for t in range(nest.trips):
+            moved = self._slot_at(nest, slot, t, vector)
             if nest.axis < self.spatial:
-                moved = tuple(x + t * step if k == nest.axis else x for k, x in enumerate(slot))
                 acc = self._reduce(nest.body, at, moved, acc, vector)
             else:
                 if t:
                     self._fence()
-                acc = self._reduce(nest.body, at.shifted(nest.axis, t * step), slot, acc, vector)
+                acc = self._reduce(nest.body, at.shifted(nest.axis, t * step), moved, acc, vector)
         return acc
 
     def _apply(self, nest: Intrin, at: Position, accumulator: ir.Value) -> ir.Value:

@@ -106,6 +106,7 @@ _FLOAT: dict[str, Emit] = {
     "floor": lambda v, x: v.intrinsic("floor", x),
     "ceil": lambda v, x: v.intrinsic("ceil", x),
     "sqrt": lambda v, x: v.intrinsic("sqrt", x),
+    "reciprocal": lambda v, x: v.div(1.0, x),
     "rsqrt": lambda v, x: v.div(1.0, v.intrinsic("sqrt", x)),  # within 1.5 ulp
     **{name: partial(_compare_float, order) for name, order in _COMPARISONS.items()},
 }

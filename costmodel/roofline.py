@@ -242,7 +242,10 @@ class Rates:
         rows = self._others(results, v, np.ones(domain.shape[1], bool))
         vectors = rows * -(-along // self.lanes)
         work = vectors * self.epilogue_cost / self.t.fma_per_cycle
-        work = work + sum((self.loads(a, results, v, inside) for a in self.extras), np.zeros(len(v)))
+        loads = sum((self.loads(a, results, v, inside) for a in self.extras), np.zeros(len(v)))
+        # The epilogue of a reduction waits for it; a map's loads run ahead of its arithmetic.
+        waits = 1.0 if self.kernel.update is not None else OVERLAP
+        work = np.maximum(work, loads) + waits * np.minimum(work, loads)
         stride = np.where(v >= 0, self.out.strides[np.maximum(v, 0)], 0) if domain.shape[1] else np.zeros(len(v))
         scattered = (stride != self.out.size) & (along > 1)
         split = SPLIT if self.out.splits(self.t.vector_bytes) else 1.0

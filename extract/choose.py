@@ -17,20 +17,26 @@ import numpy as np
 from ..ir.compose import merge_inputs
 from ..ir.errors import NesteggError, UnsupportedError
 from ..ir.expr import Const, Read, Scalar, TensorExpr, rebuild, walk
-from ..ir.loops import Lowered, lower
+from ..ir.loops import Lowered, StagedKernel, lower
 from ..ir.nest import Nest
+from ..ir.scalars import SCALARS
+from ..ir.types import DTYPES
 from ..rewrite.graph_egraph import CallNode, GraphEGraph
 from . import extract
 from .flat import EGraphBuilder
 from .result import Extraction
 
 #: A kernel not searched yet is taken to cost this much more than its bound. The bound leaves out the loops around the
-#: register tile; without the allowance, every near miss of the best program would be searched for a few per cent.
+#: register tile; without the allowance, every near miss of the best program would be searched for a few per cent. Kernels
+#: of several stages go without: there are few, and what they save is often no more.
 SLACK = 1.1
 
 #: Rounds of extracting and searching.
 GREEDY_ROUNDS = 40
 EXACT_ROUNDS = 4
+
+#: Operators whose result holds its operand's elements and no others.
+REPEATS = ("broadcast", "reshape")
 
 #: Seconds to call a kernel, besides its work.
 CALL_OVERHEAD = 5e-8
@@ -83,7 +89,8 @@ def choose(egraph: GraphEGraph, costs: KernelCosts, *, method: str = "ilp", time
     found: dict[Lowered, tuple[Nest, float]] = {}
     for c in candidates:
         if c.kernel not in seconds:
-            seconds[c.kernel] = 0.0 if c.kernel.is_alias else costs.bound(c.kernel) * SLACK
+            slack = 1.0 if isinstance(c.kernel, StagedKernel) else SLACK
+            seconds[c.kernel] = 0.0 if c.kernel.is_alias else costs.bound(c.kernel) * slack
     rounds = 0
 
     def settle(how: str, most: int) -> tuple[Extraction, list[_Candidate], bool]:
@@ -180,11 +187,17 @@ def _candidates(egraph: GraphEGraph) -> list[_Candidate]:
 
 
 def _uniform(egraph: GraphEGraph) -> dict[int, float | int | bool]:
-    """E-class -> value, for the constants that are one number."""
+    """E-class -> value, for the tensors known at compile time that are one number throughout."""
     out: dict[int, float | int | bool] = {}
     for c, e in enumerate(egraph.classes):
         if e.constant is not None and egraph.constants[e.constant].size == 1:
             out[c] = egraph.constants[e.constant].reshape(()).item()
+    todo = [(c, n) for c, e in enumerate(egraph.classes) for n in e.ops if n.op in (*REPEATS, *SCALARS, "cast")]
+    while ready := [(c, n) for c, n in todo if c not in out and all(a in out for a in n.args)]:
+        for c, n in ready:
+            args = [np.asarray(out[a], DTYPES[egraph.classes[a].type.dtype].numpy) for a in n.args]
+            value = SCALARS[n.op].jax(*args) if n.op in SCALARS else args[0]
+            out[c] = np.asarray(value).astype(DTYPES[egraph.classes[c].type.dtype].numpy).item()
     return out
 
 

@@ -85,6 +85,16 @@ def reads_once(e: TensorExpr, position: int) -> bool:
     return all(a.extent == 1 or a in seen for a in e.axes)
 
 
+def shares(e: TensorExpr, position: int) -> bool:
+    """Input `position` is read along axes of the output only, and several elements (or steps of a reduction) share one
+    of its elements."""
+    reads = [r for r in e.reads if r.input == position]
+    seen = {a for r in reads for i in r.index for a in i.axes}
+    inside = {a for a in e.axes if a.extent != 1}
+    reduced = {a for r in e.reduces for a in r.axes}
+    return bool(reads) and seen <= inside and (seen < inside or bool(reduced))
+
+
 def visits_once(e: TensorExpr, position: int) -> bool:
     """Input `position` is read at one index only, and each of its elements at most once in the whole computation."""
     reads = [r for r in e.reads if r.input == position]

@@ -109,8 +109,9 @@ class StagedKernel:
     """A kernel of several stages over `shared` axes.
 
     A stage is a `LoopKernel` whose first spatial axes are the shared ones. Its input `len(inputs) + n` is the result
-    of stage n, addressed within the block of the shared axes that the stages are run over (`in_block`). `sequences`:
-    the ways to compute the kernel, each the numbers of its stages in order; the last one writes the output.
+    of stage n, addressed within the block of the shared axes that the stages are run over (`in_block`): the shared
+    axes outermost, or innermost (`across`) where the output is contiguous along one of them. `sequences`: the ways to
+    compute the kernel, each the numbers of its stages in order; the last one writes the output.
     """
 
     inputs: tuple[TensorType, ...]
@@ -119,6 +120,7 @@ class StagedKernel:
     sequences: tuple[tuple[int, ...], ...]
     out_type: TensorType
     fill: Const | None = None
+    across: bool = False
 
     is_alias = False
 
@@ -160,6 +162,10 @@ class StagedKernel:
 
         def address(index: Index, elements: int) -> Index:
             stride = elements
+            if self.across:
+                stride, whole, here = 1, math.prod(self.extents), math.prod(block)
+                own = [(a, c if a in self.shared else c // whole * here) for a, c in index.terms]
+                index = Index(tuple(own), index.constant // whole * here)
             for a, n in reversed(list(zip(self.shared, block, strict=True))):
                 index = index + Index.of(a) * (stride - index.coefficient(a))
                 stride *= n
@@ -227,7 +233,7 @@ def _without_empty_reductions(body: Scalar) -> Scalar:
 
 def _lower_stages(
     expr: TensorExpr, body: Scalar, axes: tuple[Axis, ...], out: Index, fill: Const | None
-) -> StagedKernel:
+) -> Lowered:
     staging = take_apart(body, axes, len(expr.inputs))
     flat_shared = _strides([a.extent for a in staging.shared])
     points = math.prod(a.extent for a in staging.shared)
@@ -236,10 +242,12 @@ def _lower_stages(
         TensorType((points * n,), s.epilogue.dtype) for n, s in zip(own, staging.stages, strict=True)
     )
     buffers = (*map(_flat_type, expr.inputs), *scratch)
+    across = bool(staging.shared) and out.coefficient(staging.shared[-1]) == 1
 
     def address(number: int, index: Sequence[Index]) -> Index:
-        shared = _flat([Index.of(a) for a in staging.shared], flat_shared) * own[number]
-        return shared + _flat(index, _strides([a.extent for a in staging.stages[number].own]))
+        shared = _flat([Index.of(a) for a in staging.shared], flat_shared)
+        inside = _flat(index, _strides([a.extent for a in staging.stages[number].own]))
+        return shared + inside * points if across else shared * own[number] + inside
 
     def read(r: Read) -> Scalar:
         n = r.input - len(expr.inputs)
@@ -258,9 +266,11 @@ def _lower_stages(
     split, shared = _split_axes([kernel(n, s) for n, s in enumerate(staging.stages)], staging.shared)
     merged, shared = _merge_axes(split, shared)
     stages = tuple(_canonical(k, shared) for k in merged)
+    if len(stages) == 1:  # reductions that differed in the names of their axes
+        return replace(stages[0], inputs=tuple(map(_flat_type, expr.inputs)), fill=fill)
     named = stages[0].spatial[: len(shared)]
     staged = StagedKernel(
-        tuple(map(_flat_type, expr.inputs)), named, stages, staging.sequences, _flat_type(expr.type), fill
+        tuple(map(_flat_type, expr.inputs)), named, stages, staging.sequences, _flat_type(expr.type), fill, across
     )
     fitting = tuple(q for q in staging.sequences if staged.scratch_bytes(q) <= SCRATCH_BYTES)
     if not fitting:

@@ -122,6 +122,7 @@ _NUMPY: dict[str, Callable[..., Any]] = {
     "floor": np.floor,
     "ceil": np.ceil,
     "sqrt": np.sqrt,
+    "reciprocal": lambda a: 1 / a,
     "rsqrt": lambda a: 1 / np.sqrt(a),
     "exp": np.exp,
     "log": np.log,

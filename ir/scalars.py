@@ -55,6 +55,12 @@ def _lax(name: str) -> Callable[..., Any]:
     return call
 
 
+def _reciprocal(a: Any) -> Any:
+    import jax.lax
+
+    return jax.lax.integer_pow(a, -1)
+
+
 def _select(c: Any, a: Any, b: Any) -> Any:
     import jax.numpy as jnp
 
@@ -84,6 +90,7 @@ _ROWS = (
     ScalarFn("ceil", 1, _lax("ceil"), _F),
     ScalarFn("sqrt", 1, _lax("sqrt"), _F, cost=10, domain=(0.0, 100.0)),
     ScalarFn("rsqrt", 1, _lax("rsqrt"), _F, cost=16, domain=(0.01, 100.0)),
+    ScalarFn("reciprocal", 1, _reciprocal, _F, cost=8, domain=(0.01, 100.0)),
     ScalarFn("exp", 1, _lax("exp"), _F, cost=12, domain=(-20.0, 20.0)),
     ScalarFn("log", 1, _lax("log"), _F, cost=16, domain=(1e-6, 1e6)),
     ScalarFn("log1p", 1, _lax("log1p"), _F, cost=20, domain=(-0.9, 1e6)),

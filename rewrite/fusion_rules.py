@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from .kernel import (
     MAX_INPUTS,
+    MAX_STAGE_INPUTS,
     Kernel,
     epilogue,
     epilogue_residual,
@@ -22,6 +23,7 @@ from .kernel import (
     prologue_movement,
     prologue_unpack,
     prologue_widening,
+    row_reduction,
 )
 
 
@@ -31,7 +33,8 @@ class FusionRule:
 
     `consumer`, `producer`: traits (`kernel.TRAITS`) that k and p must have; e-matching joins on them before `when` is
     called. `const`: the tensor between them must be known at compile time. With `dominates`, the unfused call is
-    subsumed: it can never be better, so nothing more is derived from it.
+    subsumed: it can never be better, so nothing more is derived from it. With `widest`, only the kernels that fuse the
+    most operators are considered, of either tensor, when the other rules are done: one chain of fusions a tensor.
     """
 
     name: str
@@ -40,6 +43,7 @@ class FusionRule:
     producer: str = "single"
     const: bool = False
     dominates: bool = False
+    widest: bool = False
     kind: str = "fusion"
     level: str = "graph"
 
@@ -50,7 +54,8 @@ class FusionRule:
     @property
     def condition(self) -> str:
         constant = " and constant" if self.const else ""
-        return f"{self.when.__name__}({self.consumer} consumer, position, {self.producer} producer){constant}"
+        widest = " and both are their tensors' widest" if self.widest else ""
+        return f"{self.when.__name__}({self.consumer} consumer, position, {self.producer} producer){constant}{widest}"
 
     @property
     def where(self) -> str:
@@ -68,7 +73,8 @@ FUSION_RULES = (
     FusionRule("fuse_widening_prologue", prologue_widening, "open", "single"),
     FusionRule("fuse_epilogue", epilogue, "light", "reducing"),
     FusionRule("fuse_residual_epilogue", epilogue_residual, "light", "reducing"),
+    FusionRule("fuse_stage", row_reduction, "any", "reducing", widest=True),
 )
 
-#: Operand positions at which fusion is tried.
-POSITIONS = range(MAX_INPUTS)
+#: Operand positions at which fusion is tried, and those of rules over the widest kernels.
+POSITIONS, WIDE_POSITIONS = range(MAX_INPUTS), range(MAX_STAGE_INPUTS)

@@ -1,7 +1,7 @@
 """A graph program as an e-graph: encoded, saturated in phases, and read back once as plain arrays of e-nodes.
 
 Phases: rewrites over operators (algebra, layout, algorithm, users' rules), then every operator becomes a kernel,
-then kernels fuse. What comes back holds, for each e-class, the ways to have that tensor: as an input, as a constant
+then kernels fuse, at last into kernels of several stages. What comes back holds, for each e-class, the ways to have that tensor: as an input, as a constant
 made at compile time, or as a kernel applied to other e-classes.
 """
 
@@ -20,7 +20,7 @@ from ..ir.types import TensorType
 from .fusion_rules import FusionRule
 from .host import Host
 from .kernel import Kernel
-from .language import MAX_VARIADIC, analyses, arities, constructor, declarations, lowering_rules, render
+from .language import MAX_VARIADIC, analyses, arities, constructor, declarations, lowering_rules, merging_rules, render, widest_kernels
 from .rule import GraphRule, distinct
 from .saturate import Engine, Limits, SaturationReport, saturate
 
@@ -72,17 +72,20 @@ class GraphEGraph:
 
 def _phases(rules: Sequence[GraphRule | FusionRule], host: Host) -> list[list[Any]]:
     rewrites = render([r for r in rules if isinstance(r, GraphRule)], host)
-    fusions = render([r for r in rules if isinstance(r, FusionRule)], host)
-    dominating = [r.name for r in rules if isinstance(r, FusionRule) and r.dominates]
-    first = [r for r in fusions if r.name in dominating]
-    return [rewrites, lowering_rules(host), first, fusions]
+    fusions = [r for r in rules if isinstance(r, FusionRule)]
+    first = render([r for r in fusions if r.dominates], host)
+    middle = render([r for r in fusions if not r.widest], host)
+    last = render([r for r in fusions if r.widest], host)
+    merging = merging_rules(host)
+    stages = [*merging, widest_kernels(), *last] if last else []
+    return [rewrites, lowering_rules(host), first, [*merging, *middle], stages]
 
 
 def build(graph: Graph, rules: Sequence[GraphRule | FusionRule], limits: Limits = GRAPH_LIMITS) -> GraphEGraph:
     """Encode and saturate. Raises `RuleError` if a rule's function fails or its sides differ in type."""
     engine = Engine()
     with Host() as host:
-        engine.run(declarations())
+        engine.run(declarations(host))
         engine.run(analyses(host))
         phases = _phases(distinct(rules), host)
         engine.run("\n".join({r.name: r.text for phase in phases for r in phase}.values()))

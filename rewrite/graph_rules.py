@@ -115,6 +115,12 @@ def divide_by_constant(x, s):
     return op.div(x, s) >> op.mul(x, op.div(one, s))
 
 
+@rule("algebra")
+def divide_by_broadcast(x, s, *, b):
+    """x / broadcast(s) -> x * broadcast(1 / s): one division for all that s is repeated over"""
+    return op.div(x, op.broadcast(s, b)) >> op.mul(x, op.broadcast(op.reciprocal(s), b))
+
+
 @rule("algebra", when=lambda s, t: s.shape == t.shape, const=("s", "t"))
 def add_broadcasts(s, t, *, b):
     """broadcast(s) + broadcast(t) -> broadcast(s + t)"""
@@ -286,6 +292,7 @@ ALGEBRA: tuple[GraphRule, ...] = (
     multiply_constants,
     subtract_constant,
     divide_by_constant,
+    divide_by_broadcast,
     add_broadcasts,
     multiply_broadcasts,
     negate_broadcast,

@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from ..ir.attrs import Attrs
-from ..ir.compose import arithmetic, compose, has_nested_reduce, is_map, is_movement, reads_once, visits_once
-from ..ir.expr import TensorExpr
+from ..ir.compose import arithmetic, compose, has_nested_reduce, is_map, is_movement, merge_inputs, reads_once, shares, visits_once
+from ..ir.errors import UnsupportedError
+from ..ir.expr import TensorExpr, cost
+from ..ir.loops import StagedKernel, lower
 from ..ir.operator import operator
 from ..ir.types import DTYPES, TensorType
 
 MAX_INPUTS = 8
+#: Kernels of several stages have more: constants count among them, and one tensor may until operands are merged.
+MAX_STAGE_INPUTS = 12
 MAX_SCALARS = 96
+
+#: Cost (in fused multiply-adds) up to which a row's value may be computed again for each of the row's elements.
+LITTLE_WORK = 4.0
+
+#: Points up to which stages are run one after the other although they share no axis: their operands stay in cache.
+SMALL_POINTS = 16384
 
 
 @dataclass(frozen=True)
 class Kernel:
     """`expr`, and how far fusion has gone.
 
-    `op`: the operator if nothing is fused yet. `operators`: number of arithmetic operators fused. `closed`: an
+    `op`: the operator if nothing is fused yet (but broadcasts of its operands). `operators`: number of arithmetic operators fused. `closed`: an
     epilogue has been fused, after which producers are no longer inlined (prologues first, epilogues last, one operator
     at a time: one order for each fused group, so that the e-graph grows with the number of groups, not of orders).
     """
@@ -38,11 +48,11 @@ def of_operator(name: str, attrs: Attrs, *types: TensorType) -> Kernel:
     return Kernel(expr, name, 0 if is_movement(expr) else 1)
 
 
-def _fits(consumer: Kernel, i: int, producer: Kernel) -> bool:
+def _fits(consumer: Kernel, i: int, producer: Kernel, most: int = MAX_INPUTS) -> bool:
     if i >= len(consumer.expr.inputs):
         return False
     inputs = len(consumer.expr.inputs) + len(producer.expr.inputs) - 1
-    return inputs <= MAX_INPUTS and arithmetic(consumer.expr) + arithmetic(producer.expr) <= MAX_SCALARS
+    return inputs <= most and arithmetic(consumer.expr) + arithmetic(producer.expr) <= MAX_SCALARS
 
 
 def _inlines(consumer: Kernel, i: int, producer: Kernel) -> bool:
@@ -74,10 +84,12 @@ def prologue_movement(consumer: Kernel, i: int, producer: Kernel) -> bool:
 
 
 def prologue_arithmetic(consumer: Kernel, i: int, producer: Kernel) -> bool:
-    """An elementwise operator may be computed where it is read, if that is once an element."""
+    """An elementwise operator may be computed where it is read, if that is once an element, or little work."""
     if not (_inlines(consumer, i, producer) and is_map(producer.expr) and producer.operators):
         return False
-    return is_map(consumer.expr) or visits_once(consumer.expr, i)
+    if is_map(consumer.expr) and cost(producer.expr.body) <= LITTLE_WORK:
+        return True
+    return visits_once(consumer.expr, i) or (is_map(consumer.expr) and not shares(consumer.expr, i))
 
 
 def prologue_widening(consumer: Kernel, i: int, producer: Kernel) -> bool:
@@ -106,16 +118,46 @@ def epilogue_residual(consumer: Kernel, i: int, producer: Kernel) -> bool:
     return len(consumer.expr.inputs) > 1 and _after_reduction(consumer, i, producer)
 
 
+def row_reduction(consumer: Kernel, i: int, producer: Kernel) -> bool:
+    """A reduction whose results the consumer's elements share (a row's maximum, its mean) becomes a stage of it.
+
+    The stages run over the axes that they share, a few rows at a time: what they read stays in cache. Each point is
+    computed once, so nothing is lost but the choice of separate loops.
+    """
+    if is_map(producer.expr) or not _fits(consumer, i, producer, MAX_STAGE_INPUTS) or not shares(consumer.expr, i):
+        return False
+    try:
+        apart = [lower(k.expr) for k in (consumer, producer)]
+        whole = lower(compose(consumer.expr, i, producer.expr))
+    except UnsupportedError:
+        return False
+    if not isinstance(whole, StagedKernel) or whole.points > sum(k.points for k in apart):
+        return False
+    return bool(whole.shared) or whole.points <= SMALL_POINTS
+
+
+def merge_operands(k: Kernel, i: int, j: int) -> Kernel:
+    """The kernel whose operands i and j (i < j) are one tensor, read as operand i."""
+    return replace(k, expr=merge_inputs(k.expr, {j: i}))
+
+
+def wider(a: Kernel, b: Kernel) -> Kernel:
+    """Of two kernels of one tensor, the one that fuses more operators (the one of less work, if they are equal)."""
+    return max(a, b, key=lambda k: (k.operators, -cost(k.expr.body), -len(k.expr.inputs), str(k.expr)))
+
+
 @cache
 def fuse(consumer: Kernel, i: int, producer: Kernel) -> Kernel:
     """The composition; closed once a reduction has an epilogue."""
     closed = consumer.closed or producer.closed or (is_map(consumer.expr) and not is_map(producer.expr))
     operators = consumer.operators + producer.operators
-    return Kernel(compose(consumer.expr, i, producer.expr), "", operators, closed)
+    op = consumer.op if producer.op == "broadcast" else ""
+    return Kernel(compose(consumer.expr, i, producer.expr), op, operators, closed)
 
 
 #: What e-matching may ask of a kernel before a fusion rule's condition is called.
 TRAITS: dict[str, Callable[[Kernel], bool]] = {
+    "any": lambda k: True,
     "open": lambda k: not k.closed,
     "single": lambda k: bool(k.op),
     "light": lambda k: k.operators <= 1 and is_map(k.expr),

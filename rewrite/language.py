@@ -12,9 +12,9 @@ from collections.abc import Iterable, Sequence
 from ..ir.attrs import EMPTY
 from ..ir.errors import RuleError, TypeRuleError
 from ..ir.operator import OPERATORS, operator
-from .fusion_rules import POSITIONS, FusionRule
+from .fusion_rules import POSITIONS, WIDE_POSITIONS, FusionRule
 from .host import PRELUDE, Host, call_text, test_text
-from .kernel import TRAITS, fuse, of_operator
+from .kernel import TRAITS, fuse, merge_operands, of_operator, wider
 from .pattern import Apply, Pattern, Record, Var, call, records, tensors, type_of
 from .rule import GraphRule
 from .saturate import EggRule
@@ -34,7 +34,7 @@ def arities(op: str) -> range:
     return range(1, MAX_VARIADIC + 1) if n is None else range(n, n + 1)
 
 
-def declarations() -> str:
+def declarations(host: Host) -> str:
     """Sorts, constructors and analyses of the graph language."""
     lines = [
         PRELUDE,
@@ -44,6 +44,8 @@ def declarations() -> str:
         "(relation is-const (T))",
         "(function constness (T) i64 :merge (max old new))",
         "(relation uses (PyObject TV i64 T))",
+        "(function repeated (PyObject TV) i64 :merge (min old new))",
+        f"(function widest (T) PyObject :merge {call_text(host.function('wider', wider), ['old', 'new'])})",
         *(f"(relation trait-{name} (PyObject))" for name in TRAITS),
         f"(ruleset {ANALYSES})",
     ]
@@ -56,7 +58,7 @@ def analyses(host: Host) -> str:
     """Rules that give every operator e-node its type, spread compile-time constness, and index kernels' arguments."""
     out = [
         f"(rule ((= e (Call k xs)) (> (vec-length xs) {i})) ((uses k xs {i} (vec-get xs {i}))) :ruleset {ANALYSES})"
-        for i in POSITIONS
+        for i in WIDE_POSITIONS
     ]
     for name, holds in TRAITS.items():
         test = test_text(host.function(name, holds), ["k"])
@@ -104,8 +106,9 @@ def fusion_rule(r: FusionRule, host: Host) -> EggRule:
     test, make = host.function(r.name, r.when), host.function(r.name, fuse)
     drop = " (subsume (Call k xs))" if r.dominates else ""
     const = " (is-const x)" if r.const else ""
+    widest = " (= p (widest x)) (= k (widest e))" if r.widest else ""
     out = [f"(ruleset {r.name})"]
-    for i in POSITIONS:
+    for i in WIDE_POSITIONS if r.widest else POSITIONS:
         arguments = ["k", f"(py-from-int {i})", "p"]
         before = "(vec-of " + " ".join(f"(vec-get xs {n})" for n in range(i)) + ")" if i else ""
         after = "xs"
@@ -114,10 +117,35 @@ def fusion_rule(r: FusionRule, host: Host) -> EggRule:
         spliced = f"(vec-append {before} ys {after})"
         out.append(
             f"(rule ((= x (Call p ys)) (trait-{r.producer} p) (uses k xs {i} x) (trait-{r.consumer} k)"
-            f" (= e (Call k xs)){const} {test_text(test, arguments)})"
+            f" (= e (Call k xs)){const}{widest} {test_text(test, arguments)})"
             f" ((union e (Call {call_text(make, arguments)} {spliced})){drop}) :ruleset {r.name})"
         )
     return EggRule(r.name, r.kind, r.name, "\n".join(out))
+
+
+def merging_rules(host: Host) -> list[EggRule]:
+    """Calls that read a tensor as several operands read it as one; the first pair is merged at a time, in one order."""
+    i, j = f"(/ d {len(WIDE_POSITIONS)})", f"(% d {len(WIDE_POSITIONS)})"
+    numbers = [f"(py-from-int {n})" for n in (i, j)]
+    make = call_text(host.function("merge_operands", merge_operands), ["k", *numbers])
+    pair = f"(+ (* i {len(WIDE_POSITIONS)}) j)"
+    texts = {
+        "repeated_operands": f"((uses k xs i x) (uses k xs j x) (< i j)) ((set (repeated k xs) {pair}))",
+        "merge_operands": (
+            f"((= d (repeated k xs)) (= e (Call k xs)))"
+            f" ((union e (Call {make} (vec-remove xs {j}))) (subsume (Call k xs)))"
+        ),
+    }
+    return [_analysis(name, text) for name, text in texts.items()]
+
+
+def widest_kernels() -> EggRule:
+    """Which kernel of a tensor fuses the most operators."""
+    return _analysis("widest_kernel", "((= e (Call k xs))) ((set (widest e) k))")
+
+
+def _analysis(name: str, text: str) -> EggRule:
+    return EggRule(name, "fusion", name, f"(ruleset {name})\n(rule {text} :ruleset {name})")
 
 
 def graph_rule(r: GraphRule, host: Host) -> EggRule:

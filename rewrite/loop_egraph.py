@@ -153,10 +153,10 @@ def divisors(n: int) -> list[int]:
     return sorted({*small, *(n // f for f in small)})
 
 
-def cuts(n: int, lanes: int, contiguous: bool) -> list[int]:
+def cuts(n: int, lanes: int, a: LoopAxis) -> list[int]:
     """Places at which to cut an extent without good factors: after the last whole vector, or the last whole tile."""
-    whole_vectors = not contiguous or n <= lanes or n % lanes == 0
-    good_rows = n <= 14 or any(n % f == 0 for f in (4, 6, 7, 8, 9, 10, 12, 14))
+    whole_vectors = not a.contiguous or n <= lanes or n % lanes == 0
+    good_rows = a.reduces or n <= 14 or any(n % f == 0 for f in (4, 6, 7, 8, 9, 10, 12, 14))
     places = set() if whole_vectors else {n - n % (lanes * k) for k in (1, 2, 3, 4)}
     if not good_rows:
         places |= {n - n % k for k in (6, 8, 14)}
@@ -191,8 +191,8 @@ def facts(s: Space, coarse: bool = False) -> str:
             if n in seen:
                 continue
             seen.add(n)
-            if not a.reduces and (n == a.extent or n > s.lanes):
-                places = cuts(n, s.lanes, a.contiguous) if n == a.extent or n < 4 * s.lanes else []
+            if n == a.extent or n > s.lanes:
+                places = cuts(n, s.lanes, a) if n == a.extent or n < 4 * s.lanes else []
                 lines += [f"(cut {stage} {a.number} {n} {q} {n - q})" for q in places]
                 todo += [x for q in places for x in (q, n - q)]
             todo += divisors(n)
@@ -345,11 +345,12 @@ def _inside(nodes: np.ndarray, level: np.ndarray, classes: int, known: dict[int,
 
 
 def _in_registers(nodes: np.ndarray, classes: int) -> np.ndarray:
-    """Classes that are entered from a loop or a tile: straight-line code may begin there, but not inside unrolling."""
+    """Classes that are entered from a loop, a tile or a cut: straight-line code may begin there, but not inside unrolling."""
     entered = np.zeros(classes, bool)
-    op, kind, child = nodes[:, 1], nodes[:, 4], nodes[:, 5]
+    op, kind, child, other = nodes[:, 1], nodes[:, 4], nodes[:, 5], nodes[:, 6]
     loop = (op == FOR) & (kind != KINDS.index("unroll"))
-    entered[child[loop | (op == TILE)]] = True
+    entered[child[loop | (op == TILE) | (op == CAT)]] = True
+    entered[other[op == CAT]] = True
     return entered
 
 

@@ -124,6 +124,14 @@ def peel_reduction(b: Block, a: LoopAxis) -> str:
     return For(a, trips, "serial", b.resized(a, f))
 
 
+@loop_rule("tiling", phase="tile", over="walked")
+def cut_reduction(b: Block, a: LoopAxis) -> str:
+    """Block(n) -> Cat(a, q, Block(q), Block(n - q)) along the vectors: whole vectors, and a tail for their first lanes"""
+    b.require(b.vector.equals(a.number))
+    q, rest = b.cut(a)
+    return Cat(a, q, b.resized(a, q), b.resized(a, rest))
+
+
 @loop_rule("unroll", phase="tile", over="none")
 def unroll_rest(b: Block, a: None) -> Block:
     """The rest of the tile becomes straight-line code, if that is short."""
@@ -134,9 +142,11 @@ def unroll_rest(b: Block, a: None) -> Block:
 
 @loop_rule("unroll", phase="tile", over="walked")
 def unroll_lanes(b: Block, a: LoopAxis) -> Block:
-    """A tile vectorised along a reduction axis unrolls a few vectors of it."""
-    b.require(b.vector.equals(a.number), b.product(b.space.axes) <= b.space.unroll * b.space.lanes)
-    b.require(b.product(b.space.reduced) <= 4 * b.space.lanes)
+    """A tile vectorised along a reduction axis unrolls a few vectors of it, each with accumulators of its own."""
+    s = b.space
+    vectors = (b.extent(a) + (s.lanes - 1)) // s.lanes
+    b.require(b.vector.equals(a.number), b.product(s.axes) <= s.unroll * s.lanes)
+    b.require(b.product(s.reduced) <= 4 * s.lanes, b.product(s.spatial) * vectors + 2 <= s.registers)
     return b.into("unroll")
 
 
@@ -244,6 +254,7 @@ LOOP_RULES: tuple[LoopRule, ...] = (
     run_stages,
     tile_scalar,
     peel_reduction,
+    cut_reduction,
     unroll_rest,
     unroll_lanes,
     unroll,

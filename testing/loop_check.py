@@ -150,7 +150,7 @@ def draw_case(c: Chooser, rule: LoopRule) -> LoopCase:
 
 def _options(a: LoopAxis, s: Space) -> list[int]:
     """Extents that a block of the axis may have: its factors, and those of the pieces it is cut into."""
-    places = [] if a.reduces else cuts(a.extent, s.lanes, a.contiguous)
+    places = cuts(a.extent, s.lanes, a)
     pieces = {x for q in places for x in (q, a.extent - q)}
     if a.bit >= 0:
         pieces |= {x for f in borders(a, coarse=False) for x in (f, a.extent - f, a.extent - 2 * f)}
