@@ -60,8 +60,43 @@ FIELDS: dict[int, tuple[str, ...]] = {
     Opcode.FINISH: (),
     Opcode.ALU: ALU_FIELDS,
 }
-ALL_FIELDS = tuple(dict.fromkeys(("opcode", *TOKENS, *MEMORY_FIELDS, *GEMM_FIELDS, *ALU_FIELDS)))
-INSTRUCTION = np.dtype([(name, np.int64) for name in ALL_FIELDS])
+
+
+class Instruction(NamedTuple):
+    """One row of a stream, as Python integers: the fields of every opcode, 0 where an opcode has no such field."""
+
+    opcode: int
+    pop_prev: int
+    pop_next: int
+    push_prev: int
+    push_next: int
+    memory: int
+    sram_base: int
+    dram_base: int
+    y_size: int
+    x_size: int
+    x_stride: int
+    y_pad_0: int
+    y_pad_1: int
+    x_pad_0: int
+    x_pad_1: int
+    reset: int
+    uop_bgn: int
+    uop_end: int
+    iter_out: int
+    iter_in: int
+    dst_factor_out: int
+    dst_factor_in: int
+    src_factor_out: int
+    src_factor_in: int
+    wgt_factor_out: int
+    wgt_factor_in: int
+    alu_op: int
+    use_imm: int
+    imm: int
+
+
+INSTRUCTION = np.dtype([(name, np.int64) for name in Instruction._fields])
 UOP = np.dtype([("dst", np.int64), ("src", np.int64), ("wgt", np.int64)])
 
 Stream = NDArray[np.void]
@@ -119,24 +154,29 @@ def instruction(opcode: Opcode, **fields: int) -> Stream:
     return row
 
 
+def rows(stream: Stream) -> list[Instruction]:
+    """The instructions of a stream one by one."""
+    return [Instruction._make(row) for row in stream.tolist()]
+
+
 def encode(stream: Stream, config: Config) -> bytes:
     """Instructions as they lie in DRAM, 16 bytes each. Raises `EncodingError` if a field does not fit its bits."""
     words = np.zeros((len(stream), 2), np.uint64)
     for opcode in np.unique(stream["opcode"]):
         if opcode not in FIELDS:
             raise EncodingError(f"opcode {opcode}: only 0 to 4 exist")
-        rows = np.flatnonzero(stream["opcode"] == opcode)
+        at = np.flatnonzero(stream["opcode"] == opcode)
         for name, slot in layout(config, int(opcode)).items():
-            words[rows, slot.word] |= _to_bits(stream[name][rows], slot, name, rows)
+            words[at, slot.word] |= _to_bits(stream[name][at], slot, name, at)
     return words.astype("<u8").tobytes()
 
 
-def _to_bits(values: NDArray[np.int64], slot: Slot, name: str, rows: NDArray[np.int64]) -> NDArray[np.uint64]:
+def _to_bits(values: NDArray[np.int64], slot: Slot, name: str, at: NDArray[np.int64]) -> NDArray[np.uint64]:
     lowest = -(1 << (slot.width - 1)) if slot.signed else 0
     highest = lowest + (1 << slot.width) - 1
     wrong = np.flatnonzero((values < lowest) | (values > highest))
     if wrong.size:
-        where, value = rows[wrong[0]], values[wrong[0]]
+        where, value = at[wrong[0]], values[wrong[0]]
         raise EncodingError(f"instruction {where}: {name}={value} is outside {lowest} … {highest}")
     return (values & ((1 << slot.width) - 1)).astype(np.uint64) << np.uint64(slot.bit)
 
@@ -151,13 +191,13 @@ def decode(code: bytes, config: Config) -> Stream:
     stream = np.zeros(len(words), INSTRUCTION)
     stream["opcode"] = words[:, 0] & np.uint64(7)
     for opcode in np.unique(stream["opcode"]):
-        rows = np.flatnonzero(stream["opcode"] == opcode)
+        at = np.flatnonzero(stream["opcode"] == opcode)
         for name, slot in layout(config, int(opcode)).items():
-            raw = words[rows, slot.word] >> np.uint64(slot.bit)
+            raw = words[at, slot.word] >> np.uint64(slot.bit)
             value = (raw & np.uint64((1 << slot.width) - 1)).astype(np.int64)
             if slot.signed:
                 value -= (value >> (slot.width - 1)) << slot.width
-            stream[name][rows] = value
+            stream[name][at] = value
     return stream
 
 
