@@ -138,7 +138,7 @@ def run(
             finished = index
     if dispatch.stuck is not None:
         raise _refused(Finding("V1501", dispatch.stuck, dispatch.explain()))
-    return Result(machine.dram, machine.counters, dispatch.tokens)
+    return Result(machine.dram, machine.counters, {q: dispatch.tokens[q] for q in Queue})
 
 
 def _refused(finding: Finding) -> ExecutionError:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from enum import IntEnum
 
 from . import isa
-from .isa import Instruction, Unit
+from .isa import Unit
 
 
 class Queue(IntEnum):
@@ -37,17 +37,31 @@ PUSHES: dict[int, tuple[tuple[str, Queue], ...]] = {
     Unit.COMPUTE: (("push_prev", Queue.C2L), ("push_next", Queue.C2S)),
     Unit.STORE: (("push_prev", Queue.S2C),),
 }
+CONSUMER = {queue: Unit(unit) for unit, bits in POPS.items() for _, queue in bits}
 PRODUCER = {queue: Unit(unit) for unit, bits in PUSHES.items() for _, queue in bits}
 
 
-def pops_of(unit: int, row: Instruction) -> tuple[Queue, ...]:
-    """The queues an instruction takes a token from before it starts."""
-    return tuple(queue for bit, queue in POPS[unit] if getattr(row, bit))
+def _queues(table: dict[int, tuple[tuple[str, Queue], ...]], bits: tuple[str, str]) -> list[tuple[int, ...]]:
+    """For every unit and value of two token bits (unit * 4 + first * 2 + second): the queues they mean."""
+    found = []
+    for unit in Unit:
+        for first in (0, 1):
+            for second in (0, 1):
+                given = dict(zip(bits, (first, second), strict=True))
+                found.append(tuple(int(queue) for bit, queue in table[unit] if given[bit]))
+    return found
 
 
-def pushes_of(unit: int, row: Instruction) -> tuple[Queue, ...]:
-    """The queues an instruction adds a token to when it is done."""
-    return tuple(queue for bit, queue in PUSHES[unit] if getattr(row, bit))
+_POPPED = _queues(POPS, ("pop_prev", "pop_next"))
+_PUSHED = _queues(PUSHES, ("push_prev", "push_next"))
+
+
+def token_lists(stream: isa.Stream) -> tuple[list[int], list[tuple[int, ...]], list[tuple[int, ...]]]:
+    """Of each instruction: its unit, the `Queue`s it takes a token from before it starts, those it adds one to after."""
+    units = isa.units(stream)
+    pops = units * 4 + stream["pop_prev"] * 2 + stream["pop_next"]
+    pushes = units * 4 + stream["push_prev"] * 2 + stream["push_next"]
+    return units.tolist(), [_POPPED[code] for code in pops.tolist()], [_PUSHED[code] for code in pushes.tolist()]
 
 
 class Dispatch:
@@ -58,15 +72,12 @@ class Dispatch:
     """
 
     def __init__(self, stream: isa.Stream, capacity: int | None = None) -> None:
-        rows = isa.rows(stream)
-        self.units: list[int] = isa.units(stream).tolist()
-        self.pops = [pops_of(u, r) for u, r in zip(self.units, rows, strict=True)]
-        self.pushes = [pushes_of(u, r) for u, r in zip(self.units, rows, strict=True)]
-        self.tokens = dict.fromkeys(Queue, 0)
+        self.units, self.pops, self.pushes = token_lists(stream)
+        self.tokens: dict[int, int] = dict.fromkeys(Queue, 0)
         #: The instructions of each unit in order, and how many of them have begun.
         self.of_unit = {u: [i for i, unit in enumerate(self.units) if unit == u] for u in Unit}
         self.begun = dict.fromkeys(Unit, 0)
-        self.fetched = len(rows) if capacity is None else 0
+        self.fetched = len(stream) if capacity is None else 0
         self._capacity = capacity
         self._fetched_of = dict.fromkeys(Unit, 0)
         self._fetch()
@@ -111,7 +122,7 @@ class Dispatch:
     def explain(self) -> str:
         """Each unit's blocked instruction, the queue it waits for, who should push, and the tokens in every queue."""
         parts = [self._blocked(unit) for unit in Unit if self.begun[unit] < len(self.of_unit[unit])]
-        tokens = ", ".join(f"{q.text} {n}" for q, n in self.tokens.items())
+        tokens = ", ".join(f"{q.text} {self.tokens[q]}" for q in Queue)
         return f"{'; '.join(parts)}; tokens: {tokens}"
 
     def _blocked(self, unit: Unit) -> str:
@@ -119,7 +130,7 @@ class Dispatch:
         if index >= self.fetched:
             full = Unit(self.units[self.fetched]).name.lower()
             return f"{name}: instruction {index} is not fetched, the {full} queue is full at {self.fetched}"
-        waits = [q for q in self.pops[index] if not self.tokens[q]]
+        waits = [Queue(q) for q in self.pops[index] if not self.tokens[q]]
         return f"{name}: instruction {index} waits for " + " and ".join(
             f"{q.text} ({self._pusher(q, index)})" for q in waits
         )
