@@ -31,6 +31,8 @@ WORK_LIMIT = 1 << 32
 EXPANDED_LIMIT = 1 << 22
 #: Faults that have a defined result on the functional level; the checker reports them.
 _HARMLESS = frozenset({"V1101", "V501"})
+#: A loop of one iteration.
+_ONCE = (1, 0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -153,14 +155,28 @@ def _aligned(shape: tuple[int, ...], dtype: type[np.generic]) -> NDArray:
     return raw[start : start + size].view(dtype).reshape(shape)
 
 
-@dataclass
-class _Uops:
-    """What is known of a range of micro-ops: largest index of each kind, and whether dst = src everywhere."""
+def _pairs_by_output(weights: NDArray[np.signedinteger]) -> NDArray[np.signedinteger]:
+    """`[y, x, out, in]` to `[y, x, in / 2, out, 2]`, the order that GEMM kernels read."""
+    y, x, out, reduced = weights.shape
+    if weights.dtype == np.int8 and reduced > 1:  # a pair moves as one 16-bit value: this is where LOAD WGT takes its time
+        pairs = np.ascontiguousarray(weights.view(np.int16).transpose(0, 1, 3, 2))
+        return pairs.view(np.int8).reshape(y, x, reduced // 2, out, 2)
+    return weights.reshape(y, x, out, -1, min(2, reduced)).transpose(0, 1, 3, 2, 4)
 
-    dst: int
-    src: int
-    wgt: int
-    in_place: bool
+
+class _Uops:
+    """What is known of a range of micro-ops: the largest index of each kind, whether dst = src everywhere, and the
+    same micro-ops in groups of one weight.
+    """
+
+    def __init__(self, dst: NDArray[np.int64], src: NDArray[np.int64], wgt: NDArray[np.int64]) -> None:
+        self.dst, self.src, self.wgt = int(dst.max()), int(src.max()), int(wgt.max())
+        self.in_place = bool((dst == src).all())
+        order = np.argsort(wgt, kind="stable")
+        ends = np.append(np.flatnonzero(np.diff(wgt[order])) + 1, len(wgt))
+        self._arrays = (dst[order], src[order], wgt[order][ends - 1], np.append(0, ends))
+        self.count, self.groups = len(dst), len(ends)
+        self.addresses = [a.ctypes.data for a in self._arrays]
 
 
 @dataclass
@@ -187,8 +203,12 @@ class _Machine:
         self.out = np.zeros_like(self.acc) if self.profile.own_out else self.acc
         self.uops = {name: np.zeros(depth[Memory.UOP], np.int64) for name in ("dst", "src", "wgt")}
         self._known: dict[tuple[int, int], _Uops] = {}
-        self._addresses = {name: getattr(self, name).ctypes.data for name in ("acc", "state", "inp", "wgt")}
+        self._addresses = [a.ctypes.data for a in (self.acc, self.state, self.inp, self.wgt)]
         self._uop_addresses = {name: array.ctypes.data for name, array in self.uops.items()}
+        # The right operand of an immediate operation: one element, at an index that stays 0.
+        self.right = _aligned((c.batch, c.block), np.int32)
+        self.zeros = np.zeros(depth[Memory.UOP], np.int64)
+        self._right_address, self._zeros_address = self.right.ctypes.data, self.zeros.ctypes.data
 
     def execute(self, index: int, row: Instruction) -> None:
         match row.opcode:
@@ -226,15 +246,16 @@ class _Machine:
         height, width = row.y_pad_0 + row.y_size + row.y_pad_1, row.x_pad_0 + row.x_size + row.x_pad_1
         buffer = {"acc": self.acc, "inp": self.inp, "wgt": self.wgt}[name]
         if name == "acc":
-            self._detach(slice(row.sram_base, row.sram_base + height * width))
+            where = slice(row.sram_base, row.sram_base + height * width)
+            self._detach(where)
+            self.state[where] = 0
         region = buffer[row.sram_base : row.sram_base + height * width].reshape(height, width, *buffer.shape[1:])
         if height * width > row.y_size * row.x_size:
             region[...] = 0
         inside = region[row.y_pad_0 : row.y_pad_0 + row.y_size, row.x_pad_0 : row.x_pad_0 + row.x_size]
         source = self._source(row, memory)
         if memory == Memory.WGT:
-            pairs = min(2, self.config.block)
-            source = source.reshape(*source.shape[:3], -1, pairs).transpose(0, 1, 3, 2, 4)
+            source = _pairs_by_output(source)
         inside[..., : source.shape[-1]] = source
 
     def _load_uops(self, row: Instruction) -> None:
@@ -267,11 +288,10 @@ class _Machine:
         self.counters.out_bytes += count * size
 
     def _detach(self, where: slice) -> None:
-        """Accumulators are about to change while OUT keeps what an ALU or GEMM instruction wrote last."""
+        """Accumulators are about to change while OUT, if it is a buffer of its own, keeps what was written last."""
         if self.profile.own_out:
             kept = self.state[where] == 1
             self.out[where][kept] = self.acc[where][kept]
-        self.state[where] = 0
 
     # --- compute ----------------------------------------------------------------------------------
 
@@ -293,9 +313,7 @@ class _Machine:
     def _range(self, row: Instruction) -> _Uops:
         key = (row.uop_bgn, row.uop_end)
         if key not in self._known:
-            dst, src, wgt = (array[row.uop_bgn : row.uop_end] for array in self.uops.values())
-            same = bool((dst == src).all())
-            self._known[key] = _Uops(int(dst.max()), int(src.max()), int(wgt.max()), same)
+            self._known[key] = _Uops(*(array[row.uop_bgn : row.uop_end] for array in self.uops.values()))
         return self._known[key]
 
     def _fits(self, index: int, code: str, memory: Memory, top: int, loops: tuple[tuple[int, int], ...]) -> bool:
@@ -320,24 +338,24 @@ class _Machine:
             wgt = ((outer, row.wgt_factor_out), (inner, row.wgt_factor_in))
             fit &= self._fits(index, "V302", Memory.INP, known.src, src)
             fit &= self._fits(index, "V303", Memory.WGT, known.wgt, wgt)
-        if row.reset:
-            self._reset(index, row, outer, inner)
-        elif fit:
-            self._gemm_kernel(row, count, outer, inner)
-        else:
-            dst, src, wgt = self._expanded(index, row, outer, inner)
-            once, self_addresses = (1, 0, 0, 0), [a.ctypes.data for a in (dst, src, wgt)]
-            self.kernels.gemm(self._addresses.values(), self_addresses, len(dst), once, once, (1, 0, 0))
-
-    def _gemm_kernel(self, row: Instruction, count: int, outer: int, inner: int) -> None:
         out = (outer, row.dst_factor_out, row.src_factor_out, row.wgt_factor_out)
         into = (inner, row.dst_factor_in, row.src_factor_in, row.wgt_factor_in)
-        once = (1, 0, 0, 0)
+        if not fit:
+            known = _Uops(*self._expanded(index, row, outer, inner))
+            out = into = _ONCE
+        if row.reset and self.profile.reset_writes_dot:
+            self._reset_one_by_one(index, row, outer, inner)
+        elif row.reset:
+            self._detach(slice(None))
+            self.kernels.reset(self._addresses[:2], known.addresses[0], known.count, out[:2], into[:2])
+        else:
+            self._accumulate(known, out, into)
+
+    def _accumulate(self, known: _Uops, out: tuple[int, int, int, int], into: tuple[int, int, int, int]) -> None:
         free = [loop for loop in (out, into) if loop[3] == 0]
-        held = max(free, default=once)
-        rest = [loop for loop in (out, into) if loop is not held] + [once]
-        indices = [self._uop_addresses[name] + 8 * row.uop_bgn for name in self.uops]
-        self.kernels.gemm(self._addresses.values(), indices, count, rest[0], rest[1], held[:3])
+        held = max(free, default=_ONCE)
+        rest = [loop for loop in (out, into) if loop is not held] + [_ONCE]
+        self.kernels.gemm(self._addresses, known.addresses, known.groups, rest[0], rest[1], held[:3])
 
     def _expanded(self, index: int, row: Instruction, outer: int, inner: int) -> list[NDArray[np.int64]]:
         """dst, src and wgt of every iteration in order, modulo the buffers' depths."""
@@ -357,24 +375,13 @@ class _Machine:
             found.append(np.ascontiguousarray((each % self.depth[memory]).reshape(-1)))
         return found
 
-    def _reset(self, index: int, row: Instruction, outer: int, inner: int) -> None:
-        if not self.profile.reset_writes_dot:
-            starts = np.unique(self.uops["dst"][row.uop_bgn : row.uop_end])
-            # A factor of 0 repeats the same elements.
-            outs = np.arange(outer if row.dst_factor_out else 1) * row.dst_factor_out
-            ins = np.arange(inner if row.dst_factor_in else 1) * row.dst_factor_in
-            offsets = np.unique(np.add.outer(outs, ins))
-            touched = np.unique(np.add.outer(starts, offsets) % self.depth[Memory.ACC])
-            if self.profile.own_out:
-                self._detach(slice(None))
-            self.acc[touched] = 0
-            self.state[touched] = 0
-            return
+    def _reset_one_by_one(self, index: int, row: Instruction, outer: int, inner: int) -> None:
+        """The HLS design's: OUT gets what a GEMM would have given."""
         self._detach(slice(None))
         for d, s, w in zip(*self._expanded(index, row, outer, inner), strict=True):
             weight = self.wgt[w].transpose(1, 0, 2).reshape(self.config.block, -1)
             self.out[d] = self.acc[d] + self.inp[s].astype(np.int32) @ weight.T.astype(np.int32)
-            self.acc[d] = 0
+            self.acc[d] = self.state[d] = 0
 
     def _alu(self, index: int, row: Instruction) -> None:
         count, outer, inner = self._loops(index, row)
@@ -391,12 +398,11 @@ class _Machine:
         slow = (moved and self.profile.source_immediate) or not fit
         if slow or (op == AluOp.SHR and not row.use_imm):
             return self._alu_one_by_one(index, row, outer, inner)
-        right, indices = self._addresses["acc"], [self._uop_addresses[n] + 8 * row.uop_bgn for n in ("dst", "src")]
+        right, indices = self._addresses[0], [self._uop_addresses[n] + 8 * row.uop_bgn for n in ("dst", "src")]
         if row.use_imm:
-            immediate = np.full((self.config.batch, self.config.block), self._amount(op, row.imm), np.int32)
-            zeros = np.zeros(count, np.int64)
-            right, indices[1], src = immediate.ctypes.data, zeros.ctypes.data, ((outer, 0), (inner, 0))
-        memories = (self._addresses["acc"], self._addresses["state"], right)
+            self.right[...] = self._amount(op, row.imm)
+            right, indices[1], src = self._right_address, self._zeros_address, ((outer, 0), (inner, 0))
+        memories = (*self._addresses[:2], right)
         loops = [(trips, d, s) for (trips, d), (_, s) in zip(dst, src, strict=True)]
         self.kernels.alu(op, memories, indices, count, loops[0], loops[1])
 
@@ -412,16 +418,14 @@ class _Machine:
         """Where operands must be looked at: register shifts, and the profiles' own ways of addressing."""
         op, profile = AluOp(row.alu_op), self.profile
         dst, src, _ = self._expanded(index, row, outer, inner)
-        right = np.full((self.config.batch, self.config.block), self._amount(op, row.imm), np.int32)
-        zero = np.zeros(1, np.int64)
-        memories = [self._addresses["acc"], self._addresses["state"], right.ctypes.data]
+        self.right[...] = self._amount(op, row.imm)
+        memories, address = (*self._addresses[:2], self._right_address), dst.ctypes.data
         for n, (d, s) in enumerate(zip(dst, src, strict=True)):
             if row.use_imm:
                 self.acc[d] = self.acc[s if profile.source_immediate else d]
             else:
-                right[...] = self._lanes(index, op, self.acc[s])
-            indices = (dst.ctypes.data + 8 * n, zero.ctypes.data)
-            self.kernels.alu(op, memories, indices, 1, (1, 0, 0), (1, 0, 0))
+                self.right[...] = self._lanes(index, op, self.acc[s])
+            self.kernels.alu(op, memories, (address + 8 * n, self._zeros_address), 1, _ONCE[:3], _ONCE[:3])
 
     def _lanes(self, index: int, op: AluOp, lanes: NDArray[np.int32]) -> NDArray[np.int32]:
         """The right operand of a register operation as the profile sees it."""

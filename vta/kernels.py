@@ -34,7 +34,7 @@ class Kernels:
     """Loops in machine code. All memory is passed by address: to ask an array for its own costs as much as a short loop.
 
     `state` has a byte for every accumulator: 1 when an ALU or GEMM instruction wrote it last. Indices are int64, one
-    for each of `count` micro-ops. Every loop has one iteration or more, and nobody checks indices here: the caller has.
+    for each micro-op. Every loop has one iteration or more, and nobody checks indices here: the caller has.
     """
 
     functions: Mapping[str, Callable[..., None]]
@@ -43,15 +43,16 @@ class Kernels:
         self,
         memories: Iterable[int],
         indices: Iterable[int],
-        count: int,
+        groups: int,
         outer: tuple[int, int, int, int],
         middle: tuple[int, int, int, int],
         inner: tuple[int, int, int],
     ) -> None:
-        """Accumulate. `memories`: accumulators, state, inputs, weights; `indices`: dst, src, wgt; a loop is its number
-        of iterations and its factors of dst, src and wgt (the inner one keeps the weight).
+        """Accumulate. `memories`: accumulators, state, inputs, weights. Micro-ops come in groups of one weight; `indices`:
+        dst and src of each micro-op, weight of each group, and 0 followed by the end of each group. A loop is its number of iterations
+        and its factors of dst, src and wgt; the inner one keeps the weight.
         """
-        self.functions["gemm"](*memories, *indices, count, *outer, *middle, *inner)
+        self.functions["gemm"](*memories, *indices, groups, *outer, *middle, *inner)
 
     def alu(
         self,
@@ -62,8 +63,16 @@ class Kernels:
         outer: tuple[int, int, int],
         inner: tuple[int, int, int],
     ) -> None:
-        """Apply an operation in program order. `memories`: accumulators, state, right operands; `indices`: dst, src."""
+        """Apply an operation in program order. `memories`: accumulators, state, right operands; `indices`: dst, src; a
+        loop is its number of iterations and its factors of dst and src.
+        """
         self.functions[f"alu_{op.name.lower()}"](*memories, *indices, count, *outer, *inner)
+
+    def reset(
+        self, memories: Iterable[int], index: int, count: int, outer: tuple[int, int], inner: tuple[int, int]
+    ) -> None:
+        """Clear accumulators and their state. `memories`: these two; `index`: dst; a loop: iterations and factor."""
+        self.functions["reset"](*memories, index, count, *outer, *inner)
 
 
 @cache
@@ -72,6 +81,7 @@ def kernels(config: Config, vnni: bool = True) -> Kernels:
     target = host() if vnni else without_vnni(host())
     module = ir.Module(name="vta")
     _gemm(module, config, target)
+    _reset(module, config, target)
     for op in AluOp:
         _alu(module, config, target, op)
     signatures = {f.name: [_C_TYPES[str(a.type)] for a in f.args] for f in module.functions}
@@ -131,8 +141,8 @@ def _gemm(module: ir.Module, config: Config, target: Target) -> None:
     width = min(config.block, target.lanes(4))
     parts, pairs, row = config.block // width, max(1, config.block // 2), 2 * max(1, config.block // 2)
     vector, raw = ir.VectorType(I32, width), ir.VectorType(_I16, 2 * width)
-    b, (acc, state, inp, wgt, *indices), numbers = _function(module, "gemm", 7, 12)
-    count, outer, middle, inner = numbers[0], numbers[1:5], numbers[5:9], numbers[9:12]
+    b, (acc, state, inp, wgt, dst, src, group_wgt, ends), numbers = _function(module, "gemm", 8, 12)
+    groups, outer, middle, inner = numbers[0], numbers[1:5], numbers[5:9], numbers[9:12]
 
     def weight(base: ir.Value, pair: int, part: int) -> ir.Value:
         at = _at(b, base, (pair * parts + part) * 4 * width, 1)
@@ -148,21 +158,28 @@ def _gemm(module: ir.Module, config: Config, target: Target) -> None:
         for at, total in zip(where, totals, strict=True):
             b.store(total, at, align=4)
 
-    with _loop(b, outer[0]) as i, _loop(b, middle[0]) as j, _loop(b, count) as u:
-        ops = [b.load(_at(b, array, u, 8), typ=I64, align=8) for array in indices]
-        d0, s0, w0 = (_sum(b, v, (i, outer[k]), (j, middle[k])) for k, v in enumerate(ops, 1))
-        base = _at(b, wgt, w0, 2 * row * config.block)
-        held = [[weight(base, pair, part) for part in range(parts)] for pair in range(pairs)]
-        with _loop(b, inner[0]) as n:
-            d, s = _sum(b, d0, (n, inner[1])), _sum(b, s0, (n, inner[2]))
-            b.store(ir.Constant(I8, 1), _at(b, state, d, 1))
-            d, s = (b.mul(v, ir.Constant(I64, config.batch)) for v in (d, s))
-            with _loop(b, config.batch) as r:
-                weights = held
-                if pairs * parts > target.registers - _SPARE_REGISTERS:
-                    weights = [[weight(base, pair, part) for part in range(parts)] for pair in range(pairs)]
-                d_row, s_row = _at(b, acc, b.add(d, r), 4 * config.block), _at(b, inp, b.add(s, r), 2 * row)
-                row_of(d_row, s_row, weights)
+    def index(array: ir.Value, at: ir.Value) -> ir.Value:
+        return b.load(_at(b, array, at, 8), typ=I64, align=8)
+
+    with _loop(b, outer[0]) as i, _loop(b, middle[0]) as j:
+        d0, s0, w0 = (b.add(b.mul(i, outer[k]), b.mul(j, middle[k])) for k in (1, 2, 3))
+        with _loop(b, groups) as g:
+            begin, end = index(ends, g), index(ends, b.add(g, ir.Constant(I64, 1)))
+            base = _at(b, wgt, b.add(w0, index(group_wgt, g)), 2 * row * config.block)
+            held = [[weight(base, pair, part) for part in range(parts)] for pair in range(pairs)]
+            with _loop(b, b.sub(end, begin)) as m:
+                u = b.add(begin, m)
+                d1, s1 = b.add(d0, index(dst, u)), b.add(s0, index(src, u))
+                with _loop(b, inner[0]) as n:
+                    d, s = _sum(b, d1, (n, inner[1])), _sum(b, s1, (n, inner[2]))
+                    b.store(ir.Constant(I8, 1), _at(b, state, d, 1))
+                    d, s = (b.mul(v, ir.Constant(I64, config.batch)) for v in (d, s))
+                    with _loop(b, config.batch) as r:
+                        weights = held
+                        if pairs * parts > target.registers - _SPARE_REGISTERS:
+                            weights = [[weight(base, pair, part) for part in range(parts)] for pair in range(pairs)]
+                        d_row, s_row = _at(b, acc, b.add(d, r), 4 * config.block), _at(b, inp, b.add(s, r), 2 * row)
+                        row_of(d_row, s_row, weights)
     b.ret_void()
 
 
@@ -203,6 +220,19 @@ def _alu(module: ir.Module, config: Config, target: Target, op: AluOp) -> None:
             x = b.load(at, typ=vector, align=4)
             y = b.load(_at(b, s, part * 4 * width, 1), typ=vector, align=4)
             b.store(_OPERATIONS[op](b, x, y, vector), at, align=4)
+    b.ret_void()
+
+
+def _reset(module: ir.Module, config: Config, target: Target) -> None:
+    lanes = config.batch * config.block
+    vector = ir.VectorType(I32, min(lanes, target.lanes(4)))
+    b, (acc, state, dst), (count, *loops) = _function(module, "reset", 3, 5)
+    with _loop(b, loops[0]) as i, _loop(b, loops[2]) as j, _loop(b, count) as u:
+        d = _sum(b, b.load(_at(b, dst, u, 8), typ=I64, align=8), (i, loops[1]), (j, loops[3]))
+        b.store(ir.Constant(I8, 0), _at(b, state, d, 1))
+        first = _at(b, acc, d, 4 * lanes)
+        for part in range(lanes // vector.count):
+            b.store(ir.Constant(vector, None), _at(b, first, part * 4 * vector.count, 1), align=4)
     b.ret_void()
 
 

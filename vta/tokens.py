@@ -64,6 +64,9 @@ def token_lists(stream: isa.Stream) -> tuple[list[int], list[tuple[int, ...]], l
     return units.tolist(), [_POPPED[code] for code in pops.tolist()], [_PUSHED[code] for code in pushes.tolist()]
 
 
+_UNITS = tuple(Unit)
+
+
 class Dispatch:
     """Hands out a program's instructions in an order that its tokens allow.
 
@@ -97,7 +100,16 @@ class Dispatch:
 
     def ready(self) -> list[Unit]:
         """The units that could begin an instruction now."""
-        return [u for u in Unit if (i := self.head(u)) is not None and all(self.tokens[q] for q in self.pops[i])]
+        found = []
+        for unit in _UNITS:
+            index = self.head(unit)
+            if index is not None:
+                for q in self.pops[index]:
+                    if not self.tokens[q]:
+                        break
+                else:
+                    found.append(unit)
+        return found
 
     def begin(self, unit: Unit) -> int:
         """Take the tokens that a unit's next instruction pops; its index."""
