@@ -113,8 +113,9 @@ def run(
     choose: Callable[[Sequence[Unit]], Unit] = lowest,
     work_limit: int = WORK_LIMIT,
     vnni: bool = True,
+    before: NDArray[np.uint8] | None = None,
 ) -> Result:
-    """Execute a program. All on-chip buffers begin at zero; its memory image is not changed but copied.
+    """Execute a program. All on-chip buffers begin at zero; DRAM begins as `program.image(before)`.
 
     `choose` picks the unit that goes next among those that can. Raises `ExecutionError` with the checker's code if an
     instruction is not legal (for this profile), if units wait for each other, or after `work_limit` micro-ops.
@@ -127,7 +128,7 @@ def run(
     for finding in instruction_findings(stream, program.config, program.dram_bytes, profile.isa_ext):
         if finding.error and finding.code not in profile.tolerates | _HARMLESS:
             raise _refused(finding)
-    machine = _Machine(program.config, program.image(), profile, work_limit, vnni)
+    machine = _Machine(program.config, program.image(before), profile, work_limit, vnni)
     rows, dispatch = isa.rows(stream), Dispatch(stream)
     finished = None
     while ready := dispatch.ready():
@@ -141,6 +142,14 @@ def run(
     if dispatch.stuck is not None:
         raise _refused(Finding("V1501", dispatch.stuck, dispatch.explain()))
     return Result(machine.dram, machine.counters, {q: dispatch.tokens[q] for q in Queue})
+
+
+def run_all(programs: Sequence[Program], profile: Profile = STRICT) -> Result:
+    """Execute programs one after another, each on the memory that the one before left; the last one's result."""
+    result = run(programs[0], profile)
+    for program in programs[1:]:
+        result = run(program, profile, before=result.dram)
+    return result
 
 
 def _refused(finding: Finding) -> ExecutionError:

@@ -77,10 +77,18 @@ class Program:
         """The instructions, decoded."""
         return isa.decode(self.code, self.config)
 
-    def image(self) -> NDArray[np.uint8]:
-        """DRAM before the program runs: a new array, zero where nothing is given."""
+    def image(self, before: NDArray[np.uint8] | None = None) -> NDArray[np.uint8]:
+        """DRAM before the program runs, a new array: zeros and all that is given.
+
+        With `before`, the memory that another program left, only instructions and micro-ops are added to it.
+        """
         image = np.zeros(self.dram_bytes, np.uint8)
-        for segment in self._segments:
+        segments = self._segments
+        if before is not None:
+            kept = before[: self.dram_bytes]
+            image[: len(kept)] = kept
+            segments = segments[len(self.data) :]
+        for segment in segments:
             image[segment.address : segment.address + len(segment.data)] = np.frombuffer(segment.data, np.uint8)
         return image
 
