@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from .config import Memory
-from .isa import AluOp, Opcode, Unit
+from .isa import AluOp, Instruction, Opcode, Unit
 from .legality import element_sizes
 from .timing import Cause, Timeline
 
@@ -120,18 +120,18 @@ def _stalls(t: Timeline, count: int) -> list[Stall]:
     return [Stall(i, g, CAUSES[Cause(int(t.cause[i]))], int(t.after[i])) for g, i in longest]
 
 
-def kind(row: np.void) -> str:
+def kind(row: Instruction) -> str:
     """A short name of what an instruction does: `gemm`, `reset`, `alu.shr`, `load.inp`, `no-op`, …"""
-    opcode = Opcode(int(row["opcode"]))
+    opcode = Opcode(row.opcode)
     match opcode:
         case Opcode.GEMM:
-            return "reset" if row["reset"] else "gemm"
+            return "reset" if row.reset else "gemm"
         case Opcode.ALU:
-            return f"alu.{AluOp(int(row['alu_op'])).name.lower()}"
-        case Opcode.LOAD | Opcode.STORE if not row["x_size"]:
+            return f"alu.{AluOp(row.alu_op).name.lower()}"
+        case Opcode.LOAD | Opcode.STORE if not row.x_size:
             return "no-op"
         case Opcode.LOAD | Opcode.STORE:
-            return f"{opcode.name.lower()}.{Memory(int(row['memory'])).name.lower()}"
+            return f"{opcode.name.lower()}.{Memory(row.memory).name.lower()}"
     return "finish"
 
 
@@ -140,6 +140,6 @@ def _by_kind(t: Timeline) -> dict[str, int]:
     total: Counter[str] = Counter()
     before = 0
     for index in t.critical_path():
-        total[kind(t.stream[index])] += int(t.end[index]) - before
+        total[kind(t.rows[index])] += int(t.end[index]) - before
         before = int(t.end[index])
     return dict(total.most_common())

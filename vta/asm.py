@@ -25,12 +25,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..ir.errors import NesteggError
 from . import isa
 from .config import DEFAULT, INSTRUCTION_BYTES, UOP_BYTES, Config, Memory
 from .errors import AssemblyError
 from .isa import TOKENS, AluOp, Opcode
 from .program import Output, Program, Segment
-from ..ir.errors import NesteggError
 
 _DATA_LINE = 32
 

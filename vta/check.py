@@ -150,12 +150,14 @@ class _MicroOps:
             self._alu_findings(index, row, ops)
         elif not row.reset:
             operands += [("V302", Memory.INP, ops["src"], src), ("V303", Memory.WGT, ops["wgt"], wgt)]
-        if not all([self._fits(index, *operand) for operand in operands]):
+        fits = [self._fits(index, *operand) for operand in operands]  # all of them, to report all
+        if not all(fits):
             return None
-        reached = {memory: _reach(starts, loops, self.config.depth(memory)) for _, memory, starts, loops in operands[::-1]}
-        access = Access(writes={Memory.OUT: reached.pop(Memory.ACC)})
+        acc_depth = self.config.depth(Memory.ACC)
+        access = Access(writes={Memory.OUT: _reach(ops["dst"], dst, acc_depth)})
         if row.opcode == Opcode.GEMM:
-            access.reads = reached
+            for _, memory, starts, loops in operands[1:]:
+                access.reads[memory] = _reach(starts, loops, self.config.depth(memory))
         elif not row.use_imm:
             self._register_hazard(index, row, ops)
         return access
@@ -257,17 +259,18 @@ def vector_clocks(stream: isa.Stream) -> tuple[list[int], list[Clock]]:
     clocks: list[Clock] = [(0, 0, 0)] * len(stream)
     of_unit: dict[int, Clock] = dict.fromkeys(Unit, (0, 0, 0))
     pushed: dict[int, list[Clock]] = {q: [] for q in Queue}
-    popped = dict.fromkeys(Queue, 0)
+    popped: dict[int, int] = dict.fromkeys(Queue, 0)
     while ready := dispatch.ready():
         index = dispatch.begin(ready[0])
         unit = dispatch.units[index]
-        l, c, s = of_unit[unit]
+        loads, computes, stores = of_unit[unit]
         for q in dispatch.pops[index]:
             other = pushed[q][popped[q]]
             popped[q] += 1
-            l, c, s = max(l, other[0]), max(c, other[1]), max(s, other[2])
-        clocks[index] = (l, c, s)
-        after = of_unit[unit] = (l + (unit == 0), c + (unit == 1), s + (unit == 2))
+            loads, computes, stores = max(loads, other[0]), max(computes, other[1]), max(stores, other[2])
+        clocks[index] = (loads, computes, stores)
+        after = (loads + (unit == Unit.LOAD), computes + (unit == Unit.COMPUTE), stores + (unit == Unit.STORE))
+        of_unit[unit] = after
         for q in dispatch.pushes[index]:
             pushed[q].append(after)
         dispatch.complete(index)

@@ -22,7 +22,7 @@ class ProgramError(NesteggError):
 
 
 class ExecutionError(NesteggError):
-    """A program cannot be executed. `code` is the checker's (`codes.CODES`), `index` the instruction at fault, if one is."""
+    """A program cannot be executed. `code` is one of `legality.CODES`, `index` the instruction at fault."""
 
     def __init__(self, code: str, message: str, index: int | None = None) -> None:
         where = "" if index is None else f"instruction {index}: "

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import isa
-from .config import DEFAULT, Config, Memory
+from .config import DEFAULT, INSTRUCTION_BYTES, UOP_BYTES, Config, Memory
 from .errors import ExecutionError
 from .isa import AluOp, Instruction, Opcode, Unit
 from .kernels import kernels
@@ -122,7 +122,7 @@ def run(
     """
     if profile.only not in (None, program.config):
         raise ExecutionError("V1301", f"profile {profile.name} exists for {profile.only.name} only")
-    if len(program.code) % 16:
+    if len(program.code) % INSTRUCTION_BYTES:
         raise ExecutionError("V1603", f"{len(program.code)} bytes")
     stream = program.stream
     for finding in instruction_findings(stream, program.config, program.dram_bytes, profile.isa_ext):
@@ -167,7 +167,8 @@ def _aligned(shape: tuple[int, ...], dtype: type[np.generic]) -> NDArray:
 def _pairs_by_output(weights: NDArray[np.signedinteger]) -> NDArray[np.signedinteger]:
     """`[y, x, out, in]` to `[y, x, in / 2, out, 2]`, the order that GEMM kernels read."""
     y, x, out, reduced = weights.shape
-    if weights.dtype == np.int8 and reduced > 1:  # a pair moves as one 16-bit value: this is where LOAD WGT takes its time
+    if weights.dtype == np.int8 and reduced > 1:
+        # A pair moves as one 16-bit value: this is where LOAD WGT takes its time.
         pairs = np.ascontiguousarray(weights.view(np.int16).transpose(0, 1, 3, 2))
         return pairs.view(np.int8).reshape(y, x, reduced // 2, out, 2)
     return weights.reshape(y, x, out, -1, min(2, reduced)).transpose(0, 1, 3, 2, 4)
@@ -270,7 +271,8 @@ class _Machine:
     def _load_uops(self, row: Instruction) -> None:
         rows = 1 if self.profile.one_row else row.y_size
         self._known.clear()
-        source = np.ndarray((rows, row.x_size, 4), np.uint8, self.dram.data, row.dram_base * 4, (row.x_stride * 4, 4, 1))
+        shape, strides = (rows, row.x_size, UOP_BYTES), (row.x_stride * UOP_BYTES, UOP_BYTES, 1)
+        source = np.ndarray(shape, np.uint8, self.dram.data, row.dram_base * UOP_BYTES, strides)
         ops = isa.decode_uops(source.tobytes(), self.config).reshape(rows, row.x_size)
         pads = (0, 0, 0, 0) if self.profile.one_row else (row.y_pad_0, row.y_pad_1, row.x_pad_0, row.x_pad_1)
         for name, buffer in self.uops.items():

@@ -17,11 +17,11 @@ from functools import cache
 
 from llvmlite import ir
 
-from .config import Config
-from .isa import AluOp
 from ..codegen import jit
 from ..codegen.llvm_types import I8, I32, I64, POINTER
 from ..ir.target import Target, host
+from .config import Config
+from .isa import AluOp
 
 _I16 = ir.IntType(16)
 #: Vector registers that are left for accumulators and inputs when weights are held in the others.
@@ -31,7 +31,7 @@ _C_TYPES = {"ptr": ctypes.c_void_p, "i64": ctypes.c_int64}
 
 @dataclass(frozen=True)
 class Kernels:
-    """Loops in machine code. All memory is passed by address: to ask an array for its own costs as much as a short loop.
+    """Loops in machine code. Memory is passed by address: to ask an array for its own costs as much as a short loop.
 
     `state` has a byte for every accumulator: 1 when an ALU or GEMM instruction wrote it last. Indices are int64, one
     for each micro-op. Every loop has one iteration or more, and nobody checks indices here: the caller has.
@@ -48,9 +48,9 @@ class Kernels:
         middle: tuple[int, int, int, int],
         inner: tuple[int, int, int],
     ) -> None:
-        """Accumulate. `memories`: accumulators, state, inputs, weights. Micro-ops come in groups of one weight; `indices`:
-        dst and src of each micro-op, weight of each group, and 0 followed by the end of each group. A loop is its number of iterations
-        and its factors of dst, src and wgt; the inner one keeps the weight.
+        """Accumulate. `memories`: accumulators, state, inputs, weights. Micro-ops come in groups of one weight;
+        `indices`: dst and src of each micro-op, weight of each group, 0 followed by the end of each group. A loop is
+        its number of iterations and its factors of dst, src and wgt; the inner one keeps the weight.
         """
         self.functions["gemm"](*memories, *indices, groups, *outer, *middle, *inner)
 

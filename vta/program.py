@@ -1,9 +1,9 @@
 """A program: instructions, micro-ops and data with their addresses, and the folder it is kept in.
 
-    insns.bin   instructions, 16 bytes each
-    uops.bin    micro-ops, 4 bytes each
-    dram.bin    the data, from `dram.address` on
-    meta.json   configuration, addresses, outputs (with SHA-256 of what they should hold, if known)
+- `insns.bin`: instructions, 16 bytes each
+- `uops.bin`: micro-ops, 4 bytes each
+- `dram.bin`: the data, from `dram.address` on
+- `meta.json`: configuration, addresses, outputs (with SHA-256 of what they should hold, if known)
 """
 
 from __future__ import annotations

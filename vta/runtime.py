@@ -150,7 +150,7 @@ class Builder:
     ) -> dict[str, int]:
         last = offset + (rows - 1) * stride + columns
         if offset < 0 or last * self.config.element_bytes(memory) > buffer.size:
-            raise ProgramError(f"buffer {buffer.name}: elements {offset} … {last} lie outside of its {buffer.size} bytes")
+            raise ProgramError(f"buffer {buffer.name}: elements {offset} … {last} leave its {buffer.size} bytes")
         return {
             "memory": memory,
             "sram_base": sram,
@@ -214,7 +214,7 @@ class Builder:
 
     def _append(self, unit: Unit, fields: dict[str, int]) -> None:
         if len(self._rows) >= self.limit:
-            raise ProgramError(f"a stream of more than {self.limit} instructions: split it where no token is outstanding")
+            raise ProgramError(f"more than {self.limit} instructions: split the stream where no token is outstanding")
         pops = self._pending[unit]
         self._pending[unit] = []
         self._rows.append(fields | dict.fromkeys(pops, 1))

@@ -43,7 +43,7 @@ class Board(NamedTuple):
     mhz: float = 100.0
 
 
-#: `sim` is the RTL simulation's default; `pynq` was calibrated on published layer times (0.2-0.3 ms of host not counted).
+#: `sim` is the RTL simulation's default; `pynq` was calibrated on published layer times, less 0.2-0.3 ms of host work.
 BOARDS = {"sim": Board(), "pynq": Board(40, 2)}
 SIM = BOARDS["sim"]
 
@@ -133,6 +133,10 @@ class Timeline:
     cause: NDArray[np.int64]
     after: NDArray[np.int64]
     queued: NDArray[np.int64]
+
+    @cached_property
+    def rows(self) -> list[isa.Instruction]:
+        return isa.rows(self.stream)
 
     @cached_property
     def cycles(self) -> int:

@@ -57,7 +57,7 @@ _PUSHED = _queues(PUSHES, ("push_prev", "push_next"))
 
 
 def token_lists(stream: isa.Stream) -> tuple[list[int], list[tuple[int, ...]], list[tuple[int, ...]]]:
-    """Of each instruction: its unit, the `Queue`s it takes a token from before it starts, those it adds one to after."""
+    """Of each instruction: its unit, the `Queue`s it pops before it starts, and those it pushes to at its end."""
     units = isa.units(stream)
     pops = units * 4 + stream["pop_prev"] * 2 + stream["pop_next"]
     pushes = units * 4 + stream["push_prev"] * 2 + stream["push_next"]

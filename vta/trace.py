@@ -11,11 +11,11 @@ from typing import Any
 
 import jinja2
 
+from ..ir.errors import NesteggError
 from .analysis import analyse, kind
 from .asm import disassemble
 from .isa import Unit, encode
 from .timing import Cause, Timeline
-from ..ir.errors import NesteggError
 
 #: Colours of kinds of instructions, by the first part of their name.
 COLOURS = {
@@ -49,13 +49,20 @@ def _thread(unit: int, name: str) -> dict[str, Any]:
 
 def _events(t: Timeline) -> Iterator[dict[str, Any]]:
     texts = _texts(t)
-    for index, row in enumerate(t.stream):
+    for index in range(len(t.stream)):
         start, end, unit = int(t.start[index]), int(t.end[index]), int(t.units[index])
         cause, after = Cause(int(t.cause[index])), int(t.after[index])
         arguments = {"index": index, "text": texts[index], "waited_for": cause.name, "after": after}
         arguments["queued"] = int(t.queued[index])
         at = {"pid": 0, "tid": unit}
-        yield {"ph": "X", "name": kind(row), "cat": "vta", "ts": start, "dur": end - start, "args": arguments} | at
+        yield {
+            "ph": "X",
+            "name": kind(t.rows[index]),
+            "cat": "vta",
+            "ts": start,
+            "dur": end - start,
+            "args": arguments,
+        } | at
         if cause >= Cause.L2C:
             flow = {"name": cause.name, "cat": "token", "id": index, "pid": 0}
             yield flow | {"ph": "s", "ts": int(t.end[after]) - 1, "tid": int(t.units[after])}
@@ -93,7 +100,7 @@ def bars(timeline: Timeline, unit: Unit, gap: int = 0) -> list[Bar]:
     t, texts = timeline, _texts(timeline)
     found: list[Bar] = []
     for index in t.of_unit(unit).tolist():
-        start, end, name = int(t.start[index]), int(t.end[index]), kind(t.stream[index])
+        start, end, name = int(t.start[index]), int(t.end[index]), kind(t.rows[index])
         if gap and found and found[-1].kind == name and start - found[-1].end <= gap:
             found[-1].end, found[-1].count = end, found[-1].count + 1
             found[-1].title = f"{found[-1].count} x {name}, until {end:,}"

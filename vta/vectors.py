@@ -54,7 +54,7 @@ def compare(recorded: Recorded) -> dict[str, Any]:
     try:
         result = run(program, PROFILES["strict-ext"])
         row["output_equal"] = all(
-            hashlib.sha256(result.dram[o.address : o.address + o.size]).hexdigest() == o.sha256
+            hashlib.sha256(result.dram[o.address : o.address + o.size].tobytes()).hexdigest() == o.sha256
             for o in program.outputs
         )
         for latency, gap in recorded.cycles:

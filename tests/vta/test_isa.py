@@ -5,70 +5,30 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nestegg.vta import isa
+from nestegg.vta import asm, isa
 from nestegg.vta.config import DEFAULT, Config, Memory
 from nestegg.vta.errors import ConfigError, EncodingError
-from nestegg.vta.isa import AluOp, Opcode, instruction
+from nestegg.vta.isa import Opcode, instruction
 
 GOLDEN = [
     (
         "501500d0480000000300070009002143",
-        instruction(
-            *(Opcode.LOAD,), memory=2, sram_base=5, dram_base=0x1234, y_size=3, x_size=7, x_stride=9,
-            y_pad_0=1, y_pad_1=2, x_pad_0=3, x_pad_1=4, pop_next=1, push_next=1,
-        ),
+        "load.inp sram=5 dram=0x1234 y=3 x=7 stride=9 ypad=1,2 xpad=3,4 pop_next push_next",
     ),
-    (
-        "c0fc0ffcffffff030200120048000000",
-        instruction(
-            *(Opcode.LOAD,), memory=1, sram_base=0x3FF, dram_base=0xFFFFFFFF, y_size=2, x_size=18, x_stride=72, push_next=1
-        ),
-    ),
-    (
-        "08400000800000000100400040000000",
-        instruction(Opcode.LOAD, memory=0, sram_base=16, dram_base=0x2000, y_size=1, x_size=64, x_stride=64, pop_prev=1),
-    ),
-    (
-        "f8010000000000000000000000000000",
-        instruction(Opcode.LOAD, memory=3, pop_prev=1, pop_next=1, push_prev=1, push_next=1),
-    ),
-    (
-        "291e00000c00000004000e0038000000",
-        instruction(
-            *(Opcode.STORE,), memory=4, sram_base=7, dram_base=0x300, y_size=4, x_size=14, x_stride=56, pop_prev=1, push_prev=1
-        ),
-    ),
+    ("c0fc0ffcffffff030200120048000000", "load.wgt sram=0x3ff dram=0xffffffff y=2 x=18 stride=72 push_next"),
+    ("08400000800000000100400040000000", "load.uop sram=16 dram=0x2000 y=1 x=64 stride=64 pop_prev"),
+    ("f8010000000000000000000000000000", "load.acc pop_prev pop_next push_prev push_next"),
+    ("291e00000c00000004000e0038000000", "store.out sram=7 dram=0x300 y=4 x=14 stride=56 pop_prev push_prev"),
     (
         "2a030005700012001c10800e0290c000",
-        instruction(
-            *(Opcode.GEMM,), uop_bgn=3, uop_end=40, iter_out=14, iter_in=9, dst_factor_out=28, dst_factor_in=2,
-            src_factor_out=58, src_factor_in=1, wgt_factor_out=9, wgt_factor_in=3, pop_prev=1, push_prev=1,
-        ),
+        "gemm uop=3:40 iter=14,9 dst=28,2 src=58,1 wgt=9,3 pop_prev push_prev",
     ),
-    (
-        "82002000080000070008000000000000",
-        instruction(Opcode.GEMM, reset=1, uop_end=1, iter_out=1, iter_in=896, dst_factor_in=1),
-    ),
-    (
-        "0428200510008003c009007002b00800",
-        instruction(
-            *(Opcode.ALU,), alu_op=AluOp.SHR, use_imm=1, imm=8, uop_bgn=40, uop_end=41, iter_out=2, iter_in=448,
-            dst_factor_out=448, dst_factor_in=1, src_factor_out=448, src_factor_in=1,
-        ),
-    ),
-    (
-        "442820050800000700080000029081ff",
-        instruction(
-            *(Opcode.ALU,), alu_op=AluOp.MAX, use_imm=1, imm=-127, uop_bgn=40, uop_end=41, iter_out=1, iter_in=896,
-            dst_factor_in=1, src_factor_in=1, push_next=1,
-        ),
-    ),
-    (
-        "04296005080002000000000000200000",
-        instruction(Opcode.ALU, alu_op=AluOp.ADD, uop_bgn=41, uop_end=43, iter_out=1, iter_in=1),
-    ),
-    ("03000000000000000000000000000000", instruction(Opcode.FINISH)),
-]  # fmt: skip
+    ("82002000080000070008000000000000", "gemm uop=0:1 iter=1,896 dst=0,1 reset"),
+    ("0428200510008003c009007002b00800", "alu.shr uop=40:41 iter=2,448 dst=448,1 src=448,1 imm=8"),
+    ("442820050800000700080000029081ff", "alu.max uop=40:41 iter=1,896 dst=0,1 src=0,1 imm=-127 push_next"),
+    ("04296005080002000000000000200000", "alu.add uop=41:43 iter=1,1"),
+    ("03000000000000000000000000000000", "finish"),
+]
 GOLDEN_UOPS = [
     ("01e45580", (1025, 700, 513)),
     ("ff070000", (2047, 0, 0)),
@@ -88,8 +48,9 @@ CONFIGS = [
 ]
 
 
-@pytest.mark.parametrize(("code", "stream"), GOLDEN, ids=[code for code, _ in GOLDEN])
-def test_golden_instructions(code, stream):
+@pytest.mark.parametrize(("code", "text"), GOLDEN, ids=[code for code, _ in GOLDEN])
+def test_golden_instructions(code, text):
+    stream = asm.instructions(text)
     assert isa.encode(stream, DEFAULT).hex() == code
     assert np.array_equal(isa.decode(bytes.fromhex(code), DEFAULT), stream)
     assert not len(isa.reserved_bits(bytes.fromhex(code), DEFAULT))
