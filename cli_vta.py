@@ -188,13 +188,17 @@ def trace(
     board: BoardName = "sim",
 ) -> None:
     """Write the timeline of a program: for chrome://tracing or Perfetto, as a page, or as a picture."""
+    from .vta.check import check as find
+    from .vta.check import errors
     from .vta.timing import simulate
     from .vta.trace import html, write_chrome, write_png
 
     if output.suffix not in (".json", ".html", ".png"):
         raise NesteggError(f"-o {output}: let the name end in .json, .html or .png")
-    loaded = _program(program)
-    timeline = simulate(loaded.stream, loaded.config, _board(board))
+    loaded, timing = _program(program), _board(board)
+    for finding in errors(find(loaded, isa_ext=True)):
+        raise NesteggError(f"{program}: {finding}; the timing model is of legal programs")
+    timeline = simulate(loaded.stream, loaded.config, timing)
     try:
         match output.suffix:
             case ".json":
@@ -209,9 +213,7 @@ def trace(
 
 
 @vta.command()
-def vectors(
-    file: Annotated[Path, typer.Argument(help="A file of recorded programs.")], as_json: Json = False
-) -> None:
+def vectors(file: Annotated[Path, typer.Argument(help="A file of recorded programs.")], as_json: Json = False) -> None:
     """Run recorded programs: are the outputs equal, and how far are the cycles from the recorded ones?
 
     Exit code: 0 all outputs are equal, 1 one differs or cannot run, 2 bad input.

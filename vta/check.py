@@ -73,6 +73,7 @@ class Access:
     reads: dict[Memory, NDArray[np.bool_]] = field(default_factory=dict)
     writes: dict[Memory, NDArray[np.bool_]] = field(default_factory=dict)
     dram: list[tuple[int, int]] = field(default_factory=list)
+    gives_output: bool = False  # it writes OUT, as ALU and GEMM instructions do and LOAD ACC and reset do not
 
 
 def _accesses(
@@ -154,7 +155,8 @@ class _MicroOps:
         if not all(fits):
             return None
         acc_depth = self.config.depth(Memory.ACC)
-        access = Access(writes={Memory.OUT: _reach(ops["dst"], dst, acc_depth)})
+        gives_output = row.opcode == Opcode.ALU or not row.reset
+        access = Access(writes={Memory.OUT: _reach(ops["dst"], dst, acc_depth)}, gives_output=gives_output)
         if row.opcode == Opcode.GEMM:
             for _, memory, starts, loops in operands[1:]:
                 access.reads[memory] = _reach(starts, loops, self.config.depth(memory))
@@ -246,6 +248,7 @@ def _order_findings(stream: isa.Stream, accesses: list[Access | None]) -> Iterat
     order, clocks = vector_clocks(stream)
     yield from _token_counts(stream, clocks)
     yield from _pending_at_finish(stream, clocks)
+    yield from _stale_outputs(accesses, order)
     yield from _buffer_races(stream, accesses, order, clocks)
     yield from _dram_races(stream, accesses, order, clocks)
 
@@ -302,6 +305,22 @@ def _pending_at_finish(stream: isa.Stream, clocks: list[Clock]) -> Iterator[Find
         if clocks[last][unit] < count:
             pending = int(np.flatnonzero(units == unit)[clocks[last][unit]])
             yield Finding("V1404", last, f"nothing orders it after instruction {pending}")
+
+
+def _stale_outputs(accesses: list[Access | None], order: list[int]) -> Iterator[Finding]:
+    """STOREs of elements that LOAD ACC or reset wrote last: on hardware, OUT holds something older."""
+    valid: NDArray[np.bool_] | None = None
+    for index in order:
+        access = accesses[index]
+        for masks in (access.writes, access.reads) if access else ():
+            mask = masks.get(Memory.OUT)
+            if mask is None or access is None:
+                continue
+            valid = np.zeros(len(mask), bool) if valid is None else valid
+            if masks is access.writes:
+                valid[mask] = access.gives_output
+            elif not valid[mask].all():
+                yield Finding("V1601", index, f"output element {int(np.flatnonzero(mask & ~valid)[0])}")
 
 
 def _buffer_races(

@@ -47,7 +47,7 @@ class Program:
     """All that a VTA needs to run: `code` at `code_address`, `uops` at `uop_address`, `data`; addresses in bytes.
 
     `dram_bytes` is the size of the memory image, which begins at address 0. Raises `ProgramError` if something lies
-    outside of it.
+    outside of it, or code, micro-ops and data overlap.
     """
 
     config: Config
@@ -67,6 +67,11 @@ class Program:
         if not (0 <= min(starts) and max(ends) <= self.dram_bytes <= MAX_DRAM):
             span = f"{min(starts):#x} … {max(ends):#x}"
             raise ProgramError(f"code, data or outputs ({span}) lie outside a DRAM of {self.dram_bytes} bytes")
+        placed = sorted(s for s in self._segments if s.data)
+        for first, second in zip(placed, placed[1:]):
+            if first.address + len(first.data) > second.address:
+                where = f"{first.address:#x} with {len(first.data)} bytes and {second.address:#x}"
+                raise ProgramError(f"code, micro-ops or data overlap: {where}")
 
     @property
     def _segments(self) -> tuple[Segment, ...]:

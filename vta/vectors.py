@@ -2,11 +2,12 @@
 
 Two forms are known: a JSON object with `vectors` (programs, a generator for their data, SHA-256 of the output area,
 RTL cycles), and a JSON list of convolution layers (streams and RTL cycles; data are drawn here, and the output is
-compared with an integer convolution in NumPy).
+compared with an integer convolution in NumPy). Either may be compressed with gzip.
 """
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 from collections.abc import Mapping
@@ -25,6 +26,8 @@ from .layout import pack
 from .program import Output, Program, Segment
 from .timing import Board, simulate
 
+GZIP_MAGIC = b"\x1f\x8b"
+
 
 @dataclass(frozen=True)
 class Recorded:
@@ -38,7 +41,8 @@ class Recorded:
 def read(path: Path) -> list[Recorded]:
     """The programs of a vector file of either form. Raises `ProgramError` if it is none."""
     try:
-        content = json.loads(path.read_text())
+        raw = path.read_bytes()
+        content = json.loads(gzip.decompress(raw) if raw[:2] == GZIP_MAGIC else raw)
         if isinstance(content, dict):
             return [_generated(v, content["regions"]) for v in content["vectors"]]
         return [_convolution(v) for v in content]
