@@ -286,7 +286,9 @@ class _Machine:
         if self.profile.strict and not attached.all():
             element = row.sram_base + int(np.argmin(attached))
             raise _refused(Finding("V1601", index, f"output element {element}"))
-        values = np.where(attached[:, None, None], self.acc[where], self.out[where])
+        values = self.acc[where]
+        if self.profile.own_out:
+            values = np.where(attached[:, None, None], values, self.out[where])
         bits, size = self.config.out_bits, self.config.element_bytes(Memory.OUT)
         if bits >= 8:
             raw = values.astype(f"<i{bits // 8}").view(np.uint8)

@@ -12,6 +12,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -68,7 +69,7 @@ class Program:
             span = f"{min(starts):#x} … {max(ends):#x}"
             raise ProgramError(f"code, data or outputs ({span}) lie outside a DRAM of {self.dram_bytes} bytes")
         placed = sorted(s for s in self._segments if s.data)
-        for first, second in zip(placed, placed[1:]):
+        for first, second in pairwise(placed):
             if first.address + len(first.data) > second.address:
                 where = f"{first.address:#x} with {len(first.data)} bytes and {second.address:#x}"
                 raise ProgramError(f"code, micro-ops or data overlap: {where}")
