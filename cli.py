@@ -21,6 +21,7 @@ import typer
 from typer.core import TyperGroup
 
 from . import __version__
+from .cli_vta import vta
 from .ir.errors import ImportFailure, NesteggError
 
 if TYPE_CHECKING:
@@ -54,6 +55,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="nestegg: a tensor and loop-program optimizer built on equality saturation.",
 )
+
+
+app.add_typer(vta, name="vta")
 
 
 class Method(StrEnum):

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.core import TyperGroup
 from typer.main import get_command
 
 from nestegg.cli import app
@@ -55,7 +56,10 @@ def test_commands_and_options_exist(page):
             assert re.search(rf"^{words[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), line
         if program != "nestegg":
             continue
-        known = {name for parameter in commands[words[0]].params for name in parameter.opts}
+        command = commands[words[0]]
+        if isinstance(command, TyperGroup):
+            command = command.commands[words[1]]
+        known = {name for parameter in command.params for name in parameter.opts}
         assert {w for w in words if w.startswith("-")} <= known, line
 
 

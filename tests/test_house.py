@@ -24,7 +24,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("ir",),
     ("rewrite",),
     ("extract",),
-    ("codegen", "vta"),
+    ("codegen",),
+    ("vta",),  # its functional simulator's inner loops are machine code from codegen/jit
     ("costmodel",),
     ("*",),  # compiler, testing, zoo, report, ...: they may know each other
     ("__init__",),
@@ -143,7 +144,7 @@ def test_no_module_hides_the_standard_library():
         ("ir/graph.py", "from ..rewrite import rule", True),
         ("ir/graph.py", "def f():\n    from ..rewrite.rule import law", True),
         ("ir/graph.py", "from . import errors", False),
-        ("vta/isa.py", "from ..codegen import emit", True),
+        ("vta/kernels.py", "from ..codegen import jit", False),
         ("codegen/emit.py", "from ..vta.isa import encode", True),
         ("costmodel/measure.py", "from ..codegen import emit", False),
         ("extract/beam.py", "from ..costmodel import roofline", True),

@@ -1,0 +1,241 @@
+"""The `nestegg vta` sub-commands: programs of the accelerator as files, run, assembled, checked, timed.
+
+A PROGRAM is a folder (`insns.bin`, `uops.bin`, `dram.bin`, `meta.json`) or a file of assembly text. Mounted by cli.py;
+everything slow is imported by the command that needs it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .ir.errors import NesteggError, UnknownNameError
+
+if TYPE_CHECKING:
+    from .vta.program import Program
+    from .vta.timing import Board
+
+FAILED = 1
+
+vta = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Programs for the VTA accelerator.")
+
+ProgramPath = Annotated[Path, typer.Argument(metavar="PROGRAM", help="A program's folder, or its assembly text.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+BoardName = Annotated[
+    str, typer.Option("--board", metavar="NAME", help="sim, pynq, or LATENCY,GAP in cycles, as in 64,1.")
+]
+IsaExt = Annotated[bool, typer.Option("--isa-ext", help="Allow MUL and LOAD ACC_8BIT.")]
+
+
+def _program(path: Path) -> Program:
+    from .vta.asm import assemble
+    from .vta.errors import ProgramError
+    from .vta.program import Program
+
+    if path.is_dir():
+        return Program.load(path)
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as e:
+        raise ProgramError(f"{path}: neither a program's folder nor assembly text ({e})") from None
+    return assemble(text)
+
+
+def _board(name: str) -> Board:
+    from .vta.timing import BOARDS, Board
+
+    if name in BOARDS:
+        return BOARDS[name]
+    latency, found, gap = name.partition(",")
+    if not (found and latency.isdecimal() and gap.isdecimal() and int(gap) > 0):
+        raise UnknownNameError(f"--board {name}: choose {', '.join(BOARDS)}, or write LATENCY,GAP as in 64,1")
+    return Board(int(latency), int(gap))
+
+
+@vta.command()
+def run(
+    program: ProgramPath,
+    profile: Annotated[
+        str, typer.Option(metavar="NAME", help="Whose behaviour: strict, strict-ext, loose, fsim, hls, rtl.")
+    ] = "strict",
+    board: BoardName = "sim",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="DIR", help="Write each output region to DIR/NAME.bin.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Run a program on both simulators: its outputs, what it moved and computed, and its cycles.
+
+    Exit code: 0 it ran and its outputs are as recorded (or nothing is recorded), 1 they differ, 2 it cannot run.
+    """
+    import hashlib
+    from dataclasses import asdict
+
+    from .vta.analysis import analyse
+    from .vta.functional import PROFILES
+    from .vta.functional import run as execute
+    from .vta.timing import simulate
+
+    if profile not in PROFILES:
+        raise UnknownNameError(f"--profile {profile}: choose {', '.join(PROFILES)}")
+    loaded, timing = _program(program), _board(board)
+    result = execute(loaded, PROFILES[profile])
+    analysis = analyse(simulate(loaded.stream, loaded.config, timing))
+    outputs = []
+    for o in loaded.outputs:
+        data = result.dram[o.address : o.address + o.size].tobytes()
+        found = hashlib.sha256(data).hexdigest()
+        expected = None if o.sha256 is None else found == o.sha256
+        outputs.append({"name": o.name, "address": o.address, "bytes": o.size, "sha256": found, "expected": expected})
+        if output is not None:
+            _write(output / f"{o.name}.bin", data)
+    counters = asdict(result.counters)
+    if as_json:
+        found = {"outputs": outputs, "counters": counters, "timing": analysis.to_json()}
+        typer.echo(json.dumps(found))
+    else:
+        for o in outputs:
+            verdict = {None: "", True: ", as expected", False: ", NOT as expected"}[o["expected"]]
+            typer.echo(f"{o['name']:<12} {o['bytes']:,} bytes at {o['address']:#x}{verdict}")
+            typer.echo(f"{'':<12} sha256 {o['sha256']}")
+        typer.echo(f"{'counted':<12} {', '.join(f'{name} {n:,}' for name, n in counters.items())}")
+        typer.echo(
+            f"{'time':<12} {analysis.cycles:,} cycles ({analysis.milliseconds:.3f} ms at {timing.mhz:g} MHz), "
+            f"multipliers busy {analysis.utilisation:.1%}, limit: {analysis.bound_by}"
+        )
+    if any(o["expected"] is False for o in outputs):
+        raise typer.Exit(FAILED)
+
+
+@vta.command()
+def asm(
+    text: Annotated[Path, typer.Argument(help="A file of assembly text.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where to write the program.")],
+) -> None:
+    """Assemble text to a program's folder."""
+    program = _program(text)
+    try:
+        program.save(output)
+    except OSError as e:
+        raise NesteggError(f"{output}: cannot be written ({e.strerror}); choose another place") from None
+    count = f"{len(program.stream)} instructions, {len(program.uops) // 4} micro-ops"
+    typer.echo(f"{output}: {count}, {sum(len(s.data) for s in program.data):,} bytes of data")
+
+
+@vta.command()
+def disasm(
+    program: Annotated[Path, typer.Argument(help="A program's folder, or a file of instructions alone (insns.bin).")],
+    config: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Configuration of bare instructions: 1x16_i8w8a32_15_15_18_17.")
+    ] = None,
+) -> None:
+    """Print a program as assembly text, which `nestegg vta asm` reads back."""
+    from .vta.asm import disassemble, format_program
+    from .vta.config import DEFAULT, Config
+
+    if program.is_dir():
+        typer.echo(format_program(_program(program)), nl=False)
+        return
+    try:
+        code = program.read_bytes()
+    except OSError as e:
+        raise NesteggError(f"{program}: cannot be read ({e.strerror})") from None
+    for line in disassemble(code, Config.from_name(config) if config else DEFAULT):
+        typer.echo(line)
+
+
+@vta.command()
+def check(program: ProgramPath, isa_ext: IsaExt = False, as_json: Json = False) -> None:
+    """Check a program without running it: legality, tokens, deadlocks, races. docs/vta.md lists the codes.
+
+    Exit code: 0 no error (there may be warnings), 1 an error, 2 bad input.
+    """
+    from .vta.check import check as find
+    from .vta.check import errors
+    from .vta.legality import CODES
+
+    loaded = _program(program)
+    findings = find(loaded, isa_ext)
+    wrong = errors(findings)
+    if as_json:
+        rows = [
+            {"code": f.code, "error": f.error, "index": f.index, "text": CODES[f.code].text, "detail": f.detail}
+            for f in findings
+        ]
+        typer.echo(json.dumps({"ok": not wrong, "findings": rows}))
+    else:
+        from .vta.asm import disassemble
+
+        lines = disassemble(loaded.code, loaded.config) if len(loaded.code) % 16 == 0 else []
+        for f in findings:
+            typer.echo(f"{'error' if f.error else 'warning'} {f}")
+            if f.index is not None:
+                typer.echo(f"    {lines[f.index]}")
+        typer.echo(f"{len(loaded.code) // 16} instructions, {len(wrong)} errors, {len(findings) - len(wrong)} warnings")
+    if wrong:
+        raise typer.Exit(FAILED)
+
+
+@vta.command()
+def trace(
+    program: ProgramPath,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="By its suffix: .json (Chrome), .html or .png.")
+    ],
+    board: BoardName = "sim",
+) -> None:
+    """Write the timeline of a program: for chrome://tracing or Perfetto, as a page, or as a picture."""
+    from .vta.check import check as find
+    from .vta.check import errors
+    from .vta.timing import simulate
+    from .vta.trace import html, write_chrome, write_png
+
+    if output.suffix not in (".json", ".html", ".png"):
+        raise NesteggError(f"-o {output}: let the name end in .json, .html or .png")
+    loaded, timing = _program(program), _board(board)
+    for finding in errors(find(loaded, isa_ext=True)):
+        raise NesteggError(f"{program}: {finding}; the timing model is of legal programs")
+    timeline = simulate(loaded.stream, loaded.config, timing)
+    try:
+        match output.suffix:
+            case ".json":
+                write_chrome(timeline, output)
+            case ".html":
+                output.write_text(html(timeline, program.name))
+            case _:
+                write_png(timeline, output, program.name)
+    except OSError as e:
+        raise NesteggError(f"{output}: cannot be written ({e.strerror}); choose another place") from None
+    typer.echo(f"{output}: {timeline.cycles:,} cycles, {len(timeline.stream)} instructions")
+
+
+@vta.command()
+def vectors(file: Annotated[Path, typer.Argument(help="A file of recorded programs.")], as_json: Json = False) -> None:
+    """Run recorded programs: are the outputs equal, and how far are the cycles from the recorded ones?
+
+    Exit code: 0 all outputs are equal, 1 one differs or cannot run, 2 bad input.
+    """
+    from .vta.vectors import compare, read
+
+    rows: list[dict[str, Any]] = [compare(recorded) for recorded in read(file)]
+    if as_json:
+        typer.echo(json.dumps({"programs": rows}))
+    else:
+        for row in rows:
+            errors = {key: row["cycles"][key] - n for key, n in row["recorded_cycles"].items() if key in row["cycles"]}
+            cycles = ", ".join(f"{key}: {row['cycles'][key]:,} ({error:+d})" for key, error in errors.items())
+            state = "equal" if row["output_equal"] else row.get("error", "DIFFERENT")
+            typer.echo(f"{row['id']!s:<28} output {state}, cycles {cycles}")
+    if not all(row["output_equal"] for row in rows):
+        raise typer.Exit(FAILED)
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    except OSError as e:
+        raise NesteggError(f"{path}: cannot be written ({e.strerror}); choose another place") from None

@@ -1,0 +1,123 @@
+"""`nestegg vta` as its users meet it."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from nestegg.cli import app
+
+DATA = Path(__file__).parent / "vta" / "data"
+PROGRAM = """
+.dram 0x20000
+.uops 0x2000
+uop 0 0 0
+.code 0x1000
+load.uop dram=0x800 y=1 x=1 stride=1
+load.acc dram=0x400 y=1 x=2 stride=2
+alu.add uop=0:1 iter=1,2 dst=0,1 src=0,1 imm=1 push_next
+store.out dram=0x1100 y=1 x=2 stride=2 pop_prev push_prev
+load.uop pop_next
+finish
+.data 0x10000 05
+.output result 0x11000 32 {sha256}
+"""
+
+
+def run(*args: object) -> Result:
+    return CliRunner().invoke(app, ["vta", *map(str, args)])
+
+
+@pytest.fixture
+def text(tmp_path) -> Path:
+    path = tmp_path / "add.vta"
+    path.write_text(PROGRAM.format(sha256=""))
+    return path
+
+
+def test_run(text, tmp_path):
+    result = run("run", text, "--json", "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["counters"]["alu_uops"] == 2
+    assert found["timing"]["cycles"] > 0
+    data = (tmp_path / "out" / "result.bin").read_bytes()
+    assert data == b"\x06" + b"\x01" * 31
+    shown = run("run", text, "--board", "pynq").stdout
+    assert found["outputs"][0]["sha256"] in shown and "cycles" in shown
+
+
+def test_an_output_that_is_not_as_recorded(text):
+    text.write_text(PROGRAM.format(sha256="0" * 64))
+    result = run("run", text)
+    assert result.exit_code == 1
+    assert "NOT as expected" in result.stdout
+
+
+def test_asm_and_disasm(text, tmp_path):
+    folder = tmp_path / "program"
+    assert run("asm", text, "-o", folder).exit_code == 0
+    again = tmp_path / "again.vta"
+    again.write_text(run("disasm", folder).stdout)
+    assert run("run", folder).stdout == run("run", again).stdout == run("run", text).stdout
+    lines = run("disasm", folder / "insns.bin").stdout.splitlines()
+    assert len(lines) == 6 and lines[-1] == "finish"
+
+
+def test_check(text):
+    legal = run("check", text)
+    assert legal.exit_code == 0 and "6 instructions, 0 errors, 0 warnings" in legal.stdout
+    text.write_text(PROGRAM.format(sha256="").replace(" push_next", ""))
+    wrong = run("check", text)
+    assert wrong.exit_code == 1
+    assert "V1501 instruction 3: deadlock" in wrong.stdout and "nobody pushes it" in wrong.stdout
+    (finding,) = json.loads(run("check", text, "--json").stdout)["findings"]
+    assert (finding["code"], finding["index"], finding["error"]) == ("V1501", 3, True)
+    refused = run("trace", text, "-o", text.with_suffix(".json"))
+    assert refused.exit_code == 2 and "V1501" in refused.stderr
+
+
+def test_mul_needs_the_extension(text):
+    text.write_text(PROGRAM.format(sha256="").replace("alu.add", "alu.mul"))
+    assert run("check", text).exit_code == 1
+    assert run("check", text, "--isa-ext").exit_code == 0
+    assert "V1301" in run("run", text).stderr
+    assert run("run", text, "--profile", "fsim").exit_code == 0
+
+
+@pytest.mark.parametrize("suffix", ["json", "html", "png"])
+def test_trace(text, tmp_path, suffix):
+    if suffix == "png":
+        pytest.importorskip("matplotlib")
+    path = tmp_path / f"trace.{suffix}"
+    result = run("trace", text, "-o", path, "--board", "64,1")
+    assert result.exit_code == 0, result.output
+    assert path.stat().st_size > 500
+
+
+def test_vectors():
+    result = run("vectors", DATA / "fuzz_vectors.json.gz", "--json")
+    assert result.exit_code == 0
+    programs = json.loads(result.stdout)["programs"]
+    assert len(programs) == 48
+    assert all(p["output_equal"] and p["cycles"] == p["recorded_cycles"] for p in programs)
+    assert set(programs[0]["cycles"]) == {"16,1", "64,1", "40,2"}
+
+
+@pytest.mark.parametrize(
+    ("args", "why"),
+    [
+        (("run", "nowhere.vta"), "neither a program's folder nor assembly text"),
+        (("run", "{text}", "--profile", "other"), "choose strict"),
+        (("run", "{text}", "--board", "64"), "choose sim, pynq, or write LATENCY,GAP"),
+        (("trace", "{text}", "-o", "x.svg"), "let the name end in .json"),
+        (("vectors", "{text}"), "no vectors can be read"),
+        (("disasm", "nowhere.bin"), "cannot be read"),
+        (("disasm", "{text}", "--config", "1x8_i8w8a32_15_15_18_17"), "a micro-op has 32 bits"),
+    ],
+)
+def test_mistakes_are_one_line(text, args, why):
+    result = run(*(a.format(text=text) for a in args))
+    assert result.exit_code == 2, result.output
+    assert why in result.stderr and len(result.stderr.splitlines()) == 1
