@@ -13,10 +13,11 @@ from llvmlite import ir
 
 from ..ir.errors import NesteggError
 from ..ir.loops import LoopKernel
-from ..ir.nest import SERIAL, UNROLL, Cat, For, Nest, Tile, Vec, extents
+from ..ir.nest import PARALLEL, SERIAL, UNROLL, Cat, For, Nest, Tile, Vec, extents
 from ..ir.scalars import COMBINERS
 from ..ir.types import DTYPES
 from .llvm_types import I32, I64, POINTER, constant, lanes_of, load, memory_type, neutral_element, offset, splat, store
+from .pool import emit_fork_join
 from .scalar_code import Position, ScalarCode
 from .scalar_ops import emit_scalar
 
@@ -30,8 +31,11 @@ Accumulators = dict[Slot, ir.Value]
 class KernelCode:
     """Emits `void name(ptr input0, …, ptr output)` into a module."""
 
-    def __init__(self, module: ir.Module, name: str, kernel: LoopKernel, nest: Nest, lanes: int) -> None:
+    def __init__(
+        self, module: ir.Module, name: str, kernel: LoopKernel, nest: Nest, lanes: int, threads: int = 1
+    ) -> None:
         self.kernel, self.nest, self.rank, self.lanes = kernel, nest, len(kernel.axes), lanes
+        self.threads, self.forks, self.in_task = threads, 0, False
         self.spatial = len(kernel.spatial)
         arguments = [POINTER] * (len(kernel.inputs) + 1)
         self.function = ir.Function(module, ir.FunctionType(ir.VoidType(), arguments), name)
@@ -115,6 +119,8 @@ class KernelCode:
             elif nest.kind == UNROLL:
                 for t in range(nest.trips):
                     self._memory(nest.body, at.shifted(nest.axis, t * step))
+            elif nest.kind == PARALLEL and self.threads > 1 and not self.in_task and self.partial is None:
+                self._parallel_loop(nest, at, step)
             else:
                 self._memory_loop(nest, at, step)
         else:
@@ -126,6 +132,29 @@ class KernelCode:
             return []
 
         self._loop(nest.trips, [], body)
+
+    def _parallel_loop(self, nest: For, at: Position, step: int) -> None:
+        """The outermost parallel loop: its body becomes a function of its own, which the pool calls for each index."""
+        opened = [k for k, v in enumerate(at.loops) if v is not None]
+        values = [*self.code.buffers, *at.pointers, *(v for v in at.loops if v is not None)]
+        types, name = [*(v.type for v in values), I64], f"{self.function.name}_parallel{self.forks}"
+        body = ir.Function(self.function.module, ir.FunctionType(ir.VoidType(), types), name)
+        body.linkage = "internal"
+        first, last = len(self.code.buffers), len(self.code.buffers) + len(at.pointers)
+        for argument in body.args[first:last]:
+            argument.add_attribute("noalias")
+        loops = dict(zip(opened, body.args[last:-1], strict=True))
+        inside = replace(at, pointers=tuple(body.args[first:last]), loops=tuple(map(loops.get, range(self.rank))))
+
+        outside = self.builder, self.code
+        self.builder = ir.IRBuilder(body.append_basic_block("entry"))
+        self.code = ScalarCode(self.builder, self.kernel, body.args[:first])
+        self.in_task = True
+        self._memory(nest.body, self._advance(inside, nest.axis, body.args[-1], step, nest.trips))
+        self.builder.ret_void()
+        self.in_task, self.forks = False, self.forks + 1
+        self.builder, self.code = outside
+        emit_fork_join(self.builder, body, values, nest.trips, self.threads)
 
     # --- register tiles ----------------------------------------------------------------------------------------------
 

@@ -14,13 +14,14 @@ import numpy as np
 from llvmlite import ir
 
 from ..ir.loops import LoopKernel
-from ..ir.nest import Nest, text
+from ..ir.nest import Nest, parallel, text
 from ..ir.target import Target
 from ..ir.types import TensorType
 from . import jit
 from .kernel_code import KernelCode
 from .llvm_types import I8, I32, I64, POINTER
 from .memory import ALIGNMENT, Lifetime, MemoryPlan, plan
+from .pool import pool_symbols
 
 ENTRY = "nestegg_run"
 
@@ -61,6 +62,11 @@ class Program:
     target: Target
     threads: int
 
+    @property
+    def forks(self) -> bool:
+        """Some kernel runs in parallel, so the program calls the thread pool."""
+        return any(parallel(c.nest) for c in self.calls)
+
     @cached_property
     def memory(self) -> MemoryPlan:
         """Places of the temporaries."""
@@ -90,7 +96,8 @@ class Program:
         for call in self.calls:
             key = (call.kernel, call.nest)
             if key not in functions:
-                functions[key] = KernelCode(module, call.name, call.kernel, call.nest, self.target.lanes()).emit()
+                code = KernelCode(module, call.name, call.kernel, call.nest, self.target.lanes(), self.threads)
+                functions[key] = code.emit()
         self._entry(module, functions)
         return module
 
@@ -155,7 +162,8 @@ class Executable:
     """A program's machine code in this process, with its constants and arena."""
 
     def __init__(self, program: Program, code: bytes | None = None) -> None:
-        self._loaded = jit.load_object(program.object if code is None else code, (ENTRY,))
+        imports = pool_symbols() if program.forks else {}
+        self._loaded = jit.load_object(program.object if code is None else code, (ENTRY,), imports)
         self._run = self._loaded.function(ENTRY, *[ctypes.c_void_p] * 4)
         self._constants = aligned_bytes(max(program.constant_offsets[-1], 1))
         for array, start in zip(program.constants, program.constant_offsets, strict=False):

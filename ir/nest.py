@@ -83,6 +83,13 @@ def points(nest: Nest, rank: int, offset: Sequence[int] | None = None) -> Iterat
             yield from points(nest.body, rank, tuple(b + t * step if a == nest.axis else b for a, b in enumerate(base)))
 
 
+def parallel(nest: Nest) -> bool:
+    """The nest has a parallel loop."""
+    if isinstance(nest, Cat):
+        return parallel(nest.first) or parallel(nest.second)
+    return not isinstance(nest, Vec) and (isinstance(nest, For) and nest.kind == PARALLEL or parallel(nest.body))
+
+
 def text(nest: Nest, names: Sequence[str], indent: int = 0) -> str:
     """The nest as indented lines, axes by name."""
     pad = "  " * indent
