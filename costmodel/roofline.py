@@ -1,9 +1,12 @@
 """The analytic cost model: cycles of the register tile against bytes moved between the levels of memory.
 
-A partial nest is remembered as (cycles, bytes into L1, into L2, into L3). Traffic follows the usual reuse argument: a
-block whose footprint fits a cache brings each line in once; a loop around a block that fits brings in again only what
-changes with the loop; a loop around one that does not fit brings in everything each time. (Compare Williams et al.,
-"Roofline", CACM 2009, and the footprint features of Zheng et al., "Ansor", OSDI 2020.)
+A partial nest is remembered as (cycles, bytes into L1, into L2, into L3, threads). Traffic follows the usual reuse
+argument: a block whose footprint fits a cache brings each line in once; a loop around a block that fits brings in again
+only what changes with the loop; a loop around one that does not fit brings in everything each time. (Compare Williams
+et al., "Roofline", CACM 2009, and the footprint features of Zheng et al., "Ansor", OSDI 2020.)
+
+A parallel loop costs what its busiest thread does. Each thread fills caches of its own, with all of what does not change
+with the loop; memory is shared, and its bytes are counted as if one thread had drawn them at `SHARED_MEMORY` its rate.
 """
 
 from __future__ import annotations
@@ -30,7 +33,9 @@ SPLIT = 1.6  # what a vector costs that lies across two cache lines, as many do 
 LOOP_OVERHEAD = 1.0  # cycles an iteration
 TILE_OVERHEAD = 6.0  # cycles to enter and leave a register tile
 LANES_COMBINED = 12.0  # cycles to combine the lanes of a vector
-FORK_JOIN = 3000.0  # cycles to hand work to the pool and wait
+FORK_JOIN = 3000.0  # cycles to hand work to the pool and wait: 450 measured hot, 20 us after a pause, of which a share
+TASK = 90.0  # cycles to claim one task, when threads contend
+SHARED_MEMORY = 1.25  # what all threads together draw from memory, in terms of one: measured 1.1 reading, 1.6 copying
 WARM = 0.8  # share of a cache that a working set may fill
 OVERLAP = 0.25  # share of the lesser costs that the greatest does not hide
 
@@ -122,7 +127,8 @@ class Roofline:
         moved = sum(float(footprint(a, whole)[0]) for a in rates.accesses)
         cycles = rates.best_tile() / self.threads
         t = self.target
-        traffic = [moved / self.threads, *(moved * cold(moved, t.caches[k]) for k in (1, 2))]
+        caches = [moved / self.threads, moved * cold(moved, t.caches[1]) / self.threads]
+        traffic = [*caches, moved * cold(moved, t.caches[2]) / min(self.threads, SHARED_MEMORY)]
         return float(seconds(t, np.array([cycles, *traffic])))
 
 
@@ -139,7 +145,7 @@ def cold(bytes: float, capacity: float) -> float:
 
 
 def seconds(t: Target, state: np.ndarray) -> np.ndarray:
-    """Time of (cycles, bytes into L1, into L2, into L3) on the last axis: the greatest, and a share of the rest."""
+    """Time of (cycles, bytes into L1, into L2, into L3, …) on the last axis: the greatest, and a share of the rest."""
     costs = np.stack([state[..., 0], *(state[..., k + 1] / b for k, b in enumerate(t.bandwidth))], axis=-1)
     most = costs.max(axis=-1)
     return (most + OVERLAP * (costs.sum(axis=-1) - most)) / (t.ghz * 1e9)
@@ -281,7 +287,7 @@ def _tile_shapes(extents: list[int], vector: int, lanes: int, registers: int) ->
 class Scorer:
     """The roofline on one loop e-graph; per-class quantities are computed once, for all classes together."""
 
-    width = 4
+    width = 5
 
     def __init__(self, egraph: LoopEGraph, target: Target, threads: int) -> None:
         self.g, self.t, self.threads = egraph, target, threads
@@ -299,16 +305,19 @@ class Scorer:
         state = np.zeros((len(nodes), self.width))
         region = self.rates.region(g.domain[owner], g.axis[nodes], g.inside[owner])
         state[:, 0] = np.where(g.entered[owner], region, 0.0)
-        state[:, 1:] = self.whole[owner][:, None]
+        state[:, 1:4] = self.whole[owner][:, None]
+        state[:, 4] = 1.0
         return state
 
     def loop(self, nodes: np.ndarray, body: np.ndarray) -> np.ndarray:
         g = self.g
-        owner, child, trips = g.owner[nodes], g.child[nodes], g.count[nodes].astype(float)
-        out = np.empty_like(body)
+        owner, trips = g.owner[nodes], g.count[nodes].astype(float)
+        out = body.copy()
         serial, parallel = g.kind[nodes] == SERIAL_KIND, g.kind[nodes] == PARALLEL_KIND
         rounds = np.where(parallel, np.ceil(trips / self.threads), trips)
-        looped = rounds[:, None] * (body[:, :, 0] + LOOP_OVERHEAD) + np.where(parallel, FORK_JOIN, 2.0)[:, None]
+        threads = trips / rounds
+        each, once = np.where(parallel, TASK, LOOP_OVERHEAD), np.where(parallel, FORK_JOIN, 2.0)
+        looped = rounds[:, None] * (body[:, :, 0] + each[:, None]) + once[:, None]
         # An unrolled loop at the top of straight-line code stands for the whole of it.
         region = np.zeros(len(nodes))
         top = ~serial & ~parallel & g.entered[owner]
@@ -316,14 +325,22 @@ class Scorer:
             at = owner[top]
             region[top] = self.rates.region(g.domain[at], self._vector_of(nodes[top]), g.inside[at])
         out[:, :, 0] = np.where((serial | parallel)[:, None], looped, region[:, None])
-        again = (self.print[child] * np.where(self.varies[g.axis[nodes]], trips[:, None], 1.0)).sum(axis=1)
-        share = np.where(parallel, rounds / trips, 1.0)
-        for level in range(3):
-            capacity = self.t.caches[level] * WARM
-            fits, inner_fits = self.whole[owner] <= capacity, self.whole[child] <= capacity
-            moved = np.where(inner_fits[:, None], again[:, None], trips[:, None] * body[:, :, level + 1])
-            out[:, :, level + 1] = np.where(fits[:, None], self.whole[owner][:, None], moved) * share[:, None]
+        for level in (0, 1):
+            out[:, :, level + 1] = self._moved(nodes, body[:, :, level + 1], level, rounds)
+        out[:, :, 3] = self._moved(nodes, body[:, :, 3], 2, trips) / np.minimum(threads, SHARED_MEMORY)[:, None]
+        out[:, :, 4] *= threads[:, None]
         return out
+
+    def _moved(self, nodes: np.ndarray, inner: np.ndarray, level: int, turns: np.ndarray) -> np.ndarray:
+        """Bytes into a cache over `turns` rounds of the loops `nodes`, whose bodies move `inner` bytes each."""
+        g = self.g
+        owner, child = g.owner[nodes], g.child[nodes]
+        again = (self.print[child] * np.where(self.varies[g.axis[nodes]], turns[:, None], 1.0)).sum(axis=1)
+        whole = self.whole[owner]
+        whole = np.where(turns == g.count[nodes], whole, np.minimum(again, whole))  # a thread's part of the block
+        capacity = self.t.caches[level] * WARM
+        moved = np.where((self.whole[child] <= capacity)[:, None], again[:, None], turns[:, None] * inner)
+        return np.where((whole <= capacity)[:, None], whole[:, None], moved)
 
     def _vector_of(self, nodes: np.ndarray) -> np.ndarray:
         """The vector axis of unrolled nodes: that of the Vec below them."""
@@ -353,7 +370,7 @@ class Scorer:
         return out
 
     def cat(self, nodes: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        return first + second
+        return np.concatenate([(first + second)[..., :4], np.maximum(first, second)[..., 4:]], axis=-1)
 
     def score(self, owners: np.ndarray, states: np.ndarray) -> np.ndarray:
         return seconds(self.t, states)
@@ -362,9 +379,10 @@ class Scorer:
         """Seconds of a whole nest whose operands lie in the smallest cache that holds them."""
         warm = state.copy()
         whole = float(self.whole[self.g.root])
-        for level in (1, 2):
+        threads = float(state[4])
+        for level, sharing in ((1, threads), (2, min(threads, SHARED_MEMORY))):
             if whole <= self.t.caches[level] * 1.5:
-                warm[level + 1] = min(warm[level + 1], whole * cold(whole, self.t.caches[level]))
+                warm[level + 1] = min(warm[level + 1], whole * cold(whole, self.t.caches[level]) / sharing)
         return float(seconds(self.t, warm))
 
 
