@@ -46,8 +46,8 @@ class Options:
     """How to compile.
 
     target: `cpu` (this machine) or the name of a target. threads: how many the program may run on; by default one for
-    each CPU that this process may use. rules: rules besides the shipped ones, or files of them. graph_limits: when graph saturation
-    stops. extraction: `ilp` or `greedy`. time_limit: seconds for one graph extraction.
+    each CPU that this process may use. rules: rules besides the shipped ones, or files of them. graph_limits: when
+    graph saturation stops. extraction: `ilp` or `greedy`. time_limit: seconds for one graph extraction.
     """
 
     target: str = "cpu"

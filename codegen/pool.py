@@ -13,8 +13,8 @@ never for workers, so a worker that is descheduled before it has claimed anythin
 which has no workers, a call still completes. A caller that finds the pool busy (another thread's call, or a task that
 forks in turn) runs its tasks itself. Workers start with the first call that wants them, look for work for a while,
 then sleep on a semaphore each; semaphores rather than a condition variable, because posting one is safe in a forked
-child whatever other threads did. Before the caller wakes a worker it bars it from its own CPU: the kernel likes to put it
-there, where it would wait for the caller's time slice to end.
+child whatever other threads did. Before the caller wakes a worker it bars it from its own CPU: the kernel likes to
+put it there, where it would wait for the caller's time slice to end.
 """
 
 from __future__ import annotations

@@ -5,8 +5,9 @@ argument: a block whose footprint fits a cache brings each line in once; a loop 
 only what changes with the loop; a loop around one that does not fit brings in everything each time. (Compare Williams
 et al., "Roofline", CACM 2009, and the footprint features of Zheng et al., "Ansor", OSDI 2020.)
 
-A parallel loop costs what its busiest thread does. Each thread fills caches of its own, with all of what does not change
-with the loop; memory is shared, and its bytes are counted as if one thread had drawn them at `SHARED_MEMORY` its rate.
+A parallel loop costs what its busiest thread does. Each thread fills caches of its own, with all of what does not
+change with the loop; memory is shared, and its bytes are counted as if one thread drew them at `SHARED_MEMORY` times
+its rate.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ SPLIT = 1.6  # what a vector costs that lies across two cache lines, as many do 
 LOOP_OVERHEAD = 1.0  # cycles an iteration
 TILE_OVERHEAD = 6.0  # cycles to enter and leave a register tile
 LANES_COMBINED = 12.0  # cycles to combine the lanes of a vector
-FORK_JOIN = 3000.0  # cycles to hand work to the pool and wait: 450 measured hot, 20 us after a pause, of which a share
+FORK_JOIN = 3000.0  # cycles to hand work to the pool and wait: measured 450 hot, and 20 us (70,000) after a pause
 TASK = 90.0  # cycles to claim one task, when threads contend
 SHARED_MEMORY = 1.25  # what all threads together draw from memory, in terms of one: measured 1.1 reading, 1.6 copying
 WARM = 0.8  # share of a cache that a working set may fill

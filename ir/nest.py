@@ -87,7 +87,7 @@ def parallel(nest: Nest) -> bool:
     """The nest has a parallel loop."""
     if isinstance(nest, Cat):
         return parallel(nest.first) or parallel(nest.second)
-    return not isinstance(nest, Vec) and (isinstance(nest, For) and nest.kind == PARALLEL or parallel(nest.body))
+    return not isinstance(nest, Vec) and ((isinstance(nest, For) and nest.kind == PARALLEL) or parallel(nest.body))
 
 
 def text(nest: Nest, names: Sequence[str], indent: int = 0) -> str:
