@@ -36,6 +36,7 @@ TILE_OVERHEAD = 6.0  # cycles to enter and leave a register tile
 LANES_COMBINED = 12.0  # cycles to combine the lanes of a vector
 FORK_JOIN = 3000.0  # cycles to hand work to the pool and wait: measured 450 hot, and 20 us (70,000) after a pause
 TASK = 90.0  # cycles to claim one task, when threads contend
+WAITING = 0.05  # share of a task that threads wait for the last one: a thread gets several tasks where that is free
 SHARED_MEMORY = 1.25  # what all threads together draw from memory, in terms of one: measured 1.1 reading, 1.6 copying
 WARM = 0.8  # share of a cache that a working set may fill
 OVERLAP = 0.25  # share of the lesser costs that the greatest does not hide
@@ -318,7 +319,8 @@ class Scorer:
         rounds = np.where(parallel, np.ceil(trips / self.threads), trips)
         threads = trips / rounds
         each, once = np.where(parallel, TASK, LOOP_OVERHEAD), np.where(parallel, FORK_JOIN, 2.0)
-        looped = rounds[:, None] * (body[:, :, 0] + each[:, None]) + once[:, None]
+        turns = rounds + np.where(parallel, WAITING, 0.0)
+        looped = turns[:, None] * (body[:, :, 0] + each[:, None]) + once[:, None]
         # An unrolled loop at the top of straight-line code stands for the whole of it.
         region = np.zeros(len(nodes))
         top = ~serial & ~parallel & g.entered[owner]
