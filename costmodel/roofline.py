@@ -122,16 +122,19 @@ class Roofline:
         return Scorer(egraph, self.target, self.threads)
 
     def bound(self, kernel: LoopKernel) -> float:
-        """The best register tile of any shape, at no cost for the loops around it, and every buffer moved once."""
+        """The best register tile of any shape, at no cost for the loops around it, and every buffer moved once; on one
+        thread, or on all after a fork."""
         rates = Rates(kernel, self.target)
         rank = len(kernel.axes)
         whole = np.array([kernel.extents], np.int64).reshape(1, rank)
         moved = sum(float(footprint(a, whole)[0]) for a in rates.accesses)
-        cycles = rates.best_tile() / self.threads
-        t = self.target
-        caches = [moved / self.threads, moved * cold(moved, t.caches[1]) / self.threads]
-        traffic = [*caches, moved * cold(moved, t.caches[2]) / min(self.threads, SHARED_MEMORY)]
-        return float(seconds(t, np.array([cycles, *traffic])))
+        cycles, t = rates.best_tile(), self.target
+        alone = np.array([cycles, moved, *(moved * cold(moved, t.caches[k]) for k in (1, 2))])
+        if self.threads == 1:
+            return float(seconds(t, alone))
+        sharing = np.array([*[self.threads] * 3, min(self.threads, SHARED_MEMORY)])
+        together = alone / sharing + np.array([FORK_JOIN, 0, 0, 0])
+        return float(min(seconds(t, alone), seconds(t, together)))
 
 
 def update_cost(kernel: LoopKernel) -> float:
@@ -376,17 +379,22 @@ class Scorer:
         return np.concatenate([(first + second)[..., :4], np.maximum(first, second)[..., 4:]], axis=-1)
 
     def score(self, owners: np.ndarray, states: np.ndarray) -> np.ndarray:
-        return seconds(self.t, states)
+        whole = (owners == self.g.root)[:, None]
+        return np.where(whole, seconds(self.t, self._warm(states)), seconds(self.t, states))
 
     def total(self, state: np.ndarray) -> float:
         """Seconds of a whole nest whose operands lie in the smallest cache that holds them."""
-        warm = state.copy()
-        whole = float(self.whole[self.g.root])
-        threads = float(state[4])
-        for level, sharing in ((1, threads), (2, min(threads, SHARED_MEMORY))):
+        return float(seconds(self.t, self._warm(state)))
+
+    def _warm(self, states: np.ndarray) -> np.ndarray:
+        """States of whole nests, without the traffic of operands that a cache holds already."""
+        warm, whole = states.copy(), float(self.whole[self.g.root])
+        threads = np.maximum(states[..., 4], 1.0)  # the rows of nests not found yet are zero
+        for level, sharing in ((1, threads), (2, np.minimum(threads, SHARED_MEMORY))):
             if whole <= self.t.caches[level] * 1.5:
-                warm[level + 1] = min(warm[level + 1], whole * cold(whole, self.t.caches[level]) / sharing)
-        return float(seconds(self.t, warm))
+                missing = whole * cold(whole, self.t.caches[level]) / sharing
+                warm[..., level + 1] = np.minimum(warm[..., level + 1], missing)
+        return warm
 
 
 def _read(kernel: LoopKernel, s: Scalar | None, read: Read, padded: dict[Axis, LoopAxis]) -> Access:
