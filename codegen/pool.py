@@ -7,14 +7,15 @@ calls are done. There is one pool in a process; programs declare the entry as ex
 object file is linked with the object of `pool_llvm`). A pool of our own because a fork and join of OpenMP's takes
 several times as long, and neither of its libraries may be counted on where a program runs.
 
-How it works. One word, `epoch << 32 | tasks not yet claimed`, is counted down by compare-and-swap: who succeeds has
-read the job that belongs to the word, since a later job has another epoch. The caller waits for finished *tasks*,
-never for workers, so a worker that is descheduled before it has claimed anything costs nothing, and in a forked child,
-which has no workers, a call still completes. A caller that finds the pool busy (another thread's call, or a task that
-forks in turn) runs its tasks itself. Workers start with the first call that wants them, look for work for a while,
-then sleep on a semaphore each; semaphores rather than a condition variable, because posting one is safe in a forked
-child whatever other threads did. Before the caller wakes a worker it bars it from its own CPU: the kernel likes to
-put it there, where it would wait for the caller's time slice to end.
+How it works. Each thread has its part of the tasks, always the same for the same count, so that what it wrote in one
+loop lies in its cache in the next; who is done helps others. A part is a word, `epoch << 32 | tasks not yet claimed`,
+counted down by compare-and-swap: who succeeds has read the job that belongs to the word, since a later job has another
+epoch. The caller waits for finished *tasks*, never for workers, so a worker that is descheduled before it has claimed
+anything costs nothing, and in a forked child, which has no workers, a call still completes. A caller that finds the
+pool busy (another thread's call, or a task that forks in turn) runs its tasks itself. Workers start with the first call
+that wants them, look for work for a while, then sleep on a semaphore each; semaphores rather than a condition variable,
+because posting one is safe in a forked child whatever other threads did. Before the caller wakes a worker it bars it
+from its own CPU: the kernel likes to put it there, where it would wait for the caller's time slice to end.
 """
 
 from __future__ import annotations
@@ -49,7 +50,8 @@ _PAUSE = {
 def pool_llvm(target: Target) -> str:
     """The pool's module as LLVM IR (Linux: `sched_getcpu`, unnamed semaphores; 64-bit, little-endian)."""
     declaration, pause = _PAUSE.get(target.triple.split("-")[0], ("", ""))
-    values = {"MAX_THREADS": MAX_THREADS, "SPIN_NS": SPIN_NS, "STACK": STACK, "FLAG_BYTES": 4 * MAX_THREADS}
+    values = {"MAX_THREADS": MAX_THREADS, "SPIN_NS": SPIN_NS, "STACK": STACK}
+    values |= {"FLAG_BYTES": 4 * MAX_THREADS, "WORD_BYTES": 64 * MAX_THREADS}
     text = _MODULE.replace("PAUSE", pause)
     for name, value in values.items():
         text = text.replace(name, str(value))
@@ -57,7 +59,8 @@ def pool_llvm(target: Target) -> str:
 
 
 _MODULE = """
-@word = internal global i64 0, align 64        ; epoch << 32 | tasks of the job not yet claimed
+@words = internal global [MAX_THREADS x [8 x i64]] zeroinitializer, align 64  ; epoch << 32 | tasks not yet claimed
+@epoch = internal global i64 0, align 64       ; number of the job
 @unfinished = internal global i64 0, align 64  ; tasks of the job not yet done
 @task = internal global ptr null, align 64     ; the job; written only while no task is unclaimed
 @context = internal global ptr null
@@ -88,17 +91,16 @@ publish:
   store atomic ptr %task, ptr @task monotonic, align 8
   store atomic ptr %context, ptr @context monotonic, align 8
   store atomic i64 %count, ptr @count monotonic, align 8
-  store atomic i64 %threads, ptr @threads monotonic, align 8
+  store atomic i64 %wanted, ptr @threads monotonic, align 8
   store atomic i64 %count, ptr @unfinished monotonic, align 8
-  %old = load atomic i64, ptr @word monotonic, align 8
-  %epoch = and i64 %old, -4294967296
-  %next = add i64 %epoch, 4294967296
-  %new = or i64 %next, %count
-  store atomic i64 %new, ptr @word seq_cst, align 8
-  %few = icmp ult i64 %count, %threads
-  %useful = select i1 %few, i64 %count, i64 %threads
+  %old = load atomic i64, ptr @epoch monotonic, align 8
+  %epoch = add i64 %old, 1
+  call void @deal(i64 %epoch, i64 %count, i64 %wanted)
+  store atomic i64 %epoch, ptr @epoch seq_cst, align 8
+  %few = icmp ult i64 %count, %wanted
+  %useful = select i1 %few, i64 %count, i64 %wanted
   call void @wake(i64 %useful)
-  %ran = call i64 @take_part(i64 0)
+  %parts = call i64 @take_part(i64 0)
   br label %wait
 wait:
   %rounds = phi i64 [ 0, %publish ], [ %more, %patient ], [ %more, %yield ]
@@ -142,36 +144,80 @@ done:
   ret void
 }
 
-; Claims and runs tasks until none is left; returns how many it ran. The caller is number 0.
+; Publishes each thread's part of the tasks.
+define internal void @deal(i64 %epoch, i64 %count, i64 %threads) {
+entry:
+  %high = shl i64 %epoch, 32
+  br label %loop
+loop:
+  %part = phi i64 [ 0, %entry ], [ %next, %loop ]
+  %first = phi i64 [ 0, %entry ], [ %end, %loop ]
+  %next = add i64 %part, 1
+  %end = call i64 @end_of(i64 %part, i64 %count, i64 %threads)
+  %tasks = sub i64 %end, %first
+  %new = or i64 %high, %tasks
+  %word = getelementptr [8 x i64], ptr @words, i64 %part
+  store atomic i64 %new, ptr %word release, align 8
+  %more = icmp ult i64 %next, %threads
+  br i1 %more, label %loop, label %done
+done:
+  ret void
+}
+
+; Part k is the tasks from end_of(k - 1) to end_of(k).
+define internal i64 @end_of(i64 %part, i64 %count, i64 %threads) {
+entry:
+  %next = add i64 %part, 1
+  %scaled = mul i64 %next, %count
+  %end = udiv i64 %scaled, %threads
+  ret i64 %end
+}
+
+; Claims and runs tasks until none is left, first of the thread's own part, then of others'. The caller is number 0.
+; Returns how many threads the job is for.
 define internal i64 @take_part(i64 %number) {
 entry:
-  br label %look
+  %parts = load atomic i64, ptr @threads acquire, align 8
+  br label %choose
+choose:
+  %away = phi i64 [ 0, %entry ], [ %farther, %empty ]
+  %more = icmp ult i64 %away, %parts
+  %sum = add i64 %number, %away
+  %wraps = icmp uge i64 %sum, %parts
+  %wrapped = sub i64 %sum, %parts
+  %part = select i1 %wraps, i64 %wrapped, i64 %sum
+  %address = getelementptr [8 x i64], ptr @words, i64 %part
+  %may = icmp ult i64 %number, %parts
+  %go = and i1 %more, %may
+  br i1 %go, label %look, label %out
 look:
-  %ran = phi i64 [ 0, %entry ], [ %ran, %claim ], [ %ran_more, %run ]
-  %word = load atomic i64, ptr @word acquire, align 8
+  %word = load atomic i64, ptr %address acquire, align 8
   %left = and i64 %word, 4294967295
   %none = icmp eq i64 %left, 0
-  br i1 %none, label %out, label %read
+  br i1 %none, label %empty, label %read
 read:
   %task = load atomic ptr, ptr @task monotonic, align 8
   %context = load atomic ptr, ptr @context monotonic, align 8
   %count = load atomic i64, ptr @count monotonic, align 8
   %threads = load atomic i64, ptr @threads monotonic, align 8
-  %may = icmp ult i64 %number, %threads
-  br i1 %may, label %claim, label %out
+  %same = icmp eq i64 %threads, %parts            ; else a later job, for which this thread may not be wanted
+  br i1 %same, label %claim, label %out
 claim:
   %less = sub i64 %word, 1
-  %swap = cmpxchg ptr @word, i64 %word, i64 %less acq_rel monotonic
+  %swap = cmpxchg ptr %address, i64 %word, i64 %less acq_rel monotonic
   %won = extractvalue { i64, i1 } %swap, 1
   br i1 %won, label %run, label %look
 run:
-  %index = sub i64 %count, %left
+  %end = call i64 @end_of(i64 %part, i64 %count, i64 %threads)
+  %index = sub i64 %end, %left
   call void %task(ptr %context, i64 %index)
   %before = atomicrmw sub ptr @unfinished, i64 1 acq_rel
-  %ran_more = add i64 %ran, 1
   br label %look
+empty:
+  %farther = add i64 %away, 1
+  br label %choose
 out:
-  ret i64 %ran
+  ret i64 %parts
 }
 
 ; Workers 1 … threads - 1, those that do not run yet.
@@ -252,13 +298,19 @@ entry:
   %semaphore = getelementptr [64 x i8], ptr @semaphores, i64 %number
   br label %awake
 awake:
+  %known = phi i64 [ 0, %entry ], [ %job, %work ], [ %seen, %stay ], [ %seen, %wait ]  ; the last job taken part in
   %from = call i64 @now()
   br label %poll
 poll:
-  %polls = phi i64 [ 0, %awake ], [ 0, %clock ], [ %polls_more, %idle ]
-  %ran = call i64 @take_part(i64 %number)
-  %useful = icmp ne i64 %ran, 0
-  br i1 %useful, label %awake, label %idle
+  %seen = phi i64 [ %known, %awake ], [ %job, %work ], [ %seen, %idle ], [ %seen, %clock ]
+  %polls = phi i64 [ 0, %awake ], [ %polls, %work ], [ %polls_more, %idle ], [ 0, %clock ]
+  %job = load atomic i64, ptr @epoch acquire, align 8
+  %new = icmp ne i64 %job, %seen
+  br i1 %new, label %work, label %idle
+work:
+  %parts = call i64 @take_part(i64 %number)
+  %wanted = icmp ult i64 %number, %parts
+  br i1 %wanted, label %awake, label %poll
 idle:
   PAUSE
   %polls_more = add i64 %polls, 1
@@ -271,9 +323,8 @@ clock:
   br i1 %tired, label %sleep, label %poll
 sleep:                                          ; first say so, then look again: the caller does it the other way round
   store atomic i32 1, ptr %flag seq_cst, align 4
-  %word = load atomic i64, ptr @word seq_cst, align 8
-  %left = and i64 %word, 4294967295
-  %nothing = icmp eq i64 %left, 0
+  %last = load atomic i64, ptr @epoch seq_cst, align 8
+  %nothing = icmp eq i64 %last, %seen
   br i1 %nothing, label %wait, label %stay
 stay:
   %swap = cmpxchg ptr %flag, i32 1, i32 0 seq_cst monotonic
@@ -333,7 +384,7 @@ define void @nestegg_pool_forked() {
 entry:
   store i64 0, ptr @started
   store i64 MAX_THREADS, ptr @most
-  store atomic i64 0, ptr @word monotonic, align 8
+  call void @llvm.memset.p0.i64(ptr align 64 @words, i8 0, i64 WORD_BYTES, i1 false)
   call void @llvm.memset.p0.i64(ptr align 64 @asleep, i8 0, i64 FLAG_BYTES, i1 false)
   store atomic i32 0, ptr @busy release, align 4
   ret void
