@@ -137,6 +137,10 @@ class Program:
         """The module as an object file."""
         return jit.compile_object(self.llvm, self.target)
 
+    def load(self, code: bytes | None = None) -> jit.Loaded:
+        """Its machine code (or `code`, an object made earlier) in this process, with the thread pool if it forks."""
+        return jit.load_object(self.object if code is None else code, (ENTRY,), pool_symbols() if self.forks else {})
+
     def __str__(self) -> str:
         lines = []
         for call in self.calls:
@@ -162,8 +166,7 @@ class Executable:
     """A program's machine code in this process, with its constants and arena."""
 
     def __init__(self, program: Program, code: bytes | None = None) -> None:
-        imports = pool_symbols() if program.forks else {}
-        self._loaded = jit.load_object(program.object if code is None else code, (ENTRY,), imports)
+        self._loaded = program.load(code)
         self._run = self._loaded.function(ENTRY, *[ctypes.c_void_p] * 4)
         self._constants = aligned_bytes(max(program.constant_offsets[-1], 1))
         for array, start in zip(program.constants, program.constant_offsets, strict=False):
