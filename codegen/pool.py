@@ -38,8 +38,9 @@ MAX_THREADS = 256
 #: How long a worker looks for work before it sleeps, in nanoseconds: longer than the serial parts between the loops
 #: of a program, short enough not to take a core from others.
 SPIN_NS = 60_000
-#: Bytes of a worker's stack; partial results of cut reductions lie there.
-STACK = 8 << 20
+#: Bytes of a worker's stack, where partial results of cut reductions lie (64 KiB each). Not the usual 8 MiB: 255 of
+#: those split the address space, and the JIT needs the sections of an object within 2 GiB of each other.
+STACK = 1 << 20
 
 _PAUSE = {
     "x86_64": ("declare void @llvm.x86.sse2.pause()", "call void @llvm.x86.sse2.pause()"),
