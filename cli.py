@@ -103,7 +103,7 @@ def optimize(
     model: Annotated[str, typer.Argument(help="An .onnx file, zoo:NAME, or package.module:factory.")],
     target: Annotated[str, typer.Option(help="The machine to compile for; cpu is this one.")] = "cpu",
     threads: Annotated[
-        int | None, typer.Option(help="Threads wanted (programs run on one so far).")
+        int | None, typer.Option(help="Threads the program may run on; all CPUs by default.")
     ] = None,
     rules: RulesFiles = None,
     report: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write an HTML report.")] = None,

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from .arguments import as_array, is_jax
+from .codegen.pool import MAX_THREADS
 from .codegen.program import Buffer, Executable, KernelCall, Program
 from .costmodel.roofline import Roofline
 from .extract.choose import GraphChoice, Step, choose, constant_values
@@ -28,7 +29,7 @@ from .ir.imported import ImportedProgram
 from .ir.intrinsic import Intrinsic
 from .ir.loops import lower
 from .ir.reference import apply_reference, evaluate, xla
-from .ir.target import Target, require_runnable
+from .ir.target import Target, available_cpus, require_runnable
 from .ir.target import target as target_named
 from .ir.types import DTYPES, TensorType, dtype_of
 from .report import Report, Verification
@@ -46,9 +47,9 @@ Progress = Callable[[str], None]
 class Options:
     """How to compile.
 
-    target: `cpu` (this machine) or the name of a target. threads: how many are wanted (programs run on one so far, and
-    the report says so). rules: rules besides the shipped ones, or files of them. graph_limits: when graph saturation
-    stops. extraction: `ilp` or `greedy`. time_limit: seconds for one graph extraction.
+    target: `cpu` (this machine) or the name of a target. threads: how many the program may run on; by default one for
+    each CPU that this process may use. rules: rules besides the shipped ones, or files of them. graph_limits: when
+    graph saturation stops. extraction: `ilp` or `greedy`. time_limit: seconds for one graph extraction.
     """
 
     target: str = "cpu"
@@ -60,10 +61,12 @@ class Options:
 
     @property
     def workers(self) -> int:
-        """Threads that the program will run on: one, whatever is asked for, until the thread pool is built."""
-        if self.threads is not None and self.threads < 1:
-            raise NesteggError(f"threads={self.threads}: give 1 or more")
-        return 1
+        """Threads that the program may run on. Raises `NesteggError` if `threads` is out of range."""
+        if self.threads is None:
+            return min(available_cpus(), MAX_THREADS)
+        if not 1 <= self.threads <= MAX_THREADS:
+            raise NesteggError(f"threads={self.threads}: give 1 to {MAX_THREADS}")
+        return self.threads
 
 
 def import_program(source: Any, *example_args: Any, shapes: Any = None) -> ImportedProgram:
@@ -110,7 +113,6 @@ class Compiled:
     ) -> None:
         self.imported, self.graph, self.egraph = imported, imported.graph, egraph
         self.choice, self.program, self.search, self.seconds = choice, program, search, seconds
-        self.threads_wanted = 1
         self._takes_arrays, self._returns = imported.takes_arrays, imported.returns
         self._jax_function: Callable[..., Any] | None = None
         self._verified: Verification | None = None
@@ -276,9 +278,7 @@ def compile_graph(imported: ImportedProgram, options: Options, progress: Progres
     program = plan_program(imported.graph, egraph, choice, search, machine, options.workers)
     lap("constants")
     progress("generating machine code")
-    compiled = Compiled(imported, egraph, choice, program, search, seconds)
-    compiled.threads_wanted = options.threads or 1
-    return compiled
+    return Compiled(imported, egraph, choice, program, search, seconds)
 
 
 def _useful(machine: Target, graph: Graph) -> list[Intrinsic]:

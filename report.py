@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .extract.choose import SLACK
+from .ir.nest import parallel
 
 if TYPE_CHECKING:
     from .compiler import Compiled
@@ -70,6 +71,7 @@ class Report:
                 "programs": found[call.kernel].programs,
                 "points": call.kernel.points,
                 "schedule": call.schedule,
+                "parallel": parallel(call.nest),
                 "stopped_by": found[call.kernel].stopped_by,
                 "predicted_us": call.seconds * 1e6,
             }
@@ -81,7 +83,6 @@ class Report:
                 "source": c.imported.source,
                 "target": c.program.target.cpu,
                 "threads": c.program.threads,
-                "threads_wanted": c.threads_wanted,
                 "verify": None if verification is None else vars(verification),
                 "graph": {
                     "operators": c.graph.operator_counts,

@@ -165,8 +165,12 @@ def left_open(r: Json) -> list[str]:
         f"A kernel that was never searched counted with {SLACK:g} times the lower bound of its cost: no"
         f" program set aside is better by more than {SLACK - 1:.0%} under the model."
     )
-    if r["threads_wanted"] > r["threads"]:
-        out.append(f"{r['threads_wanted']} threads were asked for; compiled programs run on one thread so far.")
+    if r["threads"] > 1:
+        shared = sum(k["parallel"] for k in r["kernels"])
+        out.append(
+            f"{shared} of {len(r['kernels'])} kernels run on up to {r['threads']} threads; for the others, dividing the"
+            " work would cost more than it saves, by the model."
+        )
     if "measured_us" in r and r["predicted_us"]:
         ratio, predicted = r["measured_us"] / r["predicted_us"], f"{r['predicted_us']:,.1f} us"
         out.append(f"The model predicted {predicted}; a run, with its call, took {ratio:.2f} times that.")

@@ -15,7 +15,7 @@ from llvmlite import ir
 from ..ir.errors import NesteggError
 from ..ir.intrinsic import Match, intrinsic, matches
 from ..ir.loops import LoopKernel, Lowered, StagedKernel
-from ..ir.nest import SERIAL, UNROLL, Cat, For, Intrin, Nest, Seq, Tile, Vec, extents, stages
+from ..ir.nest import PARALLEL, SERIAL, UNROLL, Cat, For, Intrin, Nest, Seq, Tile, Vec, extents, stages
 from ..ir.scalars import COMBINERS
 from ..ir.types import DTYPES
 from .llvm_types import (
@@ -33,6 +33,7 @@ from .llvm_types import (
     store,
     widened,
 )
+from .pool import emit_fork_join
 from .scalar_code import Position, ScalarCode
 from .scalar_ops import emit_scalar
 
@@ -47,9 +48,10 @@ class KernelCode:
     """Emits `void name(ptr input0, …, ptr output)` into a module."""
 
     def __init__(
-        self, module: ir.Module, name: str, kernel: Lowered, nest: Nest, lanes: int
+        self, module: ir.Module, name: str, kernel: Lowered, nest: Nest, lanes: int, threads: int = 1
     ) -> None:
         self.whole, self.nest, self.lanes = kernel, nest, lanes
+        self.threads, self.forks, self.in_task = threads, 0, False
         arguments = [POINTER] * (len(kernel.inputs) + 1)
         self.function = ir.Function(module, ir.FunctionType(ir.VoidType(), arguments), name)
         self.function.linkage = "internal"
@@ -139,6 +141,8 @@ class KernelCode:
             elif nest.kind == UNROLL:
                 for t in range(nest.trips):
                     self._memory(nest.body, at.shifted(nest.axis, t * step))
+            elif nest.kind == PARALLEL and self.threads > 1 and not self.in_task and self.partial is None:
+                self._parallel_loop(nest, at, step)
             else:
                 self._memory_loop(nest, at, step)
         else:
@@ -150,6 +154,29 @@ class KernelCode:
             return []
 
         self._loop(nest.trips, [], body)
+
+    def _parallel_loop(self, nest: For, at: Position, step: int) -> None:
+        """The outermost parallel loop: its body becomes a function of its own, which the pool calls for each index."""
+        opened = [k for k, v in enumerate(at.loops) if v is not None]
+        values = [*self.code.buffers, *at.pointers, *(v for v in at.loops if v is not None)]
+        types, name = [*(v.type for v in values), I64], f"{self.function.name}_parallel{self.forks}"
+        body = ir.Function(self.function.module, ir.FunctionType(ir.VoidType(), types), name)
+        body.linkage = "internal"
+        first, last = len(self.code.buffers), len(self.code.buffers) + len(at.pointers)
+        for argument in body.args[first:last]:
+            argument.add_attribute("noalias")
+        loops = dict(zip(opened, body.args[last:-1], strict=True))
+        inside = replace(at, pointers=tuple(body.args[first:last]), loops=tuple(map(loops.get, range(self.rank))))
+
+        outside = self.builder, self.code
+        self.builder = ir.IRBuilder(body.append_basic_block("entry"))
+        self.code = ScalarCode(self.builder, self.kernel, body.args[:first])
+        self.in_task = True
+        self._memory(nest.body, self._advance(inside, nest.axis, body.args[-1], step, nest.trips))
+        self.builder.ret_void()
+        self.in_task, self.forks = False, self.forks + 1
+        self.builder, self.code = outside
+        emit_fork_join(self.builder, body, values, nest.trips, self.threads)
 
     # --- stages ------------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from llvmlite import ir
 
 from ..ir.errors import CallError
 from ..ir.loops import Lowered, described
-from ..ir.nest import Nest
+from ..ir.nest import Nest, parallel
 from ..ir.target import Target
 from ..ir.types import TensorType
 from . import jit
@@ -23,6 +23,7 @@ from .kernel_code import KernelCode
 from .llvm_types import I8, I32, I64, POINTER
 from .memory import ALIGNMENT, Lifetime, MemoryPlan, aligned_bytes, plan
 from .native import Native
+from .pool import pool_symbols
 from .python_entry import PythonEntry, unsupported
 
 ENTRY = "nestegg_run"
@@ -64,6 +65,11 @@ class Program:
     target: Target
     threads: int
 
+    @property
+    def forks(self) -> bool:
+        """Some kernel runs in parallel, so the program calls the thread pool."""
+        return any(parallel(c.nest) for c in self.calls)
+
     @cached_property
     def memory(self) -> MemoryPlan:
         """Places of the temporaries."""
@@ -93,7 +99,8 @@ class Program:
         for call in self.calls:
             key = (call.kernel, call.nest)
             if key not in functions:
-                functions[key] = KernelCode(module, call.name, call.kernel, call.nest, self.target.lanes()).emit()
+                code = KernelCode(module, call.name, call.kernel, call.nest, self.target.lanes(), self.threads)
+                functions[key] = code.emit()
         self._entry(module, functions)
         return module
 
@@ -133,6 +140,10 @@ class Program:
         """The module as an object file."""
         return jit.compile_object(self.llvm, self.target)
 
+    def load(self, code: bytes | None = None) -> jit.Loaded:
+        """Its machine code (or `code`, an object made earlier) in this process, with the thread pool if it forks."""
+        return jit.load_object(self.object if code is None else code, (ENTRY,), pool_symbols() if self.forks else {})
+
     def __str__(self) -> str:
         lines = []
         for call in self.calls:
@@ -158,7 +169,7 @@ class Executable:
     def __init__(
         self, program: Program, inputs: Sequence[TensorType], outputs: Sequence[TensorType], bare: bool = False
     ) -> None:
-        loaded = jit.load_object(program.object, (ENTRY,))
+        loaded = program.load()
         constants = aligned_bytes(max(program.constant_offsets[-1], 1))
         for array, start in zip(program.constants, program.constant_offsets, strict=False):
             constants[start : start + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)

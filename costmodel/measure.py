@@ -60,7 +60,7 @@ class Bench:
     def load(self, nest: Nest) -> Timer:
         """Compile a nest; the result times it."""
         program = alone(self.kernel, nest, self.target, self.threads)
-        return Timer(jit.load_object(program.object, (ENTRY,)), self)
+        return Timer(program.load(), self)
 
     def seconds(self, nest: Nest, samples: int = 5, min_sample: float = 0.002, give_up: float = float("inf")) -> float:
         """Seconds of one run: the fastest of some samples that last at least `min_sample` seconds each.

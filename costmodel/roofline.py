@@ -1,9 +1,13 @@
 """The analytic cost model: cycles of the register tile against bytes moved between the levels of memory.
 
-A partial nest is remembered as (cycles, bytes into L1, into L2, into L3). Traffic follows the usual reuse argument: a
-block whose footprint fits a cache brings each line in once; a loop around a block that fits brings in again only what
-changes with the loop; a loop around one that does not fit brings in everything each time. (Compare Williams et al.,
-"Roofline", CACM 2009, and the footprint features of Zheng et al., "Ansor", OSDI 2020.)
+A partial nest is remembered as (cycles, bytes into L1, into L2, into L3, threads). Traffic follows the usual reuse
+argument: a block whose footprint fits a cache brings each line in once; a loop around a block that fits brings in again
+only what changes with the loop; a loop around one that does not fit brings in everything each time. (Compare Williams
+et al., "Roofline", CACM 2009, and the footprint features of Zheng et al., "Ansor", OSDI 2020.)
+
+A parallel loop costs what its busiest thread does. Each thread fills caches of its own, with all of what does not
+change with the loop; memory is shared, and its bytes are counted as if one thread drew them at `SHARED_MEMORY` times
+its rate.
 """
 
 from __future__ import annotations
@@ -30,7 +34,11 @@ SPLIT = 1.6  # what a vector costs that lies across two cache lines, as many do 
 LOOP_OVERHEAD = 1.0  # cycles an iteration
 TILE_OVERHEAD = 6.0  # cycles to enter and leave a register tile
 LANES_COMBINED = 12.0  # cycles to combine the lanes of a vector
-FORK_JOIN = 3000.0  # cycles to hand work to the pool and wait
+FORK_JOIN = 3000.0  # cycles to hand work to the pool and wait: measured 450 hot, and 20 us (70,000) after a pause
+TASK = 90.0  # cycles to claim one task, when threads contend
+BETWEEN_CORES = 4.0  # bytes a cycle out of another core's cache (layer norm 128x768: rows regrouped 43 us, else 24)
+WAITING = 0.05  # share of a task that threads wait for the last one: a thread gets several tasks where that is free
+SHARED_MEMORY = 1.25  # what all threads together draw from memory, in terms of one: measured 1.1 reading, 1.6 copying
 WARM = 0.8  # share of a cache that a working set may fill
 OVERLAP = 0.25  # share of the lesser costs that the greatest does not hide
 
@@ -110,7 +118,8 @@ class Roofline:
         return (StagedScorer if staged else Scorer)(egraph, self.target, self.threads)
 
     def bound(self, kernel: Lowered) -> float:
-        """The best register tile of any shape, at no cost for the loops around it, and every buffer moved once."""
+        """The best register tile of any shape, at no cost for the loops around it, and every buffer moved once; on one
+        thread, or on all after a fork."""
         if isinstance(kernel, StagedKernel):
             rates = [Rates(k, self.target) for k in kernel.stages]
             whole = np.array([kernel.extents], np.int64).reshape(1, len(kernel.shared))
@@ -121,12 +130,16 @@ class Roofline:
             whole = np.array([kernel.extents], np.int64).reshape(1, len(kernel.axes))
             moved = sum(float(footprint(a, whole)[0]) for a in rate.accesses)
             cycles = rate.best_tile()
-        return self._lower_bound(cycles / self.threads, moved)
+        return self._lower_bound(cycles, moved)
 
     def _lower_bound(self, cycles: float, moved: float) -> float:
         t = self.target
-        traffic = [moved / self.threads, *(moved * cold(moved, t.caches[k]) for k in (1, 2))]
-        return float(seconds(t, np.array([cycles, *traffic])))
+        alone = np.array([cycles, moved, *(moved * cold(moved, t.caches[k]) for k in (1, 2))])
+        if self.threads == 1:
+            return float(seconds(t, alone))
+        sharing = np.array([*[self.threads] * 3, min(self.threads, SHARED_MEMORY)])
+        together = alone / sharing + np.array([FORK_JOIN, 0, 0, 0])
+        return float(min(seconds(t, alone), seconds(t, together)))
 
 
 def update_cost(kernel: LoopKernel) -> float:
@@ -142,7 +155,7 @@ def cold(bytes: float, capacity: float) -> float:
 
 
 def seconds(t: Target, state: np.ndarray) -> np.ndarray:
-    """Time of (cycles, bytes into L1, into L2, into L3) on the last axis: the greatest, and a share of the rest."""
+    """Time of (cycles, bytes into L1, into L2, into L3, …) on the last axis: the greatest, and a share of the rest."""
     costs = np.stack([state[..., 0], *(state[..., k + 1] / b for k, b in enumerate(t.bandwidth))], axis=-1)
     most = costs.max(axis=-1)
     return (most + OVERLAP * (costs.sum(axis=-1) - most)) / (t.ghz * 1e9)
@@ -313,7 +326,8 @@ def _tile_shapes(extents: list[int], vector: int, lanes: int, registers: int) ->
 class Scorer:
     """The roofline on one loop e-graph; per-class quantities are computed once, for all classes together."""
 
-    width = 4
+    width = 5
+    written = -1  # the output's column of `print`
 
     def __init__(self, egraph: LoopEGraph, target: Target, threads: int) -> None:
         self.g, self.t, self.threads = egraph, target, threads
@@ -333,16 +347,20 @@ class Scorer:
         v, fit = self._leaves(nodes)
         region = self.rates.region(g.domain[owner], v, g.inside[owner], fit)
         state[:, 0] = np.where(g.entered[owner], region, 0.0)
-        state[:, 1:] = self.whole[owner][:, None]
+        state[:, 1:4] = self.whole[owner][:, None]
+        state[:, 4] = 1.0
         return state
 
     def loop(self, nodes: np.ndarray, body: np.ndarray) -> np.ndarray:
         g = self.g
-        owner, child, trips = g.owner[nodes], g.child[nodes], g.count[nodes].astype(float)
-        out = np.empty_like(body)
+        owner, trips = g.owner[nodes], g.count[nodes].astype(float)
+        out = body.copy()
         serial, parallel = g.kind[nodes] == SERIAL_KIND, g.kind[nodes] == PARALLEL_KIND
         rounds = np.where(parallel, np.ceil(trips / self.threads), trips)
-        looped = rounds[:, None] * (body[:, :, 0] + LOOP_OVERHEAD) + np.where(parallel, FORK_JOIN, 2.0)[:, None]
+        threads = trips / rounds
+        each, once = np.where(parallel, TASK, LOOP_OVERHEAD), np.where(parallel, FORK_JOIN, 2.0)
+        turns = rounds + np.where(parallel, WAITING, 0.0)
+        looped = turns[:, None] * (body[:, :, 0] + each[:, None]) + (once + self._regrouped(nodes, threads))[:, None]
         # An unrolled loop at the top of straight-line code stands for the whole of it.
         region = np.zeros(len(nodes))
         top = ~serial & ~parallel & g.entered[owner]
@@ -351,14 +369,33 @@ class Scorer:
             v, fit = self._leaves(self._leaf_of(nodes[top]))
             region[top] = self.rates.region(g.domain[at], v, g.inside[at], fit)
         out[:, :, 0] = np.where((serial | parallel)[:, None], looped, region[:, None])
-        again = (self.print[child] * np.where(self.varies[g.axis[nodes]], trips[:, None], 1.0)).sum(axis=1)
-        share = np.where(parallel, rounds / trips, 1.0)
-        for level in range(3):
-            capacity = self.t.caches[level] * WARM
-            fits, inner_fits = self.whole[owner] <= capacity, self.whole[child] <= capacity
-            moved = np.where(inner_fits[:, None], again[:, None], trips[:, None] * body[:, :, level + 1])
-            out[:, :, level + 1] = np.where(fits[:, None], self.whole[owner][:, None], moved) * share[:, None]
+        for level in (0, 1):
+            out[:, :, level + 1] = self._moved(nodes, body[:, :, level + 1], level, rounds)
+        out[:, :, 3] = self._moved(nodes, body[:, :, 3], 2, trips) / np.minimum(threads, SHARED_MEMORY)[:, None]
+        out[:, :, 4] *= threads[:, None]
         return out
+
+    def _regrouped(self, nodes: np.ndarray, threads: np.ndarray) -> np.ndarray:
+        """Cycles to move results between cores for loops that do not divide them into contiguous parts.
+
+        Loops around a kernel's neighbours are likely to divide their tensors so, and the pool gives a thread the same
+        part each time.
+        """
+        strides = self.rates.out.strides
+        apart = strides[self.g.axis[nodes]] < strides.max(initial=0)
+        results = self.print[self.g.owner[nodes], self.written]
+        return np.where(apart, results / threads * (1 - 1 / threads) / BETWEEN_CORES, 0.0)
+
+    def _moved(self, nodes: np.ndarray, inner: np.ndarray, level: int, turns: np.ndarray) -> np.ndarray:
+        """Bytes into a cache over `turns` rounds of the loops `nodes`, whose bodies move `inner` bytes each."""
+        g = self.g
+        owner, child = g.owner[nodes], g.child[nodes]
+        again = (self.print[child] * np.where(self.varies[g.axis[nodes]], turns[:, None], 1.0)).sum(axis=1)
+        whole = self.whole[owner]
+        whole = np.where(turns == g.count[nodes], whole, np.minimum(again, whole))  # a thread's part of the block
+        capacity = self.t.caches[level] * WARM
+        moved = np.where((self.whole[child] <= capacity)[:, None], again[:, None], turns[:, None] * inner)
+        return np.where((whole <= capacity)[:, None], whole[:, None], moved)
 
     def _leaves(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Vector axis of each leaf, and number of its intrinsic (-1: vectors)."""
@@ -395,11 +432,11 @@ class Scorer:
         return out
 
     def cat(self, nodes: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        return first + second
+        return np.concatenate([(first + second)[..., :4], np.maximum(first, second)[..., 4:]], axis=-1)
 
     def seq(self, nodes: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
         """Two stages over a block: what fits a cache all together comes in once."""
-        out = first + second
+        out = self.cat(nodes, first, second)
         whole = self.whole[self.g.owner[nodes]]
         for level in range(3):
             fits = whole <= self.t.caches[level] * WARM
@@ -411,16 +448,22 @@ class Scorer:
         return body
 
     def score(self, owners: np.ndarray, states: np.ndarray) -> np.ndarray:
-        return seconds(self.t, states)
+        whole = (owners == self.g.root)[:, None]
+        return np.where(whole, seconds(self.t, self._warm(states)), seconds(self.t, states))
 
     def total(self, state: np.ndarray) -> float:
         """Seconds of a whole nest whose operands lie in the smallest cache that holds them."""
-        warm = state.copy()
-        whole = float(self.whole[self.g.root])
-        for level in (1, 2):
+        return float(seconds(self.t, self._warm(state)))
+
+    def _warm(self, states: np.ndarray) -> np.ndarray:
+        """States of whole nests, without the traffic of operands that a cache holds already."""
+        warm, whole = states.copy(), float(self.whole[self.g.root])
+        threads = np.maximum(states[..., 4], 1.0)  # the rows of nests not found yet are zero
+        for level, sharing in ((1, threads), (2, np.minimum(threads, SHARED_MEMORY))):
             if whole <= self.t.caches[level] * 1.5:
-                warm[level + 1] = min(warm[level + 1], whole * cold(whole, self.t.caches[level]))
-        return float(seconds(self.t, warm))
+                missing = whole * cold(whole, self.t.caches[level]) / sharing
+                warm[..., level + 1] = np.minimum(warm[..., level + 1], missing)
+        return warm
 
 
 def _read(kernel: LoopKernel, s: Scalar | None, read: Read, padded: dict[Axis, LoopAxis]) -> Access:
@@ -452,6 +495,8 @@ def shared_footprint(kernel: StagedKernel, rates: list[Rates], blocks: np.ndarra
 
 class _FrameScorer(Scorer):
     """The loops around all stages, which share their buffers."""
+
+    written = -2  # before the scratch
 
     def __init__(self, egraph: LoopEGraph, kernel: StagedKernel, rates: list[Rates], target: Target, threads: int):
         super().__init__(replace(egraph, kernel=kernel.frame), target, threads)
@@ -509,7 +554,7 @@ class StagedScorer:
         return body
 
     def score(self, owners: np.ndarray, states: np.ndarray) -> np.ndarray:
-        return seconds(self.t, states)
+        return self.parts[ALL].score(owners, states)
 
     def total(self, state: np.ndarray) -> float:
         return self.parts[ALL].total(state)

@@ -154,6 +154,15 @@ def _moved(base: tuple[int, ...], axis: int, by: int) -> tuple[int, ...]:
     return tuple(b + by if a == axis else b for a, b in enumerate(base))
 
 
+def parallel(nest: Nest) -> bool:
+    """The nest has a parallel loop."""
+    if isinstance(nest, (Cat, Seq)):
+        return parallel(nest.first) or parallel(nest.second)
+    if isinstance(nest, (Vec, Intrin)):
+        return False
+    return (isinstance(nest, For) and nest.kind == PARALLEL) or parallel(nest.body)
+
+
 def text(nest: Nest, names: Sequence[str], indent: int = 0, own: Sequence[Sequence[str]] = ()) -> str:
     """The nest as indented lines, axes by name; `own`: the names of each stage's axes."""
     pad = "  " * indent

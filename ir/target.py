@@ -6,6 +6,7 @@ core and cycle; sizes are bytes.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -95,6 +96,11 @@ def host() -> Target:
     if features.get("avx2") and features.get("fma"):
         return Target("host", triple, cpu, flat, 32, 16, 2, 2, 1, 4, caches, (32, 16, 8))
     return Target("host", triple, cpu, flat, 16, 16, 1, 1, 1, 8, caches, (16, 8, 4))
+
+
+def available_cpus() -> int:
+    """CPUs that this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def require_runnable(t: Target) -> Target:

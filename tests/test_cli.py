@@ -220,7 +220,7 @@ def test_an_unsupported_onnx_operator_is_named(here):
     ("options", "says"),
     [
         (["--target", "pdp11"], "target 'pdp11' does not exist"),
-        (["--threads", 0], "threads=0: give 1 or more"),
+        (["--threads", 0], "threads=0: give 1 to 256"),
         (["--shape", "x=1,a"], "--shape x=1,a: write it as name=1,3,224,224"),
         (["--shape", "1,2"], "--shape 1,2: write it as"),
         (["--rules", "nosuch.py"], "nosuch.py: no such file of rules"),

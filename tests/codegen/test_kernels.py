@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,10 +14,11 @@ from llvmlite import ir
 from nestegg.codegen import jit
 from nestegg.codegen.kernel_code import KernelCode
 from nestegg.codegen.memory import aligned_bytes
+from nestegg.codegen.pool import pool_symbols
 from nestegg.ir.attrs import Attrs
 from nestegg.ir.compose import compose
 from nestegg.ir.loops import LoopKernel, Lowered, described, lower
-from nestegg.ir.nest import Nest
+from nestegg.ir.nest import PARALLEL, SERIAL, Cat, For, Nest, Tile, Vec, parallel
 from nestegg.ir.operator import operator
 from nestegg.ir.target import host
 from nestegg.ir.types import DTYPES, TensorType
@@ -25,12 +27,12 @@ from nestegg.rewrite.saturate import Limits
 from nestegg.testing import evaluate_kernel, kernels, schedules
 
 
-def run(kernel: Lowered, nest: Nest, inputs: list[np.ndarray]) -> np.ndarray:
+def run(kernel: Lowered, nest: Nest, inputs: list[np.ndarray], threads: int = 1) -> np.ndarray:
     """The kernel compiled with this nest, on these flat inputs."""
     module = ir.Module()
-    code = KernelCode(module, "kernel", kernel, nest, host().lanes())
+    code = KernelCode(module, "kernel", kernel, nest, host().lanes(), threads)
     code.emit().linkage = "external"
-    loaded = jit.load_object(jit.compile_object(str(module), host()), ("kernel",))
+    loaded = jit.load_object(jit.compile_object(str(module), host()), ("kernel",), pool_symbols())
     call = loaded.function("kernel", *[ctypes.c_void_p] * (len(inputs) + 1))
     out = aligned_bytes(max(kernel.out_type.nbytes, 1)).view(DTYPES[kernel.out_type.dtype].numpy)
     call(*(a.ctypes.data for a in inputs), out.ctypes.data)
@@ -47,10 +49,10 @@ def random_inputs(kernel: Lowered, seed: int) -> list[np.ndarray]:
     return [draw(t) for t in kernel.inputs]
 
 
-def check(kernel: Lowered, nest: Nest, seed: int = 0) -> None:
+def check(kernel: Lowered, nest: Nest, seed: int = 0, threads: int = 1) -> None:
     inputs = random_inputs(kernel, seed)
     want = evaluate_kernel(kernel, inputs)
-    got = run(kernel, nest, inputs)
+    got = run(kernel, nest, inputs, threads)
     scale = max(np.abs(np.asarray(want, np.float64)).max(initial=0), 1e-6)
     shown = described(kernel, nest)
     np.testing.assert_allclose(got.astype(np.float64), want, rtol=1e-4, atol=1e-5 * scale, err_msg=f"{kernel}\n{shown}")
@@ -107,8 +109,6 @@ def test_a_cut_reduction_keeps_partial_results():
 
 
 def _cuts(nest: Nest, spatial: int) -> bool:
-    from nestegg.ir.nest import Cat, For
-
     if isinstance(nest, For):
         return nest.axis >= spatial or _cuts(nest.body, spatial)
     return isinstance(nest, Cat) and (_cuts(nest.first, spatial) or _cuts(nest.second, spatial))
@@ -135,16 +135,55 @@ def test_extreme_extents_have_schedules(extent: int) -> None:
         check(kernel, nest)
 
 
+def made_parallel(nest: Nest, spatial: int, rng: np.random.Generator) -> Nest:
+    """Some of the loops over results, at any depth outside the register tiles, run in parallel."""
+    if isinstance(nest, Cat):
+        first, second = (made_parallel(n, spatial, rng) for n in (nest.first, nest.second))
+        return replace(nest, first=first, second=second)
+    if isinstance(nest, Tile | Vec):
+        return nest
+    turns = nest.kind == SERIAL and nest.axis < spatial and rng.random() < 0.6
+    return replace(nest, kind=PARALLEL if turns else nest.kind, body=made_parallel(nest.body, spatial, rng))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_parallel_loops_anywhere_in_a_nest(threads: int) -> None:
+    """Below serial loops, in both parts of a cut, inside one another, and around and inside partial results."""
+    kernel, rng = matmul(13, 12, 40), np.random.default_rng(8)
+    egraph, spatial = build(kernel, host()), len(kernel.spatial)
+    nests = [n for n in (egraph.sample(rng) for _ in range(200)) if n is not None]
+    chosen = [*nests[:8], *[n for n in nests if _cuts(n, spatial)][:4], *[n for n in nests if isinstance(n, Cat)][:4]]
+    changed = [made_parallel(n, spatial, rng) for n in chosen]
+    assert sum(map(parallel, changed)) > 8
+    inputs = [a * 0.1 for a in random_inputs(kernel, 9)]
+    want = np.exp(inputs[0].reshape(13, 12).astype(np.float64) @ inputs[1].reshape(12, 40)).ravel()
+    for nest in changed:
+        np.testing.assert_allclose(run(kernel, nest, inputs, threads), want, rtol=1e-5)
+
+
+def test_a_serial_nest_has_the_same_code_for_any_number_of_threads():
+    kernel = matmul(13, 12, 40)
+    nest = build(kernel, host()).sample(np.random.default_rng(0))
+    assert nest is not None
+
+    def code(threads: int) -> str:
+        module = ir.Module()
+        KernelCode(module, "kernel", kernel, nest, host().lanes(), threads).emit()
+        return str(module)
+
+    assert code(1) == code(2)
+
+
 @settings(max_examples=40, suppress_health_check=list(HealthCheck))
-@given(st.data())
-def test_any_nest_of_any_kernel(data: st.DataObject) -> None:
+@given(st.data(), st.sampled_from((1, 2)))
+def test_any_nest_of_any_kernel(data: st.DataObject, threads: int) -> None:
     kernel = data.draw(kernels())
-    check(kernel, data.draw(schedules(kernel)), data.draw(st.integers(0, 99)))
+    check(kernel, data.draw(schedules(kernel, threads=threads)), data.draw(st.integers(0, 99)), threads)
 
 
 @pytest.mark.slow
 @settings(max_examples=600, suppress_health_check=list(HealthCheck))
-@given(st.data())
-def test_any_nest_of_any_kernel_at_length(data: st.DataObject) -> None:
+@given(st.data(), st.sampled_from((1, 2)))
+def test_any_nest_of_any_kernel_at_length(data: st.DataObject, threads: int) -> None:
     kernel = data.draw(kernels())
-    check(kernel, data.draw(schedules(kernel)), data.draw(st.integers(0, 99)))
+    check(kernel, data.draw(schedules(kernel, threads=threads)), data.draw(st.integers(0, 99)), threads)
