@@ -241,7 +241,7 @@ class Rates:
         depth = domain[:, self.spatial :].prod(axis=1)
         across = v >= self.spatial
         along = self._along(domain, v)
-        chain = np.where(across, depth / np.maximum(along, 1) * -(-along // self.lanes), depth)
+        chain = np.where(across, depth / np.maximum(along, 1), depth)  # along the vectors each has its accumulator
         latency = self.t.latency * chain
         front_end = operations * 1.3 / 4.0
         spill = np.where(operations > 512, operations * 0.3, 0.0)  # falls out of the micro-op cache

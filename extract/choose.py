@@ -27,8 +27,8 @@ from .flat import EGraphBuilder
 from .result import Extraction
 
 #: A kernel not searched yet is taken to cost this much more than its bound. The bound leaves out the loops around the
-#: register tile; without the allowance, every near miss of the best program would be searched for a few per cent. Kernels
-#: of several stages go without: there are few, and what they save is often no more.
+#: register tile; without the allowance, every near miss of the best program would be searched for a few per cent.
+#: Kernels of several stages go without: there are few, and what they save is often no more.
 SLACK = 1.1
 
 #: Rounds of extracting and searching.

@@ -24,6 +24,7 @@ from .kernel import (
     prologue_unpack,
     prologue_widening,
     row_reduction,
+    whole_prologue,
 )
 
 
@@ -34,7 +35,7 @@ class FusionRule:
     `consumer`, `producer`: traits (`kernel.TRAITS`) that k and p must have; e-matching joins on them before `when` is
     called. `const`: the tensor between them must be known at compile time. With `dominates`, the unfused call is
     subsumed: it can never be better, so nothing more is derived from it. With `widest`, only the kernels that fuse the
-    most operators are considered, of either tensor, when the other rules are done: one chain of fusions a tensor.
+    most operators are considered, of either tensor, when the rules before it are done: one chain of fusions a tensor.
     """
 
     name: str
@@ -73,6 +74,7 @@ FUSION_RULES = (
     FusionRule("fuse_widening_prologue", prologue_widening, "open", "single"),
     FusionRule("fuse_epilogue", epilogue, "light", "reducing"),
     FusionRule("fuse_residual_epilogue", epilogue_residual, "light", "reducing"),
+    FusionRule("fuse_whole_prologue", whole_prologue, "any", "any", widest=True),
     FusionRule("fuse_stage", row_reduction, "any", "reducing", widest=True),
 )
 

@@ -1,8 +1,9 @@
 """A graph program as an e-graph: encoded, saturated in phases, and read back once as plain arrays of e-nodes.
 
-Phases: rewrites over operators (algebra, layout, algorithm, users' rules), then every operator becomes a kernel,
-then kernels fuse, at last into kernels of several stages. What comes back holds, for each e-class, the ways to have that tensor: as an input, as a constant
-made at compile time, or as a kernel applied to other e-classes.
+Phases: rewrites over operators (algebra, layout, algorithm, users' rules), then every operator becomes a kernel, then
+kernels fuse, at last the widest of each tensor into kernels of several stages. What comes back holds, for each
+e-class, the ways to have that tensor: as an input, as a constant made at compile time, or as a kernel applied to
+other e-classes.
 """
 
 from __future__ import annotations
@@ -20,7 +21,17 @@ from ..ir.types import TensorType
 from .fusion_rules import FusionRule
 from .host import Host
 from .kernel import Kernel
-from .language import MAX_VARIADIC, analyses, arities, constructor, declarations, lowering_rules, merging_rules, render, widest_kernels
+from .language import (
+    MAX_VARIADIC,
+    analyses,
+    arities,
+    constructor,
+    declarations,
+    lowering_rules,
+    merging_rules,
+    render,
+    widest_kernels,
+)
 from .rule import GraphRule, distinct
 from .saturate import Engine, Limits, SaturationReport, saturate
 
@@ -75,10 +86,9 @@ def _phases(rules: Sequence[GraphRule | FusionRule], host: Host) -> list[list[An
     fusions = [r for r in rules if isinstance(r, FusionRule)]
     first = render([r for r in fusions if r.dominates], host)
     middle = render([r for r in fusions if not r.widest], host)
-    last = render([r for r in fusions if r.widest], host)
-    merging = merging_rules(host)
-    stages = [*merging, widest_kernels(), *last] if last else []
-    return [rewrites, lowering_rules(host), first, [*merging, *middle], stages]
+    before = [*merging_rules(host), widest_kernels()]
+    last = [[*before, *render([r], host)] for r in fusions if r.widest]
+    return [rewrites, lowering_rules(host), first, middle, *last]
 
 
 def build(graph: Graph, rules: Sequence[GraphRule | FusionRule], limits: Limits = GRAPH_LIMITS) -> GraphEGraph:

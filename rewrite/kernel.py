@@ -7,7 +7,17 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from ..ir.attrs import Attrs
-from ..ir.compose import arithmetic, compose, has_nested_reduce, is_map, is_movement, merge_inputs, reads_once, shares, visits_once
+from ..ir.compose import (
+    arithmetic,
+    compose,
+    has_nested_reduce,
+    is_map,
+    is_movement,
+    merge_inputs,
+    reads_once,
+    shares,
+    visits_once,
+)
 from ..ir.errors import UnsupportedError
 from ..ir.expr import TensorExpr, cost
 from ..ir.loops import StagedKernel, lower
@@ -15,7 +25,7 @@ from ..ir.operator import operator
 from ..ir.types import DTYPES, TensorType
 
 MAX_INPUTS = 8
-#: Kernels of several stages have more: constants count among them, and one tensor may until operands are merged.
+#: The widest kernels have more: constants count among them, and a tensor may be several until operands are merged.
 MAX_STAGE_INPUTS = 12
 MAX_SCALARS = 96
 
@@ -30,7 +40,7 @@ SMALL_POINTS = 16384
 class Kernel:
     """`expr`, and how far fusion has gone.
 
-    `op`: the operator if nothing is fused yet (but broadcasts of its operands). `operators`: number of arithmetic operators fused. `closed`: an
+    `op`: the operator if nothing is fused yet. `operators`: number of arithmetic operators fused. `closed`: an
     epilogue has been fused, after which producers are no longer inlined (prologues first, epilogues last, one operator
     at a time: one order for each fused group, so that the e-graph grows with the number of groups, not of orders).
     """
@@ -85,7 +95,11 @@ def prologue_movement(consumer: Kernel, i: int, producer: Kernel) -> bool:
 
 def prologue_arithmetic(consumer: Kernel, i: int, producer: Kernel) -> bool:
     """An elementwise operator may be computed where it is read, if that is once an element, or little work."""
-    if not (_inlines(consumer, i, producer) and is_map(producer.expr) and producer.operators):
+    return _inlines(consumer, i, producer) and _computed_where_read(consumer, i, producer)
+
+
+def _computed_where_read(consumer: Kernel, i: int, producer: Kernel) -> bool:
+    if not (is_map(producer.expr) and producer.operators):
         return False
     if is_map(consumer.expr) and cost(producer.expr.body) <= LITTLE_WORK:
         return True
@@ -98,6 +112,11 @@ def prologue_widening(consumer: Kernel, i: int, producer: Kernel) -> bool:
     if not (_inlines(consumer, i, producer) and producer.op == "cast") or prologue_arithmetic(consumer, i, producer):
         return False
     return DTYPES[producer.expr.inputs[0].dtype].size < DTYPES[producer.expr.type.dtype].size
+
+
+def whole_prologue(consumer: Kernel, i: int, producer: Kernel) -> bool:
+    """All the arithmetic that leads to an operand may be computed where it is read, if that is once an element."""
+    return _fits(consumer, i, producer, MAX_STAGE_INPUTS) and _computed_where_read(consumer, i, producer)
 
 
 def _after_reduction(consumer: Kernel, i: int, producer: Kernel) -> bool:
@@ -151,8 +170,7 @@ def fuse(consumer: Kernel, i: int, producer: Kernel) -> Kernel:
     """The composition; closed once a reduction has an epilogue."""
     closed = consumer.closed or producer.closed or (is_map(consumer.expr) and not is_map(producer.expr))
     operators = consumer.operators + producer.operators
-    op = consumer.op if producer.op == "broadcast" else ""
-    return Kernel(compose(consumer.expr, i, producer.expr), op, operators, closed)
+    return Kernel(compose(consumer.expr, i, producer.expr), "", operators, closed)
 
 
 #: What e-matching may ask of a kernel before a fusion rule's condition is called.

@@ -345,7 +345,7 @@ def _inside(nodes: np.ndarray, level: np.ndarray, classes: int, known: dict[int,
 
 
 def _in_registers(nodes: np.ndarray, classes: int) -> np.ndarray:
-    """Classes that are entered from a loop, a tile or a cut: straight-line code may begin there, but not inside unrolling."""
+    """Classes entered from a loop, a tile or a cut: straight-line code may begin there, but not inside unrolling."""
     entered = np.zeros(classes, bool)
     op, kind, child, other = nodes[:, 1], nodes[:, 4], nodes[:, 5], nodes[:, 6]
     loop = (op == FOR) & (kind != KINDS.index("unroll"))

@@ -126,7 +126,7 @@ def peel_reduction(b: Block, a: LoopAxis) -> str:
 
 @loop_rule("tiling", phase="tile", over="walked")
 def cut_reduction(b: Block, a: LoopAxis) -> str:
-    """Block(n) -> Cat(a, q, Block(q), Block(n - q)) along the vectors: whole vectors, and a tail for their first lanes"""
+    """Block(n) -> Cat(a, q, Block(q), Block(n - q)) along the vectors: whole ones, and a tail for their first lanes"""
     b.require(b.vector.equals(a.number))
     q, rest = b.cut(a)
     return Cat(a, q, b.resized(a, q), b.resized(a, rest))

@@ -13,6 +13,7 @@ from functools import lru_cache
 import numpy as np
 from hypothesis import strategies as st
 
+from ..ir.expr import TensorExpr
 from ..ir.graph import Graph
 from ..ir.loops import Lowered
 from ..ir.nest import Nest
@@ -24,6 +25,7 @@ from .choosing import drawn_by
 from .graphs import draw_graph
 from .instances import Instance, draw_instance
 from .kernels import Tree, draw_tree, lowered
+from .stages import draw_staged
 from .values import DOMAIN, Domain, array_of
 
 
@@ -68,6 +70,11 @@ def inputs_of(graph: Graph) -> st.SearchStrategy[tuple[np.ndarray, ...]]:
 def kernels() -> st.SearchStrategy[Lowered]:
     """Loop kernels: prologues, a contraction, reduction or map, epilogues; extents odd and prime too."""
     return trees().map(lambda t: lowered(t)).filter(lambda k: k is not None)  # type: ignore[arg-type, return-value]
+
+
+def staged_exprs() -> st.SearchStrategy[TensorExpr]:
+    """Tensor expressions of several reductions over the same rows, positive where their operands are."""
+    return drawn_by(draw_staged)
 
 
 def trees() -> st.SearchStrategy[Tree]:

@@ -24,7 +24,7 @@ from nestegg.ir.target import host
 from nestegg.ir.types import DTYPES, TensorType
 from nestegg.rewrite.loop_egraph import build
 from nestegg.rewrite.saturate import Limits
-from nestegg.testing import evaluate_kernel, kernels, schedules
+from nestegg.testing import evaluate_kernel, kernels, schedules, staged_exprs
 
 
 def run(kernel: Lowered, nest: Nest, inputs: list[np.ndarray], threads: int = 1) -> np.ndarray:
@@ -186,4 +186,19 @@ def test_any_nest_of_any_kernel(data: st.DataObject, threads: int) -> None:
 @given(st.data(), st.sampled_from((1, 2)))
 def test_any_nest_of_any_kernel_at_length(data: st.DataObject, threads: int) -> None:
     kernel = data.draw(kernels())
+    check(kernel, data.draw(schedules(kernel, threads=threads)), data.draw(st.integers(0, 99)), threads)
+
+
+@settings(max_examples=40, suppress_health_check=list(HealthCheck))
+@given(st.data(), st.sampled_from((1, 2)))
+def test_any_nest_of_any_kernel_of_several_stages(data: st.DataObject, threads: int) -> None:
+    kernel = lower(data.draw(staged_exprs()))
+    check(kernel, data.draw(schedules(kernel, threads=threads)), data.draw(st.integers(0, 99)), threads)
+
+
+@pytest.mark.slow
+@settings(max_examples=600, suppress_health_check=list(HealthCheck))
+@given(st.data(), st.sampled_from((1, 2)))
+def test_any_nest_of_any_kernel_of_several_stages_at_length(data: st.DataObject, threads: int) -> None:
+    kernel = lower(data.draw(staged_exprs()))
     check(kernel, data.draw(schedules(kernel, threads=threads)), data.draw(st.integers(0, 99)), threads)
