@@ -16,6 +16,7 @@ from ..ir.compose import (
     merge_inputs,
     reads_once,
     shares,
+    streams,
     visits_once,
 )
 from ..ir.errors import UnsupportedError
@@ -158,6 +159,11 @@ def row_reduction(consumer: Kernel, i: int, producer: Kernel) -> bool:
 def merge_operands(k: Kernel, i: int, j: int) -> Kernel:
     """The kernel whose operands i and j (i < j) are one tensor, read as operand i."""
     return replace(k, expr=merge_inputs(k.expr, {j: i}))
+
+
+def genus(k: Kernel) -> int:
+    """Map, row reductions, or contraction: a tensor has a widest kernel of each."""
+    return 0 if is_map(k.expr) else 1 if streams(k.expr) else 2
 
 
 def wider(a: Kernel, b: Kernel) -> Kernel:
