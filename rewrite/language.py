@@ -106,7 +106,10 @@ def fusion_rule(r: FusionRule, host: Host) -> EggRule:
     test, make = host.function(r.name, r.when), host.function(r.name, fuse)
     drop = " (subsume (Call k xs))" if r.dominates else ""
     const = " (is-const x)" if r.const else ""
-    widest = f" (= p (widest x {_genus('p', host)})) (= k (widest e {_genus('k', host)}))" if r.widest else ""
+    widest = ""
+    if r.widest:  # an e-class may hold terms of itself (x + 0): a kernel that reads its own result leads nowhere
+        widest = f" (= p (widest x {_genus('p', host)})) (= k (widest e {_genus('k', host)}))"
+        widest += " (vec-not-contains ys x) (vec-not-contains ys e)"
     out = [f"(ruleset {r.name})"]
     for i in WIDE_POSITIONS if r.widest else POSITIONS:
         arguments = ["k", f"(py-from-int {i})", "p"]
