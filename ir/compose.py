@@ -8,8 +8,11 @@ Layout operators are index maps, so composing with them renumbers indices and le
 
 from __future__ import annotations
 
+import math
+
 from .expr import Const, Operand, Read, Reduce, Scalar, TensorExpr, children, rebuild, rename, walk
 from .index import Axis, Index
+from .stages import free
 from .types import TensorType
 
 
@@ -83,6 +86,12 @@ def reads_once(e: TensorExpr, position: int) -> bool:
     for i in reads[0].index:
         seen |= i.axes
     return all(a.extent == 1 or a in seen for a in e.axes)
+
+
+def streams(e: TensorExpr) -> bool:
+    """No reduction takes more steps than an operand has elements (rows are summed; nothing is contracted)."""
+    largest = max((t.size for t in e.inputs), default=0)
+    return all(math.prod(a.extent for a in free(r.body)) <= largest for r in e.reduces)
 
 
 def shares(e: TensorExpr, position: int) -> bool:

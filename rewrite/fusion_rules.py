@@ -35,7 +35,8 @@ class FusionRule:
     `consumer`, `producer`: traits (`kernel.TRAITS`) that k and p must have; e-matching joins on them before `when` is
     called. `const`: the tensor between them must be known at compile time. With `dominates`, the unfused call is
     subsumed: it can never be better, so nothing more is derived from it. With `widest`, only the kernels that fuse the
-    most operators are considered, of either tensor, when the rules before it are done: one chain of fusions a tensor.
+    most operators (of a genus: maps, row reductions, contractions) are considered, of either tensor, when the rules
+    before it are done: one chain of fusions a tensor and genus.
     """
 
     name: str

@@ -86,7 +86,7 @@ def _phases(rules: Sequence[GraphRule | FusionRule], host: Host) -> list[list[An
     fusions = [r for r in rules if isinstance(r, FusionRule)]
     first = render([r for r in fusions if r.dominates], host)
     middle = render([r for r in fusions if not r.widest], host)
-    before = [*merging_rules(host), widest_kernels()]
+    before = [*merging_rules(host), widest_kernels(host)]
     last = [[*before, *render([r], host)] for r in fusions if r.widest]
     return [rewrites, lowering_rules(host), first, middle, *last]
 

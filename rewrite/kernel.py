@@ -16,6 +16,7 @@ from ..ir.compose import (
     merge_inputs,
     reads_once,
     shares,
+    streams,
     visits_once,
 )
 from ..ir.errors import UnsupportedError
@@ -28,6 +29,8 @@ MAX_INPUTS = 8
 #: The widest kernels have more: constants count among them, and a tensor may be several until operands are merged.
 MAX_STAGE_INPUTS = 12
 MAX_SCALARS = 96
+#: What ends the unrolling of e-classes that hold terms of one another.
+MAX_OPERATORS = 40
 
 #: Cost (in fused multiply-adds) up to which a row's value may be computed again for each of the row's elements.
 LITTLE_WORK = 4.0
@@ -59,7 +62,7 @@ def of_operator(name: str, attrs: Attrs, *types: TensorType) -> Kernel:
 
 
 def _fits(consumer: Kernel, i: int, producer: Kernel, most: int = MAX_INPUTS) -> bool:
-    if i >= len(consumer.expr.inputs):
+    if i >= len(consumer.expr.inputs) or consumer.operators + producer.operators > MAX_OPERATORS:
         return False
     inputs = len(consumer.expr.inputs) + len(producer.expr.inputs) - 1
     return inputs <= most and arithmetic(consumer.expr) + arithmetic(producer.expr) <= MAX_SCALARS
@@ -158,6 +161,11 @@ def row_reduction(consumer: Kernel, i: int, producer: Kernel) -> bool:
 def merge_operands(k: Kernel, i: int, j: int) -> Kernel:
     """The kernel whose operands i and j (i < j) are one tensor, read as operand i."""
     return replace(k, expr=merge_inputs(k.expr, {j: i}))
+
+
+def genus(k: Kernel) -> int:
+    """Map, row reductions, or contraction: a tensor has a widest kernel of each."""
+    return 0 if is_map(k.expr) else 1 if streams(k.expr) else 2
 
 
 def wider(a: Kernel, b: Kernel) -> Kernel:

@@ -14,7 +14,7 @@ from ..ir.errors import RuleError, TypeRuleError
 from ..ir.operator import OPERATORS, operator
 from .fusion_rules import POSITIONS, WIDE_POSITIONS, FusionRule
 from .host import PRELUDE, Host, call_text, test_text
-from .kernel import TRAITS, fuse, merge_operands, of_operator, wider
+from .kernel import TRAITS, fuse, genus, merge_operands, of_operator, wider
 from .pattern import Apply, Pattern, Record, Var, call, records, tensors, type_of
 from .rule import GraphRule
 from .saturate import EggRule
@@ -45,7 +45,7 @@ def declarations(host: Host) -> str:
         "(function constness (T) i64 :merge (max old new))",
         "(relation uses (PyObject TV i64 T))",
         "(function repeated (PyObject TV) i64 :merge (min old new))",
-        f"(function widest (T) PyObject :merge {call_text(host.function('wider', wider), ['old', 'new'])})",
+        f"(function widest (T PyObject) PyObject :merge {call_text(host.function('wider', wider), ['old', 'new'])})",
         *(f"(relation trait-{name} (PyObject))" for name in TRAITS),
         f"(ruleset {ANALYSES})",
     ]
@@ -106,7 +106,10 @@ def fusion_rule(r: FusionRule, host: Host) -> EggRule:
     test, make = host.function(r.name, r.when), host.function(r.name, fuse)
     drop = " (subsume (Call k xs))" if r.dominates else ""
     const = " (is-const x)" if r.const else ""
-    widest = " (= p (widest x)) (= k (widest e))" if r.widest else ""
+    widest = ""
+    if r.widest:  # an e-class may hold terms of itself (x + 0): a kernel that reads its own result leads nowhere
+        widest = f" (= p (widest x {_genus('p', host)})) (= k (widest e {_genus('k', host)}))"
+        widest += " (vec-not-contains ys x) (vec-not-contains ys e)"
     out = [f"(ruleset {r.name})"]
     for i in WIDE_POSITIONS if r.widest else POSITIONS:
         arguments = ["k", f"(py-from-int {i})", "p"]
@@ -139,9 +142,13 @@ def merging_rules(host: Host) -> list[EggRule]:
     return [_analysis(name, text) for name, text in texts.items()]
 
 
-def widest_kernels() -> EggRule:
-    """Which kernel of a tensor fuses the most operators."""
-    return _analysis("widest_kernel", "((= e (Call k xs))) ((set (widest e) k))")
+def widest_kernels(host: Host) -> EggRule:
+    """Which kernel of a tensor fuses the most operators, of each genus."""
+    return _analysis("widest_kernel", f"((= e (Call k xs))) ((set (widest e {_genus('k', host)}) k))")
+
+
+def _genus(kernel: str, host: Host) -> str:
+    return call_text(host.function("genus", genus), [kernel])
 
 
 def _analysis(name: str, text: str) -> EggRule:
