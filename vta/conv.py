@@ -138,6 +138,10 @@ class _Overlap:
             self.builder.pop(queue)
         self.popped[queue] = max(needed, self.popped[queue])
 
+    def used(self, queue: Queue, place: object) -> bool:
+        """Whether the producer has used a place before."""
+        return (queue, place) in self.marks
+
     @property
     def outstanding(self) -> list[Queue]:
         return [q for q in Queue for _ in range(self.pushed[q] - self.popped[q])]
@@ -224,12 +228,17 @@ class _Convolution:
             yield tiles
 
     def _group(self, tiles: list[_Tile]) -> None:
-        for thread, tile in enumerate(tiles):
-            self._reset(thread, tile)
+        # What nothing holds up is reset while the first loads run; the rest when it is needed: the other thread's first
+        # product then hides the STORE that the reset waits for.
+        early = [thread for thread in range(len(tiles)) if not self.overlap.used(Queue.S2C, ("acc", thread))]
+        for thread in early:
+            self._reset(thread, tiles[thread])
         for ci in range(0, self.layer.inputs, self.tiling.ci):
             count = min(self.tiling.ci, self.layer.inputs - ci)
             for thread, tile in enumerate(tiles):
                 slot = self._load(thread, tile, ci, count)
+                if ci == 0 and thread not in early:
+                    self._reset(thread, tile)
                 self._accumulate(thread, slot, tile, count)
         for thread, tile in enumerate(tiles):
             self._finish(thread, tile)
