@@ -51,6 +51,7 @@ class Tiling:
 
     `threads`: 1, or 2 virtual threads along `axis` ("oc" or "h"), each with a half of every buffer. `share_input`: two
     threads along "oc" read one copy of their common input, and input tiles alternate between the halves.
+    `skip_rows`: of a strided 1x1 convolution without padding, only the rows that it reads are loaded.
     """
 
     co: int
@@ -60,6 +61,7 @@ class Tiling:
     threads: int = 1
     axis: str = "oc"
     share_input: bool = False
+    skip_rows: bool = False
 
 
 # --- folding --------------------------------------------------------------------------------------
@@ -188,10 +190,11 @@ class _Convolution:
         self.inputs, self.weights = dram.holding("inputs", inputs), dram.holding("weights", weights)
         self.result = dram.buffer("outputs", layer.outputs * layer.out_height * layer.out_width * size)
         self.overlap = _Overlap(self.builder)
-        self.input_rows = (tiling.h - 1) * layer.stride + layer.kernel
-        self.input_columns = (tiling.w - 1) * layer.stride + layer.kernel
+        if tiling.skip_rows and (layer.kernel > 1 or layer.pad):
+            raise ProgramError(f"tiling {tiling}: only a 1x1 convolution without padding has rows to skip")
+        self.row_step = layer.stride if tiling.skip_rows else 1
         sizes = {
-            Memory.INP: tiling.ci * self.input_rows * self.input_columns,
+            Memory.INP: tiling.ci * self._input_rows(tiling.h) * self._input_columns(tiling.w),
             Memory.WGT: tiling.co * tiling.ci * layer.kernel**2,
             Memory.ACC: tiling.co * tiling.h * tiling.w,
         }
@@ -271,14 +274,21 @@ class _Convolution:
         layer = self.layer
         top, rows, y_pad = _window(tile.y, tile.rows, layer.height, layer)
         left, columns, x_pad = _window(tile.x, tile.columns, layer.width, layer)
+        rows, stride = -(-rows // self.row_step), layer.width * self.row_step
         at = slot * self.slot_size[Memory.INP] + channel * self._plane(tile)
         offset = ((ci + channel) * layer.height + top) * layer.width + left
-        self.builder.load(Memory.INP, self.inputs, offset, at, rows, columns, layer.width, y_pad, x_pad)
+        self.builder.load(Memory.INP, self.inputs, offset, at, rows, columns, stride, y_pad, x_pad)
+
+    def _input_rows(self, rows: int) -> int:
+        """Input rows that a number of output rows needs on chip."""
+        return (rows - 1) * (self.layer.stride // self.row_step) + self.layer.kernel
+
+    def _input_columns(self, columns: int) -> int:
+        return (columns - 1) * self.layer.stride + self.layer.kernel
 
     def _plane(self, tile: _Tile) -> int:
         """Elements of one channel of a tile's input."""
-        s, k = self.layer.stride, self.layer.kernel
-        return ((tile.rows - 1) * s + k) * ((tile.columns - 1) * s + k)
+        return self._input_rows(tile.rows) * self._input_columns(tile.columns)
 
     def _load_weights(self, thread: int, tile: _Tile, ci: int, count: int) -> None:
         area = self.layer.kernel**2
@@ -289,13 +299,13 @@ class _Convolution:
 
     def _accumulate(self, thread: int, slot: int, tile: _Tile, count: int) -> None:
         k, s = self.layer.kernel, self.layer.stride
-        line = (tile.columns - 1) * s + k
+        line = self._input_columns(tile.columns)
         axes = [
             Axis(tile.channels, tile.rows * tile.columns, 0, count * k * k),
             Axis(count, 0, self._plane(tile), k * k),
             Axis(k, 0, line, k),
             Axis(k, 0, 1, 1),
-            Axis(tile.rows, tile.columns, line * s),
+            Axis(tile.rows, tile.columns, line * (s // self.row_step)),
             Axis(tile.columns, 1, s),
         ]
         base = (

@@ -59,7 +59,8 @@ def test_any_shape_and_tiling(data):
     assume(layer.out_height > 0 and layer.out_width > 0)
     axis, threads = data.draw(st.sampled_from(["oc", "h"])), pick(1, 2)
     sizes = (pick(1, layer.outputs), pick(1, layer.out_height), pick(1, layer.out_width), pick(1, layer.inputs))
-    tiling = Tiling(*sizes, threads, axis, share_input=data.draw(st.booleans()))
+    skip = kernel == 1 and layer.pad == 0 and data.draw(st.booleans())
+    tiling = Tiling(*sizes, threads, axis, share_input=data.draw(st.booleans()), skip_rows=skip)
     program, expected = build(layer, tiling, data.draw(st.sampled_from([DEFAULT, INT4, Config(log_block=5)])))
     assert check(program) == []
     out = program.outputs[0]
@@ -128,6 +129,16 @@ def test_loops_that_are_one_are_merged():
     # A 1x1 convolution walks rows and columns as one: one loop, and no micro-op but one.
     outer, inner, uops = fold([Axis(4, 49, 0, 2), Axis(2, 0, 49, 1), Axis(7, 7, 7), Axis(7, 1, 1)])
     assert (outer.trips, inner.trips, len(uops)) == (49, 2, 4)
+
+
+def test_rows_that_are_not_read_are_not_loaded():
+    layer = Conv2d(1, 1, 8, 8, 1, stride=2)
+    (all_rows, _), (some, expected) = build(layer, Tiling(1, 4, 4)), build(layer, Tiling(1, 4, 4, skip_rows=True))
+    result, out = run(some), some.outputs[0]
+    assert result.dram[out.address : out.address + out.size].tobytes() == expected
+    assert (run(all_rows).counters.inp_bytes, result.counters.inp_bytes) == (7 * 7 * 16, 4 * 7 * 16)
+    with pytest.raises(ProgramError, match="only a 1x1 convolution without padding"):
+        build(Conv2d(1, 1, 8, 8, 3, stride=2), Tiling(1, 2, 2, skip_rows=True))
 
 
 def test_a_tile_that_does_not_fit_is_refused():
