@@ -23,6 +23,7 @@ from nestegg.vta.config import DEFAULT, Memory
 from nestegg.vta.conv import Conv2d, Tiling, convolution_program, macs
 from nestegg.vta.errors import EncodingError, ProgramError
 from nestegg.vta.isa import AluOp
+from nestegg.vta.program import Program
 from nestegg.vta.timing import simulate
 
 CLIP = [(AluOp.SHR, 8), (AluOp.MAX, -127), (AluOp.MIN, 127)]
@@ -65,9 +66,8 @@ def best(layer: Conv2d) -> tuple[int, Tiling]:
 
 def layers(content: list[dict]) -> None:
     gains = []
-    print(
-        f"{'layer':<22}{'recorded':>10}{'1 thread':>10}{'2 threads':>10}{'best':>10}{'busy':>8}{'at most':>8}  tiling"
-    )
+    heads = "".join(f"{head:>10}" for head in ("recorded", "1 thread", "2 threads", "best"))
+    print(f"{'layer':<22}{heads}{'busy':>8}{'at most':>8}  tiling")
     for v in content[::3]:
         layer = Conv2d(v["ci_blocks"], v["co_blocks"], v["h"], v["h"], v["k"], v["stride"], v["pad"])
         one = cycles(layer, Tiling(v["tco"], v["th"], v["tw"]))
@@ -81,24 +81,28 @@ def layers(content: list[dict]) -> None:
     print(f"geometric mean of recorded / best: {math.exp(np.mean(np.log(gains))):.3f}")
 
 
+def fastest(program: Program, vnni: bool) -> tuple[int, float]:
+    """Micro-ops of a program, and the least processor time (seconds) of 20 runs of the functional simulator."""
+    times = []
+    for _ in range(20):
+        begun = time.process_time()
+        functional.run(program, vnni=vnni)
+        times.append(time.process_time() - begun)
+    return functional.Counters.of(program.stream, program.config).gemm_uops, min(times)
+
+
 def simulators(path: Path) -> None:
     programs = [r.program for r in vectors.read(path)[::3]]
     for name, vnni in (("VNNI", True), ("without", False)):
-        work = seconds = 0.0
-        for program in programs:
-            times = []
-            for _ in range(20):
-                begun = time.process_time()
-                result = functional.run(program, vnni=vnni)
-                times.append(time.process_time() - begun)
-            work, seconds = work + result.counters.gemm_uops, seconds + min(times)
-            print(f"{name:<8} {result.counters.gemm_uops / min(times) / 1e6:7.1f} M micro-ops/s")
-        print(f"{name:<8} {work / seconds / 1e6:7.1f} M micro-ops/s over all ten")
+        found = [fastest(program, vnni) for program in programs]
+        each = ", ".join(f"{work / seconds / 1e6:.0f}" for work, seconds in found)
+        total = sum(work for work, _ in found) / sum(seconds for _, seconds in found) / 1e6
+        print(f"functional, {name}: {total:.0f} million micro-ops/s; layer by layer: {each}")
     streams = [p.stream[:-1] for p in programs] * 30
     stream = np.concatenate([*streams, isa.instruction(isa.Opcode.FINISH)])
     begun = time.process_time()
     simulate(stream)
-    print(f"timing   {len(stream) / (time.process_time() - begun):,.0f} instructions/s")
+    print(f"timing: {len(stream) / (time.process_time() - begun):,.0f} instructions/s")
 
 
 def main() -> None:
