@@ -1,4 +1,4 @@
-"""The VTA back end: instructions, simulators and lowering for a tensor accelerator.
+"""The VTA back end: instructions, static checker, simulators and runtime of a tensor accelerator.
 
-Empty for now: PLAN.md in this folder says what will live here and in which order.
+docs/vta.md is the tour. Lowering from e-graphs is to come: PLAN.md in this folder.
 """

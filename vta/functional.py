@@ -10,7 +10,7 @@ bounded.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from .errors import ExecutionError
 from .isa import AluOp, Instruction, Opcode, Unit
 from .kernels import kernels
 from .layout import element_bits, element_shape, pack_lanes, signed_lanes
-from .legality import CODES, PORTABLE_SHIFT, Finding, instruction_findings
+from .legality import CODES, PORTABLE_SHIFT, Finding, element_sizes, instruction_findings
 from .program import Program
 from .tokens import Dispatch, Queue, lowest
 
@@ -33,6 +33,8 @@ EXPANDED_LIMIT = 1 << 22
 _HARMLESS = frozenset({"V1101", "V501"})
 #: A loop of one iteration.
 _ONCE = (1, 0, 0, 0)
+#: Types of lanes by their bytes.
+_LANES = {1: np.dtype("<i1"), 2: np.dtype("<i2"), 4: np.dtype("<i4")}
 
 
 @dataclass(frozen=True)
@@ -84,17 +86,38 @@ PROFILES = {
 STRICT = PROFILES["strict"]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Counters:
-    """Bytes moved between DRAM and each buffer, padding not counted, and micro-op executions."""
+    """Bytes that a program moves between DRAM and each buffer, padding not counted, and micro-op executions."""
 
-    inp_bytes: int = 0
-    wgt_bytes: int = 0
-    acc_bytes: int = 0
-    uop_bytes: int = 0
-    out_bytes: int = 0
-    gemm_uops: int = 0
-    alu_uops: int = 0
+    inp_bytes: int
+    wgt_bytes: int
+    acc_bytes: int
+    uop_bytes: int
+    out_bytes: int
+    gemm_uops: int
+    alu_uops: int
+
+    @classmethod
+    def of(cls, s: isa.Stream, config: Config, zero_trips: int = 0) -> Counters:
+        """Of a program that ran to its end; a reset is no execution."""
+        moved = s["y_size"] * s["x_size"] * element_sizes(s, config)
+        load, store, gemm, alu = (s["opcode"] == o for o in (Opcode.LOAD, Opcode.STORE, Opcode.GEMM, Opcode.ALU))
+        outer, inner = (np.where(s[name] == 0, zero_trips, s[name]) for name in ("iter_out", "iter_in"))
+        executed = outer * inner * np.maximum(s["uop_end"] - s["uop_bgn"], 0)
+
+        def loaded(*memories: Memory) -> int:
+            return int(moved[load & np.isin(s["memory"], memories)].sum())
+
+        return cls(
+            inp_bytes=loaded(Memory.INP),
+            wgt_bytes=loaded(Memory.WGT),
+            acc_bytes=loaded(Memory.ACC, Memory.ACC_8BIT),
+            uop_bytes=loaded(Memory.UOP),
+            out_bytes=int(moved[store].sum()),
+            gemm_uops=int(executed[gemm & (s["reset"] == 0)].sum()),
+            alu_uops=int(executed[alu].sum()),
+        )
 
 
 @dataclass(frozen=True)
@@ -141,7 +164,8 @@ def run(
             finished = index
     if dispatch.stuck is not None:
         raise _refused(Finding("V1501", dispatch.stuck, dispatch.explain()))
-    return Result(machine.dram, machine.counters, {q: dispatch.tokens[q] for q in Queue})
+    counters = Counters.of(stream, program.config, profile.zero_trips)
+    return Result(machine.dram, counters, {q: dispatch.tokens[q] for q in Queue})
 
 
 def run_all(programs: Sequence[Program], profile: Profile = STRICT) -> Result:
@@ -174,6 +198,9 @@ def _pairs_by_output(weights: NDArray[np.signedinteger]) -> NDArray[np.signedint
     return weights.reshape(y, x, out, -1, min(2, reduced)).transpose(0, 1, 3, 2, 4)
 
 
+Loops = tuple[tuple[int, int], tuple[int, int]]
+
+
 class _Uops:
     """What is known of a range of micro-ops: the largest index of each kind, whether dst = src everywhere, and the
     same micro-ops in groups of one weight.
@@ -198,7 +225,6 @@ class _Machine:
     profile: Profile
     work_limit: int
     vnni: bool
-    counters: Counters = field(default_factory=Counters)
 
     def __post_init__(self) -> None:
         c = self.config
@@ -213,6 +239,13 @@ class _Machine:
         self.out = np.zeros_like(self.acc) if self.profile.own_out else self.acc
         self.uops = {name: np.zeros(depth[Memory.UOP], np.int64) for name in ("dst", "src", "wgt")}
         self._known: dict[tuple[int, int], _Uops] = {}
+        self._dram = self.dram.data
+        # Of each memory type that lanes are loaded from: the buffer, bytes and shape of an element, bits of a lane.
+        buffers = {Memory.INP: self.inp, Memory.WGT: self.wgt, Memory.ACC: self.acc, Memory.ACC_8BIT: self.acc}
+        self._forms = {
+            int(m): (buffer, c.element_bytes(m), element_shape(c, m), element_bits(c, m))
+            for m, buffer in buffers.items()
+        }
         self._addresses = [a.ctypes.data for a in (self.acc, self.state, self.inp, self.wgt)]
         self._uop_addresses = {name: array.ctypes.data for name, array in self.uops.items()}
         # The right operand of an immediate operation: one element, at an index that stays 0.
@@ -233,29 +266,25 @@ class _Machine:
 
     # --- memory -----------------------------------------------------------------------------------
 
-    def _source(self, row: Instruction, memory: Memory) -> NDArray[np.signedinteger]:
+    def _source(self, row: Instruction, size: int, element: tuple[int, int], bits: int) -> NDArray[np.signedinteger]:
         """What a LOAD reads, `[y, x, rows, columns]` of signed lanes."""
-        c, size, bits = self.config, self.config.element_bytes(memory), element_bits(self.config, memory)
-        shape, start = (row.y_size, row.x_size, *element_shape(c, memory)), row.dram_base * size
+        shape, start = (row.y_size, row.x_size, *element), row.dram_base * size
         strides = (row.x_stride * size, size)
         if bits >= 8:
             lane = bits // 8
-            return np.ndarray(shape, f"<i{lane}", self.dram.data, start, (*strides, shape[3] * lane, lane))
-        raw = np.ndarray((row.y_size, row.x_size, size), np.uint8, self.dram.data, start, (*strides, 1))
+            return np.ndarray(shape, _LANES[lane], self._dram, start, (*strides, element[1] * lane, lane))
+        raw = np.ndarray((row.y_size, row.x_size, size), np.uint8, self._dram, start, (*strides, 1))
         return signed_lanes(raw.reshape(-1), bits).reshape(shape)
 
     def _load(self, row: Instruction) -> None:
-        memory = Memory(row.memory)
-        name = {Memory.ACC_8BIT: "acc"}.get(memory, memory.name.lower())
-        moved = row.y_size * row.x_size * self.config.element_bytes(memory)
-        setattr(self.counters, f"{name}_bytes", getattr(self.counters, f"{name}_bytes") + moved)
+        memory = row.memory
         if memory == Memory.UOP:
             return self._load_uops(row)
         if self.profile.one_row and memory == Memory.WGT:
             row = row._replace(y_pad_0=0, y_pad_1=0, x_pad_0=0, x_pad_1=0)
         height, width = row.y_pad_0 + row.y_size + row.y_pad_1, row.x_pad_0 + row.x_size + row.x_pad_1
-        buffer = {"acc": self.acc, "inp": self.inp, "wgt": self.wgt}[name]
-        if name == "acc":
+        buffer, size, element, bits = self._forms[memory]
+        if buffer is self.acc:
             where = slice(row.sram_base, row.sram_base + height * width)
             self._detach(where)
             self.state[where] = 0
@@ -263,7 +292,7 @@ class _Machine:
         if height * width > row.y_size * row.x_size:
             region[...] = 0
         inside = region[row.y_pad_0 : row.y_pad_0 + row.y_size, row.x_pad_0 : row.x_pad_0 + row.x_size]
-        source = self._source(row, memory)
+        source = self._source(row, size, element, bits)
         if memory == Memory.WGT:
             source = _pairs_by_output(source)
         inside[..., : source.shape[-1]] = source
@@ -272,7 +301,7 @@ class _Machine:
         rows = 1 if self.profile.one_row else row.y_size
         self._known.clear()
         shape, strides = (rows, row.x_size, UOP_BYTES), (row.x_stride * UOP_BYTES, UOP_BYTES, 1)
-        source = np.ndarray(shape, np.uint8, self.dram.data, row.dram_base * UOP_BYTES, strides)
+        source = np.ndarray(shape, np.uint8, self._dram, row.dram_base * UOP_BYTES, strides)
         ops = isa.decode_uops(source.tobytes(), self.config).reshape(rows, row.x_size)
         pads = (0, 0, 0, 0) if self.profile.one_row else (row.y_pad_0, row.y_pad_1, row.x_pad_0, row.x_pad_1)
         for name, buffer in self.uops.items():
@@ -298,7 +327,6 @@ class _Machine:
         for y in range(row.y_size):  # in order: rows may overlap
             start = (row.dram_base + y * row.x_stride) * size
             self.dram[start : start + row.x_size * size] = raw[y]
-        self.counters.out_bytes += count * size
 
     def _detach(self, where: slice) -> None:
         """Accumulators are about to change while OUT, if it is a buffer of its own, keeps what was written last."""
@@ -309,7 +337,7 @@ class _Machine:
     # --- compute ----------------------------------------------------------------------------------
 
     def _loops(self, index: int, row: Instruction) -> tuple[int, int, int]:
-        """Micro-ops and iterations, out and in, of an instruction; the work is counted."""
+        """Micro-ops and iterations, out and in, of an instruction; the work is limited."""
         count = row.uop_end - row.uop_bgn
         if count > 0 and row.uop_end > self.depth[Memory.UOP]:
             raise _refused(Finding("V201", index, f"uop {row.uop_bgn}:{row.uop_end}"))
@@ -318,9 +346,6 @@ class _Machine:
         self.work += executions
         if self.work > self.work_limit:
             raise _refused(Finding("V1602", index, f"{self.work} micro-ops"))
-        kind = "gemm_uops" if row.opcode == Opcode.GEMM else "alu_uops"
-        if not (row.opcode == Opcode.GEMM and row.reset):
-            setattr(self.counters, kind, getattr(self.counters, kind) + executions)
         return (count, outer, inner) if executions else (0, 0, 0)
 
     def _range(self, row: Instruction) -> _Uops:
@@ -329,13 +354,13 @@ class _Machine:
             self._known[key] = _Uops(*(array[row.uop_bgn : row.uop_end] for array in self.uops.values()))
         return self._known[key]
 
-    def _fits(self, index: int, code: str, memory: Memory, top: int, loops: tuple[tuple[int, int], ...]) -> bool:
+    def _fits(self, index: int, code: str, memory: Memory, top: int, loops: Loops) -> bool:
         """Whether the largest index of an operand is in its buffer. Raises unless the profile takes it modulo."""
-        last = top + sum((trips - 1) * factor for trips, factor in loops)
-        if last >= self.depth[memory] and not self.profile.wraps:
-            detail = f"{memory.name} {last} of {self.depth[memory]}"
-            raise _refused(Finding(code, index, detail))
-        return last < self.depth[memory]
+        (outer, out), (inner, into) = loops
+        last, depth = top + (outer - 1) * out + (inner - 1) * into, self.depth[memory]
+        if last >= depth and not self.profile.wraps:
+            raise _refused(Finding(code, index, f"{memory.name} {last} of {depth}"))
+        return last < depth
 
     def _gemm(self, index: int, row: Instruction) -> None:
         count, outer, inner = self._loops(index, row)

@@ -3,9 +3,10 @@
 This is what a lowering calls. `Builder` collects a stream; `finish` closes it and gives a `Program`. Three things are
 done for the caller:
 
-- A micro-op kernel is kept on chip while there is room (the buffer is a ring) and loaded when it is not there. All
-  micro-ops ever loaded stay in DRAM in an area that only grows: an evicted kernel cannot be overwritten before the
-  LOAD that reads it has run.
+- A micro-op kernel is kept on chip while there is room (the buffer is a ring) and loaded when it is not there; the
+  first ones of a stream come with one LOAD at its begin, where they do not queue behind data. All micro-ops ever
+  loaded stay in DRAM in an area that only grows: an evicted kernel cannot be overwritten before the LOAD that reads
+  it has run.
 - A token is carried by the instruction before it (a push) or after it (a pop) of its unit; where there is none, by a
   no-op.
 - A stream that would grow beyond the instruction area is split: everything is waited for, and a new one begins.
@@ -28,6 +29,8 @@ from .tokens import CONSUMER, POPS, PRODUCER, PUSHES, Queue
 
 #: Instructions of one stream: the original runtime's area of 32 MiB.
 STREAM_LIMIT = (32 << 20) // INSTRUCTION_BYTES
+#: Micro-ops that the first LOAD of a stream may bring: some 500 cycles, while the first data are on their way.
+PRELOAD_LIMIT = 1024
 Uop = tuple[int, int, int]
 
 
@@ -118,7 +121,7 @@ class Builder:
         self._kernels: list[tuple[Uop, ...]] = []  # in the order of their LOADs, each as often as it was loaded
         self._loads: list[tuple[int, int]] = []  # (row, offset in the micro-op area)
         self._in_dram: dict[tuple[Uop, ...], int] = {}
-        self._uop_count = 0
+        self._uop_count = self._preloaded = 0
 
     # --- instructions -----------------------------------------------------------------------------
 
@@ -204,6 +207,9 @@ class Builder:
             self._in_dram[kernel] = self._uop_count
             self._kernels.append(kernel)
             self._uop_count += len(kernel)
+            if self._uop_count == self._cache.end <= PRELOAD_LIMIT:  # nothing came before on demand
+                self._preloaded = self._uop_count
+                return begin
         # Pops that wait for the instruction itself stay pending: the LOAD reads nothing that they protect.
         pending, self._pending[Unit.COMPUTE] = self._pending[Unit.COMPUTE], []
         sizes = {"sram_base": begin, "y_size": 1, "x_size": len(kernel), "x_stride": len(kernel)}
@@ -253,7 +259,7 @@ class Builder:
 
     @property
     def count(self) -> int:
-        """Instructions so far, and those that closing the stream takes."""
+        """Instructions so far, and those that closing the stream takes at most."""
         return len(self._rows) + 8
 
     def finish(self, outputs: Sequence[Buffer] = (), wait_for: Sequence[Queue] = ()) -> Program:
@@ -283,6 +289,10 @@ class Builder:
         uops = self.dram.buffer("uops", len(ops))
         for row, offset in self._loads:
             self._rows[row]["dram_base"] = uops.address // UOP_BYTES + offset
+        if self._preloaded:
+            sizes = {"y_size": 1, "x_size": self._preloaded, "x_stride": self._preloaded}
+            first = {"opcode": Opcode.LOAD, "memory": Memory.UOP, "dram_base": uops.address // UOP_BYTES}
+            self._rows.insert(0, first | sizes)
         stream = np.zeros(len(self._rows), isa.INSTRUCTION)
         for index, fields in enumerate(self._rows):
             for name, value in fields.items():

@@ -35,7 +35,7 @@ def test_the_smallest_program():
     result = run(program).dram[out.address : out.address + out.size].view(np.int8)
     assert result.tolist() == list(range(1, 65))
     assert [line.split()[0] for line in disassemble(program.code)] == [
-        *("load.acc", "load.uop", "alu.add", "store.out", "load.uop", "finish"),
+        *("load.uop", "load.acc", "alu.add", "store.out", "load.uop", "finish"),
     ]
     # The push is on the ALU instruction, the pop on the store: no no-ops but the one before FINISH.
     assert disassemble(program.code)[2].endswith("push_next")
@@ -72,7 +72,7 @@ def test_a_resident_kernel_is_not_loaded_again():
         builder.gemm([(0, 0, 0), (1, 0, 0)], reset=True)
         builder.gemm([(2, 0, 0)], reset=True)
     lines = disassemble(builder.finish().code)
-    assert [line.split()[0] for line in lines].count("load.uop") == 2
+    assert [line.split()[0] for line in lines] == ["load.uop", *["gemm"] * 6, "finish"]
 
 
 def test_evicted_kernels_keep_their_micro_ops():
@@ -92,7 +92,8 @@ def test_evicted_kernels_keep_their_micro_ops():
     program = builder.finish([target])
     assert check(program) == []
     loads = [line for line in disassemble(program.code, config) if line.startswith("load.uop sram") or "dram=" in line]
-    assert len([line for line in loads if line.startswith("load.uop")]) == 2 * count
+    # Five fit and come first; the ring has evicted each before its second use.
+    assert len([line for line in loads if line.startswith("load.uop")]) == 1 + (count - 5) + count
     assert len(program.uops) == 4 * 3 * count  # in DRAM each is once
     found = run(program).dram[target.address : target.address + target.size].view(np.int8)
     assert found.reshape(count, 16)[:, 0].tolist() == [4 * i - (256 if 4 * i > 127 else 0) for i in range(count)]
