@@ -15,13 +15,14 @@ from typing import Any
 
 import numpy as np
 
+from .arguments import as_array, is_jax
 from .codegen.program import Buffer, Executable, KernelCall, Program
 from .costmodel.roofline import Roofline
 from .extract.choose import GraphChoice, Step, choose, constant_values
 from .extract.search import KernelSearch
 from .ir.attrs import Attrs
 from .ir.compose import identity
-from .ir.errors import CallError, ImportFailure, NesteggError
+from .ir.errors import ImportFailure, NesteggError
 from .ir.graph import Graph
 from .ir.imported import ImportedProgram
 from .ir.intrinsic import Intrinsic
@@ -92,7 +93,7 @@ def import_program(source: Any, *example_args: Any, shapes: Any = None) -> Impor
 
 
 class Compiled:
-    """An optimized program. Call it like the original; arguments may be NumPy or JAX arrays.
+    """An optimized program. Call it like the original, from any number of threads.
 
     graph: the imported graph. egraph: the saturated graph e-graph. choice: the extracted graph program. program: the
     kernels with their nests and buffers (prints as text). Not to be built directly: see `optimize`.
@@ -110,11 +111,12 @@ class Compiled:
         self.imported, self.graph, self.egraph = imported, imported.graph, egraph
         self.choice, self.program, self.search, self.seconds = choice, program, search, seconds
         self.threads_wanted = 1
-        self._types = imported.graph.input_types
-        self._results = imported.graph.output_types
+        self._takes_arrays, self._returns = imported.takes_arrays, imported.returns
+        self._jax_function: Callable[..., Any] | None = None
         self._verified: Verification | None = None
         begun = time.perf_counter()
-        self.executable = Executable(program)
+        graph = imported.graph
+        self.executable = Executable(program, graph.input_types, graph.output_types, bare=self._returns == "array")
         self.seconds["codegen"] = time.perf_counter() - begun
 
     @property
@@ -123,28 +125,45 @@ class Compiled:
         return sum(self.seconds.values())
 
     def __call__(self, *args: Any) -> Any:
-        """Run. Raises `CallError` if the arguments differ in number, structure, shape or dtype from the example's."""
+        """Run; results are new NumPy arrays. If an argument is a JAX array, or traced, this is `as_jax()(*args)`.
+
+        Arguments may also be of any library that exports DLPack; those that are contiguous are not copied. Raises
+        `CallError` if they differ in number, structure, shape or dtype from the example's.
+        """
+        if self._takes_arrays:
+            results = self.executable.entry.call(*args)
+            if results is not None:
+                return self.imported.unflatten(results) if self._returns == "tree" else results
+        return self._converting(args)
+
+    def _converting(self, args: tuple[Any, ...]) -> Any:
+        """A call whose arguments are not yet the arrays that the entry takes."""
         leaves = self.imported.flatten(*args)
-        arrays = [self._array(k, leaf) for k, leaf in enumerate(leaves)]
-        outputs = [np.empty(t.shape, DTYPES[t.dtype].numpy) for t in self._results]
-        self.executable.run(arrays, outputs)
-        results: list[Any] = list(outputs)
-        if any(type(leaf).__module__.startswith("jax") for leaf in leaves):
-            import jax.numpy as jnp
+        if any(map(is_jax, leaves)):
+            return self.as_jax()(*args)
+        results = self.executable.entry.call(*self._arrays(leaves))
+        return self.imported.unflatten([results] if self._returns == "array" else results)
 
-            results = [jnp.asarray(o) for o in outputs]
-        return self.imported.unflatten(results)
+    def _arrays(self, leaves: Sequence[Any]) -> list[np.ndarray]:
+        names, types = self.imported.input_names, self.graph.input_types
+        return [
+            as_array(leaf, want, f"argument {k} ({name})")
+            for k, (leaf, want, name) in enumerate(zip(leaves, types, names, strict=True))
+        ]
 
-    def _array(self, k: int, leaf: Any) -> np.ndarray:
-        want = self._types[k]
-        array = np.asarray(leaf)
-        if array.shape != want.shape or array.dtype != DTYPES[want.dtype].numpy:
-            name = self.imported.input_names[k]
-            raise CallError(
-                f"argument {k} ({name}) is {array.dtype}{list(array.shape)}; this program was optimized for {want}: "
-                "convert it, or optimize again for the new type"
-            )
-        return np.ascontiguousarray(array)
+    def as_jax(self) -> Callable[..., Any]:
+        """The program as a JAX function, for use inside `jax.jit`, `lax.scan`, `vmap`, `grad` and so on, on CPU.
+
+        XLA calls the machine code directly, on its own buffers: nothing is copied. Under `vmap` the program runs once
+        for each element, in sequence. Derivatives (reverse mode) are JAX's of the function that was optimized: the
+        forward pass is this program, the backward pass is not. A program that was not a JAX function has none: an
+        `UnsupportedError` says so; another says so if a 64-bit type needs `jax_enable_x64`.
+        """
+        from .jax_function import jax_function
+
+        if self._jax_function is None:
+            self._jax_function = jax_function(self.imported, self.executable)
+        return self._jax_function
 
     def example_inputs(self, seed: int = 0) -> list[np.ndarray]:
         """Random inputs of the right types: normal for floats, small integers otherwise."""
@@ -156,13 +175,13 @@ class Compiled:
                 return rng.standard_normal(t.shape).astype(DTYPES[t.dtype].numpy)
             return rng.integers(0, 2 if kind == "bool" else 8, t.shape).astype(DTYPES[t.dtype].numpy)
 
-        return [draw(t) for t in self._types]
+        return [draw(t) for t in self.graph.input_types]
 
     def verify(self, *args: Any, seed: int = 0) -> Verification:
         """Compare with the graph in float64, beside XLA in the graph's own precision (on `args`, or random inputs)."""
-        inputs = [np.asarray(a) for a in self.imported.flatten(*args)] if args else self.example_inputs(seed)
-        outputs = [np.empty(t.shape, DTYPES[t.dtype].numpy) for t in self._results]
-        self.executable.run([np.ascontiguousarray(a) for a in inputs], outputs)
+        inputs = self._arrays(self.imported.flatten(*args)) if args else self.example_inputs(seed)
+        outputs = [np.empty(t.shape, DTYPES[t.dtype].numpy) for t in self.graph.output_types]
+        self.executable.run(inputs, outputs)
         exact = evaluate(self.graph, inputs, double=True)
         peer = xla(self.graph)(*inputs)
         self._verified = Verification.of(outputs, peer, exact)

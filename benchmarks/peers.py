@@ -156,17 +156,17 @@ def nestegg(case: Case, threads: int) -> list[Contestant | Timing]:
 def native_loop(
     executable: Any, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray]
 ) -> Callable[[int], None]:
-    """Calls of a program's entry in a loop of machine code; reaches into `Executable` for entry and arena."""
-    from nestegg.codegen.program import aligned_bytes
+    """Calls of a program's entry in a loop of machine code."""
+    from nestegg.codegen.memory import aligned_bytes
 
-    entry = ctypes.cast(executable._run, ctypes.c_void_p).value
-    arena = aligned_bytes(max(executable._arena_size, 1))
+    native = executable.native
+    arena = aligned_bytes(max(native.arena, 1))
     tables = [(ctypes.c_void_p * max(len(a), 1))(*(x.ctypes.data for x in a)) for a in (inputs, outputs)]
     loop = function(REPEAT_IR, ctypes.c_void_p, ctypes.c_int64, *[ctypes.c_void_p] * 4)
     keep = (executable, arena, tables, list(inputs), list(outputs))
 
     def repeat(times: int) -> None:
-        loop(entry, times, keep[2][0], keep[2][1], executable._constants.ctypes.data, arena.ctypes.data)
+        loop(native.run, times, keep[2][0], keep[2][1], native.constants, arena.ctypes.data)
 
     return repeat
 

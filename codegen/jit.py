@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,8 +66,8 @@ class Loaded:
 _jit: list[Any] = []
 
 
-def load_object(code: bytes, symbols: tuple[str, ...]) -> Loaded:
-    """Load an object file and find its symbols."""
+def load_object(code: bytes, symbols: tuple[str, ...], imports: Mapping[str, int] | None = None) -> Loaded:
+    """Load an object file and find its symbols. `imports`: addresses of symbols that it leaves undefined."""
     _initialise()
     with _lock:
         if not _jit:
@@ -77,6 +77,8 @@ def load_object(code: bytes, symbols: tuple[str, ...]) -> Loaded:
         builder = llvm.JITLibraryBuilder().add_object_img(code).add_current_process()
         for s in symbols:
             builder.export_symbol(s)
+        for s, address in (imports or {}).items():
+            builder.import_symbol(s, address)
         tracker = builder.link(_jit[0], name)
         _jit.append(tracker)
         return Loaded({s: tracker[s] for s in symbols}, tracker)

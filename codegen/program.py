@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,14 +12,18 @@ from functools import cached_property
 import numpy as np
 from llvmlite import ir
 
+from ..ir.errors import CallError
 from ..ir.loops import Lowered, described
 from ..ir.nest import Nest
 from ..ir.target import Target
 from ..ir.types import TensorType
 from . import jit
+from .ctypes_entry import CtypesEntry
 from .kernel_code import KernelCode
 from .llvm_types import I8, I32, I64, POINTER
-from .memory import ALIGNMENT, Lifetime, MemoryPlan, plan
+from .memory import ALIGNMENT, Lifetime, MemoryPlan, aligned_bytes, plan
+from .native import Native
+from .python_entry import PythonEntry, unsupported
 
 ENTRY = "nestegg_run"
 
@@ -144,47 +147,36 @@ class Program:
         return f"{b.space}{b.index if b.space != 'temporary' else n}: {b.type}"
 
 
-def aligned_bytes(size: int) -> np.ndarray:
-    """Uninitialised bytes whose first is aligned to 64."""
-    raw = np.empty(size + ALIGNMENT, np.uint8)
-    start = -raw.ctypes.data % ALIGNMENT
-    return raw[start : start + size]
-
-
 class Executable:
-    """A program's machine code in this process, with its constants and arena."""
+    """A program's machine code in this process, with its constants and arenas. Any number of threads may call it.
 
-    def __init__(self, program: Program, code: bytes | None = None) -> None:
-        self._loaded = jit.load_object(program.object if code is None else code, (ENTRY,))
-        self._run = self._loaded.function(ENTRY, *[ctypes.c_void_p] * 4)
-        self._constants = aligned_bytes(max(program.constant_offsets[-1], 1))
+    inputs, outputs: the types of the arguments and results. bare: `entry.call` returns the only result itself.
+    `entry` is how Python calls it; `entry.kind` says whether in machine code or, and why, by ctypes. `native`: where
+    it lies, for other machine code.
+    """
+
+    def __init__(
+        self, program: Program, inputs: Sequence[TensorType], outputs: Sequence[TensorType], bare: bool = False
+    ) -> None:
+        loaded = jit.load_object(program.object, (ENTRY,))
+        constants = aligned_bytes(max(program.constant_offsets[-1], 1))
         for array, start in zip(program.constants, program.constant_offsets, strict=False):
-            self._constants[start : start + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        self._constants_at = self._constants.ctypes.data
-        self._arena_size = program.memory.peak
-        self._free: list[_Frame] = []
+            constants[start : start + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        owner = (loaded, constants)
+        self.native = Native(loaded.symbols[ENTRY], constants.ctypes.data, program.memory.peak, owner)
+        self.program, self.inputs, self.outputs = program, tuple(inputs), tuple(outputs)
+        why = unsupported()
+        self.entry: PythonEntry | CtypesEntry = (
+            CtypesEntry(self.native, inputs, outputs, bare, why)
+            if why
+            else PythonEntry(self.native, inputs, outputs, bare, sum(c.seconds for c in program.calls))
+        )
 
     def run(self, inputs: Sequence[np.ndarray], outputs: Sequence[np.ndarray]) -> None:
-        """Run on contiguous arrays of the right types (not checked here)."""
-        try:
-            frame = self._free.pop()
-        except IndexError:
-            frame = _Frame(self._arena_size, len(inputs), len(outputs))
-        try:
-            for k, a in enumerate(inputs):
-                frame.inputs[k] = a.__array_interface__["data"][0]
-            for k, a in enumerate(outputs):
-                frame.outputs[k] = a.__array_interface__["data"][0]
-            self._run(frame.inputs, frame.outputs, self._constants_at, frame.address)
-        finally:
-            self._free.append(frame)
-
-
-class _Frame:
-    """What one call at a time uses: an arena and the tables of pointers."""
-
-    def __init__(self, size: int, inputs: int, outputs: int) -> None:
-        self.memory = aligned_bytes(max(size, 1))
-        self.address = self.memory.ctypes.data
-        self.inputs = (ctypes.c_void_p * max(inputs, 1))()
-        self.outputs = (ctypes.c_void_p * max(outputs, 1))()
+        """Run into given arrays, none of which may overlap an output. Raises `CallError` if one does not match."""
+        if self.entry.into(*inputs, *outputs) is None:
+            types = ", ".join(map(str, self.inputs + self.outputs))
+            raise CallError(
+                f"run: takes {types} (inputs, then outputs) as aligned, C-contiguous, natively ordered NumPy arrays, "
+                "outputs writeable; np.require makes such arrays"
+            )

@@ -4,9 +4,10 @@ outputs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, Literal
 
 from .errors import CallError
 from .graph import Graph
@@ -18,7 +19,7 @@ class ImportedProgram:
 
     `input_names` and `output_names` are in the order of `graph.inputs` and `graph.outputs`. `in_tree` and
     `out_tree` are the pytree structures of the arguments (as one tuple) and of the result; None stands for
-    flat arrays (ONNX).
+    flat arrays (ONNX). `function` is the JAX function it was read from, if it was.
     """
 
     graph: Graph
@@ -27,6 +28,28 @@ class ImportedProgram:
     in_tree: Any = None
     out_tree: Any = None
     source: str = ""
+    function: Callable[..., Any] | None = None
+
+    @cached_property
+    def takes_arrays(self) -> bool:
+        """Whether the arguments are the graph's inputs themselves, in order."""
+        if self.in_tree is None:
+            return True
+        import jax
+
+        return self.in_tree == jax.tree.structure((0,) * len(self.input_names))
+
+    @cached_property
+    def returns(self) -> Literal["array", "tuple", "tree"]:
+        """What the result is: the only output, the tuple of the outputs, or another pytree of them."""
+        count = len(self.output_names)
+        if self.out_tree is None:
+            return "array" if count == 1 else "tuple"
+        import jax
+
+        if self.out_tree == jax.tree.structure(0):
+            return "array"
+        return "tuple" if self.out_tree == jax.tree.structure((0,) * count) else "tree"
 
     def flatten(self, *args: Any) -> list[Any]:
         """The graph's inputs from call arguments. Raises `CallError` if they are structured otherwise."""

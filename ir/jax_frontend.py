@@ -58,7 +58,7 @@ def from_jax(fn: Callable[..., Any], *example_args: Any) -> ImportedProgram:
     results = importer.run(closed.jaxpr, closed.consts)
     graph = importer.builder.finish([importer.value(r) for r in results])
     out_names = tuple(_path_name("y", path) for path, _ in outs)
-    return ImportedProgram(graph, names, out_names, in_tree, out_tree, name)
+    return ImportedProgram(graph, names, out_names, in_tree, out_tree, name, fn)
 
 
 def _path_name(prefix: str, path: Sequence[Any]) -> str:
@@ -173,6 +173,13 @@ def _is_small(eqn: Any) -> bool:
     return all(hasattr(a, "shape") and (a.size <= 1 or a.dtype.kind in "iub") for a in avals)
 
 
+def _is_ours(file: str) -> bool:
+    """The file is nestegg's own, and not one of the programs that lie beside the package in its repository."""
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    inside = os.path.relpath(file, root).split(os.sep)[0]
+    return inside not in ("..", "tests", "examples", "benchmarks")
+
+
 def _place(eqn: Any) -> str:
     """`file:line` of the user's code that made the equation; empty if unknown."""
     import jax
@@ -180,9 +187,6 @@ def _place(eqn: Any) -> str:
     library = os.path.dirname(jax.__file__)
     frames = getattr(getattr(eqn.source_info, "traceback", None), "frames", ())
     for frame in frames:
-        if (
-            not frame.file_name.startswith((library, "<"))
-            and os.sep + "nestegg" + os.sep not in frame.file_name
-        ):
+        if not frame.file_name.startswith((library, "<")) and not _is_ours(frame.file_name):
             return f"{os.path.basename(frame.file_name)}:{frame.line_num}"
     return ""

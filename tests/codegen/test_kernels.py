@@ -12,7 +12,7 @@ from llvmlite import ir
 
 from nestegg.codegen import jit
 from nestegg.codegen.kernel_code import KernelCode
-from nestegg.codegen.program import aligned_bytes
+from nestegg.codegen.memory import aligned_bytes
 from nestegg.ir.attrs import Attrs
 from nestegg.ir.compose import compose
 from nestegg.ir.loops import LoopKernel, Lowered, described, lower
