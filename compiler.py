@@ -282,9 +282,9 @@ def compile_graph(imported: ImportedProgram, options: Options, progress: Progres
 
 
 def _useful(machine: Target, graph: Graph) -> list[Intrinsic]:
-    """The target's intrinsics on types that occur in the graph: rules for others could not match."""
+    """The target's intrinsics on weights of types that occur in the graph: rules for others could not match."""
     types = {n.type.dtype for n in graph.nodes}
-    return [i for i in machine.intrinsics if {t.dtype for t in i.expr.inputs} <= types]
+    return [i for i in machine.intrinsics if i.expr.inputs[-1].dtype in types]
 
 
 def _load(rules: Sequence[GraphRule | LoopRule | str | Path]) -> Sequence[Any]:
@@ -307,7 +307,7 @@ def _fold(op: str, args: list[np.ndarray], attrs: object) -> np.ndarray:
     with jax.enable_x64(True):
         wide = args if moves else [a.astype(np.float64) if a.dtype == np.float32 else a for a in args]
         value = np.asarray(apply_reference(op, wide, attrs, double=not moves))
-    return np.ascontiguousarray(value.astype(DTYPES[result.dtype].numpy))
+    return np.ascontiguousarray(value.astype(DTYPES[result.dtype].numpy)).reshape(result.shape)  # it makes 0-d 1-d
 
 
 class _Buffers:

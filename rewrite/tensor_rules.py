@@ -2,13 +2,14 @@
 
 An intrinsic whose second register holds `depth` elements of the reduction for each lane wants its weights as
 [k/depth, n, depth] (in panels: [n/panel, k/depth, panel, depth]), so that a register is one load. Where k is no
-multiple of the depth, both operands are padded with zeros.
+multiple of the depth, both operands are padded with zeros. Where only unsigned bytes can be multiplied with signed
+ones, signed ones are made unsigned by adding 128, and 128 times the sums of the weights' columns is taken off again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..ir.attrs import Attrs
@@ -45,7 +46,9 @@ class Operands:
 def packing_rules(intrinsics: Iterable[Intrinsic]) -> tuple[GraphRule, ...]:
     """The layout rules of every intrinsic of two operands."""
     wanted = dict.fromkeys(Operands.of(i) for i in intrinsics if len(i.expr.inputs) == 2)
-    return tuple(r for o in wanted for r in _rules(o))
+    signed = {o.depth for o in wanted if (o.left, o.right) == ("i8", "i8")}
+    offsets = [_offset(o) for o in wanted if (o.left, o.right) == ("u8", "i8") and o.depth > max(signed, default=0)]
+    return (*(r for o in wanted for r in _rules(o)), *offsets)
 
 
 def _rules(o: Operands) -> Iterator[GraphRule]:
@@ -146,3 +149,27 @@ def _padded_depth(o: Operands) -> GraphRule:
 
     pad_depth.__name__ = f"pad_{o.name}"
     return rule("layout", when=uneven, draw=_drawn(o, 1, False))(pad_depth)
+
+
+def _offset(o: Operands) -> GraphRule:
+    def signed(x: TensorType, w: TensorType, c: Attrs, e: Attrs, d: Attrs) -> bool:
+        """A product of signed bytes."""
+        return _multiplies(replace(o, left=o.right), x, w, c, e, d)
+
+    def make_unsigned(x, w, *, c, e, d):
+        """x @ w -> (x + 128) @ w - 128 * sums of the columns of w: the left operand is unsigned then."""
+        nothing = op.cast(op.slice(w, start=(0, 0), limit=(0, 0), strides=(1, 1)), c)
+        number = op.pad(nothing, low=(1, 1), high=(0, 0), interior=(0, 0), value=128.0)
+        half = op.reshape(number, shape=())
+        shifted = op.add(op.cast(x, c), op.broadcast(half, shape=lambda x: x.shape, dims=()))
+        product = op.dot(op.cast(op.cast(shifted, dtype=o.left), c), op.cast(w, e), d)
+        sums = op.reduce(op.cast(w, e), kind="sum", axes=(0,))
+        taken = op.mul(sums, op.broadcast(half, shape=lambda w: w.shape[1:], dims=()))
+        spread = op.broadcast(
+            taken, shape=lambda x, w: (*x.shape[:-1], w.shape[1]), dims=lambda x: (x.rank - 1,)
+        )
+        return op.dot(op.cast(x, c), op.cast(w, e), d) >> op.sub(product, spread)
+
+    make_unsigned.__name__ = f"offset_{o.right}_{o.right}_{o.lanes}x{o.depth}"
+    draw = _drawn(replace(o, left=o.right), 1, True)
+    return rule("algorithm", when=signed, const=("w",), draw=draw)(make_unsigned)
