@@ -798,3 +798,5 @@ declare(
         "contraction",
     )
 )
+
+from . import gather  # noqa: E402, F401 (adds its operator)

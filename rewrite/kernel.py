@@ -7,7 +7,18 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from ..ir.attrs import Attrs
-from ..ir.compose import arithmetic, compose, has_nested_reduce, is_map, is_movement, merge_inputs, reads_once, shares, visits_once
+from ..ir.compose import (
+    arithmetic,
+    compose,
+    has_nested_reduce,
+    is_map,
+    is_movement,
+    merge_inputs,
+    reads_at,
+    reads_once,
+    shares,
+    visits_once,
+)
 from ..ir.errors import UnsupportedError
 from ..ir.expr import TensorExpr, cost
 from ..ir.loops import StagedKernel, lower
@@ -49,7 +60,7 @@ def of_operator(name: str, attrs: Attrs, *types: TensorType) -> Kernel:
 
 
 def _fits(consumer: Kernel, i: int, producer: Kernel, most: int = MAX_INPUTS) -> bool:
-    if i >= len(consumer.expr.inputs):
+    if i >= len(consumer.expr.inputs) or reads_at(consumer.expr, i):
         return False
     inputs = len(consumer.expr.inputs) + len(producer.expr.inputs) - 1
     return inputs <= most and arithmetic(consumer.expr) + arithmetic(producer.expr) <= MAX_SCALARS
