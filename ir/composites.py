@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from . import pooling  # noqa: F401 (adds its rows)
+from . import indexing, pooling  # noqa: F401 (add their rows)
 from .canonical import (
     add,
     binary,

@@ -61,7 +61,7 @@ def _static(x: Any, what: str) -> np.ndarray:
 _UNARY = "neg abs sign floor ceil sqrt rsqrt exp log log1p tanh logistic erf sin cos not"
 for _name in _UNARY.split():
     _on_values(_name)(lambda p, x, op=_name: ir.unary(op, x))
-for _name in ["add", "sub", "mul", "max", "min", "eq", "ne", "lt", "le", "gt", "ge", "and", "or"]:
+for _name in "add sub mul max min eq ne lt le gt ge and or xor".split():
     _on_values(_name)(lambda p, x, y, op=_name: ir.binary(op, x, y))
 for _name in ["copy", "copy_p", "stop_gradient", "device_put", "sharding_constraint", "pvary", "mesh_cast"]:
     _on_values(_name)(lambda p, *x: x[0] if len(x) == 1 else list(x))
@@ -100,10 +100,14 @@ def _rem(p: Params, x: Value, y: Value) -> Value:
     return ir.sub(x, ir.mul(ir.divide(x, y), y))
 
 
-@_on_values("xor")
-def _xor(p: Params, x: Value, y: Value) -> Value:
-    require(x.dtype == "bool", "only of booleans")
-    return ir.binary("ne", x, y)
+_on_values("shift_left")(lambda p, x, y: ir.binary("shl", x, y))
+_on_values("shift_right_arithmetic")(lambda p, x, y: ir.binary("shr", x, y))
+
+
+@_on_values("shift_right_logical")
+def _shift_right_logical(p: Params, x: Value, y: Value) -> Value:
+    bits = f"u{8 * DTYPES[x.dtype].size}"
+    return ir.cast(ir.binary("shr", ir.cast(x, bits), ir.cast(y, bits)), x.dtype)
 
 
 @_primitive("select_n")

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import ImportFailure, NesteggError, TypeRuleError, UnsupportedError
+from .errors import ImportFailure, NesteggError, NotConstantError, TypeRuleError, UnsupportedError
 from .graph import GraphBuilder, Value
 from .imported import ImportedProgram
 from .onnx_ops import HANDLERS, Known, OnnxCall
@@ -30,15 +30,18 @@ _MOVEMENT = frozenset(
 Shapes = Mapping[str, Sequence[int]]
 
 
-def from_onnx(model: Any, shapes: Shapes | None = None) -> ImportedProgram:
+def from_onnx(
+    model: Any, shapes: Shapes | None = None, constants: Mapping[str, np.ndarray] | None = None
+) -> ImportedProgram:
     """Import an ONNX model: a path or an `onnx.ModelProto`.
 
-    `shapes` gives the shape of inputs by name where the model leaves dimensions open. Raises `ImportFailure`
+    `shapes` gives the shape of inputs by name where the model leaves dimensions open. `constants` fixes inputs to
+    arrays: they are no inputs of the program any more, and may decide shapes (what a Reshape reshapes to). Raises `ImportFailure`
     for a file that cannot be read or is inconsistent, `UnsupportedError` for what has no operator; each names
     file and node.
     """
     proto, source = _load(model)
-    return _Importer(proto, source, dict(shapes or {})).run()
+    return _Importer(proto, source, dict(shapes or {}), dict(constants or {})).run()
 
 
 def _load(model: Any) -> tuple[Any, str]:
@@ -84,8 +87,10 @@ def _first_line(e: Exception) -> str:
 
 
 class _Importer:
-    def __init__(self, proto: Any, source: str, shapes: dict[str, Sequence[int]]) -> None:
-        self.proto, self.source, self.shapes = proto, source, shapes
+    def __init__(
+        self, proto: Any, source: str, shapes: dict[str, Sequence[int]], constants: dict[str, np.ndarray]
+    ) -> None:
+        self.proto, self.source, self.shapes, self.constants = proto, source, shapes, constants
         self.builder = GraphBuilder()
         self.opset = self._opset()
         self.functions = {(f.domain, f.name): f for f in proto.functions}
@@ -118,8 +123,11 @@ class _Importer:
         initial = {t.name for t in graph.initializer}
         if graph.sparse_initializer:
             raise UnsupportedError(f"{self.source}: sparse initializers are not supported; store them dense")
-        inputs = [i for i in graph.input if i.name not in initial]
-        self._check_shape_names([i.name for i in inputs])
+        declared = [i for i in graph.input if i.name not in initial]
+        self._check_names("--shape", self.shapes, [i.name for i in declared])
+        self._check_names("constants=", self.constants, [i.name for i in declared])
+        env |= {name: np.asarray(array) for name, array in self.constants.items()}
+        inputs = [i for i in declared if i.name not in self.constants]
         for info in inputs:
             env[info.name] = self.builder.input(self._input_type(info), info.name)
         for tensor in graph.initializer:
@@ -142,10 +150,10 @@ class _Importer:
 
     # --- inputs and constants ---
 
-    def _check_shape_names(self, names: list[str]) -> None:
-        for name in self.shapes:
+    def _check_names(self, option: str, given: Mapping[str, Any], names: list[str]) -> None:
+        for name in given:
             if name not in names:
-                raise self.fail(f"--shape names input {name!r}; the inputs are {', '.join(names)}")
+                raise self.fail(f"{option} names input {name!r}; the inputs are {', '.join(names)}")
 
     def _input_type(self, info: Any) -> TensorType:
         from onnx import helper
@@ -269,6 +277,8 @@ class _Importer:
             return self._apply(node, ins, env, opset)
         except (UnsupportedError, TypeRuleError) as e:
             text = str(e) if str(e).startswith(self.source) else f"{where}: {e}"
+            if isinstance(e, NotConstantError):
+                raise NotConstantError(text, e.inputs) from None
             raise UnsupportedError(text) from None
         except NesteggError:
             raise

@@ -16,7 +16,8 @@ import numpy as np
 
 from . import canonical as ir
 from . import composites as nn
-from .errors import UnsupportedError
+from .canonical import constant_of
+from .errors import NotConstantError, UnsupportedError
 from .graph import GraphBuilder, Value
 from .operator import require
 from .types import DTYPES, dtype_of
@@ -52,11 +53,16 @@ class OnnxCall:
         return self.value(k) if self.has(k) else None
 
     def static(self, k: int, what: str) -> np.ndarray:
-        """Operand k as an array. Raises `UnsupportedError` if it is only known at run time."""
+        """Operand k as an array. Raises `NotConstantError` if it is only known at run time."""
         x = self.ins[k] if self.has(k) else None
-        if not isinstance(x, np.ndarray):
-            raise UnsupportedError(f"{what} must be constant; export the model with static shapes")
-        return x
+        if x is None:
+            raise UnsupportedError(f"{what} (operand {k}) is missing; run onnx.checker on the model")
+        if isinstance(x, np.ndarray):
+            return x
+        known = constant_of(x)
+        if known is None:
+            raise not_constant(x, what)
+        return known
 
     def ints(self, k: int, name: str, since: int) -> list[int] | None:
         """A list of integers that is attribute `name` before opset `since` and operand k from then on."""
@@ -70,6 +76,14 @@ class OnnxCall:
     @property
     def values(self) -> list[Value]:
         return [self.value(k) for k in range(len(self.ins))]
+
+
+def not_constant(x: Value, what: str) -> NotConstantError:
+    """The error for an operand that has to be known while importing."""
+    names = ir.inputs_of(x)
+    shown = ", ".join(map(repr, names)) or "the graph"
+    advice = f"it is computed from {shown}: export the model with static shapes, or fix the input (constants=)"
+    return NotConstantError(f"{what} must be constant; {advice}", names)
 
 
 Handler = Callable[[OnnxCall], Any]
