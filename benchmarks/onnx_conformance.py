@@ -33,7 +33,7 @@ import typer
 KINDS = ("node", "simple", "pytorch-converted", "pytorch-operator", "real")
 """`real` are the networks that ship as `light_*.onnx`."""
 STATUSES = ("pass", "wrong", "error", "unsupported")
-MEMORY = 6 << 30  # bytes a worker may have
+MEMORY = 16 << 30  # bytes of address space a worker may have
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def _results(model: Any, inputs: list[Any], reference: bool, out: Outcome) -> li
     program, constants = _imported(model, inputs)
     out.fixed, out.left = list(constants), len(program.input_names)
     given = dict(zip((i.name for i in model.graph.input if i.name not in _weights(model)), inputs, strict=False))
-    args = [np.ascontiguousarray(given[name]) for name in program.input_names]
+    args = [np.asarray(given[name], order="C") for name in program.input_names]
     if reference:
         return evaluate(program.graph, args)
     from nestegg.compiler import Options, compile_graph
@@ -280,8 +280,8 @@ def run_all(tests: list[Test], reference: bool, processes: int, limit: float) ->
             wait([w.channel for w in busy], timeout=0.5)
             done = [o for w in busy if (o := w.take(limit)) is not None]
             outcomes += done
-            if sys.stderr.isatty():
-                print(f"\r{len(outcomes)}/{len(tests)} {outcomes[-1].name if outcomes else '':60.60}", end="", file=sys.stderr)
+            if done and len(outcomes) % 100 < len(done):
+                print(f"{len(outcomes)} of {len(tests)}", file=sys.stderr, flush=True)
     finally:
         for w in workers:
             w.stop()

@@ -17,10 +17,11 @@ import numpy as np
 from .errors import ImportFailure, NesteggError, NotConstantError, TypeRuleError, UnsupportedError
 from .graph import GraphBuilder, Value
 from .imported import ImportedProgram
+from .onnx_control import CONTROL, Body, ControlFlow
 from .onnx_ops import HANDLERS, Known, OnnxCall
 from .types import DTYPES, TensorType, dtype_of
 
-OLDEST_OPSET = 7
+OLDEST_OPSET = 6
 _MOVEMENT = frozenset(
     {
         *("Cast", "Concat", "Expand", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Tile"),
@@ -101,11 +102,11 @@ class _Importer:
     def _opset(self) -> int:
         from onnx.defs import onnx_opset_version
 
-        versions = {o.domain: o.version for o in self.proto.opset_import}
-        version = versions.get("", versions.get("ai.onnx", 0))
-        if not version:
-            raise self.fail("declares no ONNX operator set (opset_import); export the model again")
         newest = onnx_opset_version()
+        versions = {o.domain: o.version for o in self.proto.opset_import}
+        if not versions:
+            raise self.fail("declares no ONNX operator set (opset_import); export the model again")
+        version = versions.get("", versions.get("ai.onnx", newest))
         if not OLDEST_OPSET <= version <= newest:
             advice = (
                 "convert it with onnx.version_converter"
@@ -290,8 +291,9 @@ class _Importer:
     ) -> list[Known | None]:
         domain = "" if node.domain == "ai.onnx" else node.domain
         attrs = {a.name: self._attribute(a, node) for a in node.attribute}
-        if node.op_type == "If" and not domain:
-            return self._if(node, attrs, ins, env, opset)
+        if not domain and node.op_type in CONTROL:
+            flow = ControlFlow(attrs, ins, len(node.output), self._subgraph(env, opset), self.builder)
+            return list(CONTROL[node.op_type](flow))
         if (local := self.functions.get((node.domain, node.op_type))) is not None:
             return self._inline(local, node, ins, opset)
         if domain == "" and _is_foldable(node.op_type, ins):
@@ -320,24 +322,17 @@ class _Importer:
             [v.decode() if isinstance(v, bytes) else v for v in value] if isinstance(value, list) else value
         )
 
-    def _if(
-        self,
-        node: Any,
-        attrs: dict[str, Any],
-        ins: list[Known | None],
-        env: Mapping[str, Known | None],
-        opset: int,
-    ) -> list[Known | None]:
-        if not isinstance(ins[0], np.ndarray):
-            raise UnsupportedError(
-                "operator If needs a condition that is constant; export the model without it"
-            )
-        branch = attrs["then_branch" if ins[0].item() else "else_branch"]
-        inner = dict(env)
-        for tensor in branch.initializer:
-            inner[tensor.name] = self.array(tensor, f"initializer {tensor.name!r}")
-        self.nodes(branch.node, inner, opset)
-        return [inner[o.name] for o in branch.output]
+    def _subgraph(self, env: Mapping[str, Known | None], opset: int) -> Body:
+        """How a node here imports its subgraphs, which may read every name around them."""
+
+        def run(graph: Any, given: Mapping[str, Any]) -> list[Any]:
+            inner = {**env, **given}
+            for tensor in graph.initializer:
+                inner[tensor.name] = self.array(tensor, f"initializer {tensor.name!r}")
+            self.nodes(graph.node, inner, opset)
+            return [inner[o.name] for o in graph.output]
+
+        return run
 
     def _fold(self, node: Any, ins: Sequence[Any], opset: int) -> list[Known | None] | None:
         """The node's outputs by ONNX' own reference implementation; None if that does not apply."""
@@ -405,13 +400,15 @@ def _schema_defaults(node: Any, opset: int) -> list[Any]:
 
 def _bound(node: Any, given: Mapping[str, Any]) -> Any:
     """A node of a function body with its references to the caller's attributes filled in."""
-    if not any(a.ref_attr_name for a in node.attribute):
+    if not any(a.ref_attr_name or a.HasField("g") for a in node.attribute):
         return node
     out = type(node)()
     out.CopyFrom(node)
     del out.attribute[:]
     for a in node.attribute:
-        if not a.ref_attr_name:
+        if a.HasField("g"):
+            out.attribute.append(_bound_graph(a, given))
+        elif not a.ref_attr_name:
             out.attribute.append(a)
         elif a.ref_attr_name in given:
             out.attribute.append(given[a.ref_attr_name])
@@ -419,11 +416,19 @@ def _bound(node: Any, given: Mapping[str, Any]) -> Any:
     return out
 
 
+def _bound_graph(attribute: Any, given: Mapping[str, Any]) -> Any:
+    out = type(attribute)()
+    out.CopyFrom(attribute)
+    del out.g.node[:]
+    out.g.node.extend(_bound(n, given) for n in attribute.g.node)
+    return out
+
+
 def _is_foldable(op: str, ins: Sequence[Known | None]) -> bool:
     """Small constants, index arithmetic and movement; arithmetic on weights stays in the graph, for the
     rules.
     """
-    if op in ("Loop", "Scan", "Bernoulli") or op.startswith("Random"):
+    if op == "Bernoulli" or op.startswith("Random"):
         return False
     arrays = [x for x in ins if x is not None]
     if any(isinstance(x, Value) for x in arrays):

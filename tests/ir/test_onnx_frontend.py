@@ -256,7 +256,7 @@ def test_unsupported_operators_and_opsets():
         UnsupportedError,
         r"node 'the_node' \(NonZero\): operator NonZero is not supp",
     )
-    refused(one_node("Relu", [X], opset=6), UnsupportedError, "opset 6 is not in the supported 7")
+    refused(one_node("Relu", [X], opset=5), UnsupportedError, "opset 5 is not in the supported 6")
     refused(one_node("Relu", [X], opset=999), UnsupportedError, r"opset 999 .*; upgrade the onnx package")
     foreign = model_of([helper.make_node("Magic", ["x"], ["y"], domain="com.acme")], {"x": X}, ["y"])
     refused(foreign, UnsupportedError, r"operator com\.acme\.Magic is not supported")
