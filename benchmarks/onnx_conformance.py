@@ -33,6 +33,9 @@ import typer
 KINDS = ("node", "simple", "pytorch-converted", "pytorch-operator", "real")
 """`real` are the networks that ship as `light_*.onnx`."""
 STATUSES = ("pass", "wrong", "error", "unsupported")
+ROUNDING = 2.0**-22
+"""Two units in the last place of float32. ONNX' absolute tolerance, 1e-7, is less than that for elements above 0.5: a
+sum that cancels to zero is then expected with the very rounding errors of the machine that made the test."""
 MEMORY = 16 << 30  # bytes of address space a worker may have
 
 
@@ -51,7 +54,8 @@ class Test:
 
 @dataclass
 class Outcome:
-    """What became of a test. `fixed`: the inputs that were made constants; `left`: how many inputs remained."""
+    """What became of a test. `fixed`: the inputs that were made constants; `left`: how many inputs remained;
+    `rounding`: it passed only within the rounding of the largest element."""
 
     name: str
     kind: str
@@ -59,6 +63,7 @@ class Outcome:
     detail: str = ""
     fixed: list[str] = field(default_factory=list)
     left: int = 0
+    rounding: bool = False
     seconds: float = 0.0
 
 
@@ -135,7 +140,11 @@ def run(test: Test, reference: bool) -> Outcome:
     begun = time.perf_counter()
     try:
         for model, inputs, expected in data_sets(test):
-            out.detail = out.detail or _difference(test, _results(model, inputs, reference, out), expected)
+            got = _results(model, inputs, reference, out)
+            difference = _difference(test, got, expected)
+            if difference and not _difference(test, got, expected, allowance=ROUNDING):
+                out.rounding, difference = True, ""
+            out.detail = out.detail or difference
         out.status = "wrong" if out.detail else "pass"
     except UnsupportedError as e:
         out.status, out.detail = "unsupported", str(e)
@@ -192,12 +201,17 @@ def _is_open(model: Any, name: str) -> bool:
     return not tensor.HasField("shape") or any(not d.HasField("dim_value") for d in tensor.shape.dim)
 
 
-def _difference(test: Test, got: list[np.ndarray], expected: list[Any]) -> str:
-    """How the results differ from those expected, as ONNX' runner would see it; empty if they do not."""
+def _difference(test: Test, got: list[np.ndarray], expected: list[Any], allowance: float = 0.0) -> str:
+    """How the results differ from those expected, as ONNX' runner would see it; empty if they do not.
+
+    `allowance`: absolute error accepted beside the test's own, as a share of the largest element.
+    """
     from onnx.backend.test.runner import Runner
 
+    floats = [e for e in expected if isinstance(e, np.ndarray) and e.dtype.kind == "f"]
+    largest = max((float(np.max(np.abs(e), where=np.isfinite(e), initial=0.0)) for e in floats), default=0.0)
     try:
-        Runner.assert_similar_outputs(expected, got, test.case.rtol, test.case.atol)
+        Runner.assert_similar_outputs(expected, got, test.case.rtol, test.case.atol + allowance * largest)
     except (AssertionError, TypeError, AttributeError) as e:
         return " ".join(str(e).split())[:300] or type(e).__name__
     return ""
@@ -303,6 +317,7 @@ def counts(outcomes: list[Outcome]) -> list[dict[str, Any]]:
             | {s: count[s] for s in STATUSES}
             | {"pass %": round(100 * count["pass"] / len(of), 1)}
             | {"passed with fixed inputs": sum(bool(o.fixed) for o in passed)}
+            | {"within rounding": sum(o.rounding for o in passed)}
             | {"with none left": sum(bool(o.fixed) and not o.left for o in passed)}
         )
     return rows
@@ -324,6 +339,7 @@ def main(
     limit: Annotated[float, typer.Option(help="seconds for one test")] = 120.0,
     show: Annotated[bool, typer.Option(help="list the tests that did not pass")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="all outcomes as JSON")] = False,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="the table with the command under it")] = False,
 ) -> None:
     """ONNX' backend tests through nestegg."""
     tests = load(kind or list(KINDS))
@@ -334,6 +350,10 @@ def main(
     outcomes = run_all(tests, reference, processes, limit)
     if as_json:
         print(json.dumps({"counts": counts(outcomes), "outcomes": [asdict(o) for o in outcomes]}, indent=1))
+        return
+    if as_markdown:
+        arguments = [a for a in sys.argv[1:] if a != "--markdown"]
+        print(markdown(outcomes), "", f"`{' '.join(['python benchmarks/onnx_conformance.py', *arguments])}`", sep="\n")
         return
     for o in outcomes:
         if show and o.status != "pass" or o.status in ("wrong", "error"):

@@ -75,6 +75,8 @@ def loop(c: ControlFlow) -> list[Known]:
 def scan(c: ControlFlow) -> list[Known]:
     """Scan (from opset 9): one step for each slice of the scanned operands."""
     graph, count = c.attrs["body"], c.attrs["num_scan_inputs"]
+    if len(graph.input) != len(c.ins):
+        raise UnsupportedError("a Scan over a batch (opset 8) is not supported; export the model with opset 9 or later")
     names = [i.name for i in graph.input]
     scanned = [x for x in c.ins[len(c.ins) - count :] if x is not None]
     state: list[Any] = list(c.ins[: len(c.ins) - count])

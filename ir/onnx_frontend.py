@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from . import canonical as ir
 from .errors import ImportFailure, NesteggError, NotConstantError, TypeRuleError, UnsupportedError
 from .graph import GraphBuilder, Value
 from .imported import ImportedProgram
 from .onnx_control import CONTROL, Body, ControlFlow
-from .onnx_ops import HANDLERS, Known, OnnxCall
+from .onnx_ops import HANDLERS, Known, OnnxCall, widened
 from .types import DTYPES, TensorType, dtype_of
 
 OLDEST_OPSET = 6
@@ -36,6 +37,7 @@ def from_onnx(
 ) -> ImportedProgram:
     """Import an ONNX model: a path or an `onnx.ModelProto`.
 
+    float16 is computed in float32 and rounded where the program says so: at Cast nodes and outputs.
     `shapes` gives the shape of inputs by name where the model leaves dimensions open. `constants` fixes inputs to
     arrays: they are no inputs of the program any more, and may decide shapes (what a Reshape reshapes to). Raises `ImportFailure`
     for a file that cannot be read or is inconsistent, `UnsupportedError` for what has no operator; each names
@@ -95,6 +97,7 @@ class _Importer:
         self.builder = GraphBuilder()
         self.opset = self._opset()
         self.functions = {(f.domain, f.name): f for f in proto.functions}
+        self.halves = _float16_names(proto)
 
     def fail(self, message: str) -> ImportFailure:
         return ImportFailure(f"{self.source}: {message}")
@@ -127,20 +130,27 @@ class _Importer:
         declared = [i for i in graph.input if i.name not in initial]
         self._check_names("--shape", self.shapes, [i.name for i in declared])
         self._check_names("constants=", self.constants, [i.name for i in declared])
-        env |= {name: np.asarray(array) for name, array in self.constants.items()}
+        env |= {name: widened(np.asarray(array)) for name, array in self.constants.items()}
         inputs = [i for i in declared if i.name not in self.constants]
         for info in inputs:
-            env[info.name] = self.builder.input(self._input_type(info), info.name)
+            env[info.name] = widened(self.builder.input(self._input_type(info), info.name))
         for tensor in graph.initializer:
             env[tensor.name] = self.array(tensor, f"initializer {tensor.name!r}")
         self.nodes(graph.node, env, self.opset)
         missing = [o.name for o in graph.output if env.get(o.name) is None]
         if missing:
             raise self.fail(f"output {missing[0]!r} is computed by no node; export the model again")
-        outputs = [self.value(env[o.name], o.name) for o in graph.output]
+        outputs = [self._output(o, self.value(env[o.name], o.name)) for o in graph.output]
         names = tuple(i.name for i in inputs)
         out_names = tuple(o.name for o in graph.output)
         return ImportedProgram(self.builder.finish(outputs), names, out_names, source=self.source)
+
+    def _output(self, info: Any, x: Value) -> Value:
+        from onnx import TensorProto
+
+        if not info.type.HasField("tensor_type"):
+            raise UnsupportedError(f"{self.source}: output {info.name!r} is no tensor; only tensors are supported")
+        return ir.cast(x, "f16") if info.type.tensor_type.elem_type == TensorProto.FLOAT16 else x
 
     def value(self, x: Known | None, name: str) -> Value:
         assert x is not None
@@ -197,8 +207,8 @@ class _Importer:
             )
         return TensorType(shape, dtype)
 
-    def array(self, tensor: Any, what: str) -> np.ndarray:
-        """The array of a `TensorProto`, checked for size and finiteness. Raises `ImportFailure`."""
+    def array(self, tensor: Any, what: str, finite: bool = True) -> np.ndarray:
+        """The array of a `TensorProto`, checked for size and (weights) finiteness. Raises `ImportFailure`."""
         from onnx import helper, numpy_helper
 
         try:
@@ -214,14 +224,14 @@ class _Importer:
                     f"{what} declares shape {tuple(tensor.dims)} ({wanted} bytes) and holds "
                     f"{len(tensor.raw_data)} bytes; the file is damaged, export it again"
                 )
-            array = np.array(numpy_helper.to_array(tensor))
+            array = np.array(widened(numpy_helper.to_array(tensor)))
         except NesteggError:
             raise
         except Exception as e:
             raise self.fail(
                 f"{what} does not fit its shape {tuple(tensor.dims)} ({_first_line(e)})"
             ) from None
-        if array.dtype.kind == "f" and (np.isnan(array).any() or (array.size > 1 and np.isinf(array).any())):
+        if finite and array.dtype.kind == "f" and (np.isnan(array).any() or (array.size > 1 and np.isinf(array).any())):
             raise self.fail(
                 f"{what} holds values that are not finite; repair the weights (for masks, use -1e30)"
             )
@@ -294,6 +304,8 @@ class _Importer:
         if not domain and node.op_type in CONTROL:
             flow = ControlFlow(attrs, ins, len(node.output), self._subgraph(env, opset), self.builder)
             return list(CONTROL[node.op_type](flow))
+        if node.op_type == "Cast" and not domain and node.input[0] in self.halves and _to_float16(attrs):
+            return [ins[0]]  # from float16 to float16: nothing to round
         if (local := self.functions.get((node.domain, node.op_type))) is not None:
             return self._inline(local, node, ins, opset)
         if domain == "" and _is_foldable(node.op_type, ins):
@@ -314,7 +326,8 @@ class _Importer:
         from onnx import AttributeProto, helper
 
         if attribute.type == AttributeProto.TENSOR:
-            return self.array(attribute.t, f"attribute {attribute.name!r} of {_title(node)}")
+            finite = node.op_type == "Constant"
+            return self.array(attribute.t, f"attribute {attribute.name!r} of {_title(node)}", finite)
         value = helper.get_attribute_value(attribute)
         if isinstance(value, bytes):
             return value.decode()
@@ -355,7 +368,9 @@ class _Importer:
             )
         except Exception:
             return None
-        return [np.asarray(results[name]) if name else None for name in node.output]
+        if any(isinstance(r, (list, dict)) for r in results.values()):
+            return None
+        return [widened(np.asarray(results[name])) if name else None for name in node.output]
 
     def _schema_body(self, node: Any, ins: Sequence[Known | None], opset: int) -> Any:
         """The function body that defines the operator by others; None if its schema has none."""
@@ -389,6 +404,34 @@ class _Importer:
         version = next((o.version for o in body.opset_import if o.domain in ("", "ai.onnx")), opset)
         self.nodes([_bound(n, given) for n in body.node], inner, int(version))
         return [inner.get(name) for name in body.output]
+
+
+def _to_float16(attrs: Mapping[str, Any]) -> bool:
+    from onnx import TensorProto
+
+    return attrs.get("to") == TensorProto.FLOAT16
+
+
+def _float16_names(proto: Any) -> set[str]:
+    """The tensors that the model declares, or ONNX infers, as float16: they are float32 here."""
+    from onnx import TensorProto, helper, shape_inference
+
+    graph = proto.graph
+    if not any(n.op_type == "Cast" for n in graph.node):
+        return set()
+    named = {i.name for i in graph.input}
+    weights = [t for t in graph.initializer if t.name not in named]
+    inputs = [*graph.input, *(helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in weights)]
+    types_only = helper.make_graph(graph.node, "types", inputs, graph.output, value_info=graph.value_info)
+    try:
+        infos: Any = shape_inference.infer_shapes(helper.make_model(types_only, opset_imports=proto.opset_import)).graph
+    except Exception:  # types that do not fit are reported where they are met
+        infos = graph
+    return {
+        i.name
+        for i in (*infos.input, *infos.value_info, *infos.output)
+        if i.type.tensor_type.elem_type == TensorProto.FLOAT16
+    }
 
 
 def _schema_defaults(node: Any, opset: int) -> list[Any]:

@@ -11,7 +11,7 @@ from . import canonical as ir
 from . import composites as nn
 from . import indexing
 from .graph import Value
-from .onnx_ops import OnnxCall, onnx_op
+from .onnx_ops import OnnxCall, onnx_op, widened
 from .operator import require
 from .types import DTYPES, dtype_of
 
@@ -94,7 +94,7 @@ def _eye_like(c: OnnxCall) -> Value:
 
     x, to = c.value(), c.attr("dtype")
     dtype = x.dtype if to is None else dtype_of(helper.tensor_dtype_to_np_dtype(to))
-    return c.builder.constant(np.eye(*x.shape, c.attr("k", 0), dtype=DTYPES[dtype].numpy))
+    return widened(c.builder.constant(np.eye(*x.shape, c.attr("k", 0), dtype=DTYPES[dtype].numpy)))
 
 
 # --- sampling at real coordinates --------------------------------------------------------------------

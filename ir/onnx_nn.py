@@ -269,8 +269,11 @@ def _dequantize(c: OnnxCall) -> Value:
 
 @onnx_op("QuantizeLinear")
 def _quantize(c: OnnxCall) -> Value:
+    from onnx import helper
+
     x, scale, axis = c.value(0), c.value(1), c.attr("axis", 1)
-    zero = c.value(2) if c.has(2) else c.builder.constant(np.zeros((), np.uint8))
+    to = c.attr("output_dtype") or 2  # uint8
+    zero = c.value(2) if c.has(2) else c.builder.constant(np.zeros((), helper.tensor_dtype_to_np_dtype(to)))
     steps = ir.divide(ir.cast(x, scale.dtype), _along(x, scale, axis))
     return _quantized(steps, _along(x, zero, axis))
 

@@ -83,6 +83,13 @@ class OnnxCall:
         return [self.value(k) for k in range(len(self.ins))]
 
 
+def widened(x: Any) -> Any:
+    """float16 as float32, in which it is computed; anything else as it is."""
+    if isinstance(x, Value):
+        return ir.cast(x, "f32") if x.dtype == "f16" else x
+    return x.astype(np.float32) if x.dtype == np.float16 else x
+
+
 def not_constant(x: Value, what: str) -> NotConstantError:
     """The error for an operand that has to be known while importing."""
     names = ir.inputs_of(x)
@@ -212,7 +219,7 @@ def _folded(op: str, values: Sequence[Value]) -> Value:
 def _cast(x: Value, to: int) -> Value:
     from onnx import helper
 
-    return ir.cast(x, dtype_of(helper.tensor_dtype_to_np_dtype(to)))
+    return widened(ir.cast(x, dtype_of(helper.tensor_dtype_to_np_dtype(to))))
 
 
 @onnx_op("Mean")

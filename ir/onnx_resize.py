@@ -104,7 +104,8 @@ def _coordinates(c: OnnxCall, a: Axis) -> np.ndarray:
     if mode == "asymmetric":
         return k / a.scale
     if mode == "align_corners":
-        return k * (a.n - 1) / (a.out - 1) if a.out > 1 else np.zeros(1)
+        exact = a.scale * a.n
+        return k * (a.n - 1) / (exact - 1) if a.out > 1 else np.zeros(1)
     if mode == "pytorch_half_pixel" and a.out == 1:
         return np.full(1, -0.5)
     if mode == "tf_half_pixel_for_nn":
@@ -147,7 +148,7 @@ def _weights(c: OnnxCall, a: Axis, places: np.ndarray, mode: str) -> np.ndarray:
     require(mode in ("linear", "cubic"), f"mode {mode!r} of Resize is not supported")
     shrink = min(a.scale, 1.0) if c.attr("antialias", 0) else 1.0
     radius = (1 if mode == "linear" else 2) / shrink
-    drop = bool(c.attr("exclude_outside", 0)) or bool(c.attr("antialias", 0))
+    drop = bool(c.attr("exclude_outside", 0))
     out = np.zeros((a.out, a.n))
     for row, at in zip(out, places, strict=True):
         taps = np.arange(math.floor(at - radius) - 1, math.ceil(at + radius) + 2)
