@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import random
 import resource
 import sys
 import time
@@ -282,9 +283,16 @@ class _Worker:
         self.process.join()
 
 
-def run_all(tests: list[Test], reference: bool, processes: int, limit: float) -> list[Outcome]:
-    workers = [_Worker(tests, reference) for _ in range(min(processes, len(tests)))]
-    waiting, outcomes = iter(range(len(tests))), []
+def run_all(
+    tests: list[Test], reference: bool, processes: int, limit: float, log: Path | None = None
+) -> list[Outcome]:
+    """The outcomes of all tests. Those that `log` holds are taken from there, the others are added to it."""
+    outcomes = _logged(log, tests)
+    known = {(o.kind, o.name) for o in outcomes}
+    order = [k for k, t in enumerate(tests) if (t.kind, t.name) not in known]
+    random.Random(0).shuffle(order)  # so that what an interrupted run has done stands for the whole
+    workers = [_Worker(tests, reference) for _ in range(min(processes, len(order)))]
+    waiting = iter(order)
     try:
         while len(outcomes) < len(tests):
             for w in workers:
@@ -294,12 +302,23 @@ def run_all(tests: list[Test], reference: bool, processes: int, limit: float) ->
             wait([w.channel for w in busy], timeout=0.5)
             done = [o for w in busy if (o := w.take(limit)) is not None]
             outcomes += done
+            if log is not None:
+                with log.open("a") as f:
+                    f.writelines(json.dumps(asdict(o)) + "\n" for o in done)
             if done and len(outcomes) % 100 < len(done):
                 print(f"{len(outcomes)} of {len(tests)}", file=sys.stderr, flush=True)
     finally:
         for w in workers:
             w.stop()
     return sorted(outcomes, key=lambda o: (KINDS.index(o.kind), o.name))
+
+
+def _logged(log: Path | None, tests: list[Test]) -> list[Outcome]:
+    if log is None or not log.exists():
+        return []
+    wanted = {(t.kind, t.name) for t in tests}
+    found = [Outcome(**json.loads(line)) for line in log.read_text().splitlines()]
+    return list({(o.kind, o.name): o for o in found if (o.kind, o.name) in wanted}.values())
 
 
 # --- the table ---------------------------------------------------------------------------------------
@@ -338,6 +357,7 @@ def main(
     processes: Annotated[int, typer.Option(help="worker processes")] = 2,
     limit: Annotated[float, typer.Option(help="seconds for one test")] = 120.0,
     show: Annotated[bool, typer.Option(help="list the tests that did not pass")] = False,
+    log: Annotated[Path | None, typer.Option(help="write outcomes to this file, and take those that it holds")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="all outcomes as JSON")] = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="the table with the command under it")] = False,
 ) -> None:
@@ -347,7 +367,7 @@ def main(
     if not tests:
         raise typer.BadParameter("no test matches")
     begun = time.perf_counter()
-    outcomes = run_all(tests, reference, processes, limit)
+    outcomes = run_all(tests, reference, processes, limit, log)
     if as_json:
         print(json.dumps({"counts": counts(outcomes), "outcomes": [asdict(o) for o in outcomes]}, indent=1))
         return

@@ -23,6 +23,7 @@ from .onnx_ops import HANDLERS, Known, OnnxCall, widened
 from .types import DTYPES, TensorType, dtype_of
 
 OLDEST_OPSET = 6
+LARGEST_PROTOBUF = 2**31  # bytes; a limit of the format
 _MOVEMENT = frozenset(
     {
         *("Cast", "Concat", "Expand", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Tile"),
@@ -56,6 +57,11 @@ def _load(model: Any) -> tuple[Any, str]:
     path = Path(model)
     if not path.is_file():
         raise ImportFailure(f"{path}: no such file; give the path of an .onnx file, or zoo:NAME")
+    if path.stat().st_size >= LARGEST_PROTOBUF:
+        raise ImportFailure(
+            f"{path}: a protobuf of 2 GiB or more cannot be read; export the model again and store the weights as "
+            "external data (onnx.save with save_as_external_data=True)"
+        )
     try:
         proto = onnx.load(str(path), load_external_data=False)
     except Exception as e:
@@ -148,7 +154,7 @@ class _Importer:
     def _output(self, info: Any, x: Value) -> Value:
         from onnx import TensorProto
 
-        if not info.type.HasField("tensor_type"):
+        if info.type.WhichOneof("value") not in (None, "tensor_type"):
             raise UnsupportedError(f"{self.source}: output {info.name!r} is no tensor; only tensors are supported")
         return ir.cast(x, "f16") if info.type.tensor_type.elem_type == TensorProto.FLOAT16 else x
 

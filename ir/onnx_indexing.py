@@ -111,8 +111,7 @@ def _grid_sample(c: OnnxCall) -> Value:
     for d, n in enumerate(spatial):
         unit = ir.reshape(parts[count - 1 - d], grid.shape[:-1])
         scaled = ir.mul(ir.add(unit, 1), (n - 1) / 2) if corners else ir.sub(ir.mul(ir.add(unit, 1), n / 2), 0.5)
-        moved = scaled if padding == "zeros" or mode in ("cubic", "bicubic") else _inside(scaled, n, padding, corners)
-        coordinates.append(moved)
+        coordinates.append(_folded(scaled, n, padding, corners))
     taps = [_taps(v, mode) for v in coordinates]
     return _weighted(x, taps, padding, corners)
 
@@ -140,12 +139,13 @@ def _cubic(t: Value, inner: bool, a: float = -0.75) -> Value:
     return ir.sub(ir.mul(ir.add(ir.mul(ir.sub(ir.mul(t, a), 5 * a), t), 8 * a), t), 4 * a)
 
 
-def _inside(v: Value, n: int, padding: str, corners: bool) -> Value:
-    """Coordinates moved into the axis, by clamping (`border`) or mirroring at its ends (`reflection`)."""
-    if padding == "reflection":
-        low, high = (0.0, n - 1.0) if corners else (-0.5, n - 0.5)
-        v = _mirrored(v, low, high)
-    return nn.clip(v, 0, n - 1)
+def _folded(v: Value, n: int, padding: str, corners: bool) -> Value:
+    """Coordinates beyond the axis' ends moved into it, by clamping (`border`) or mirroring (`reflection`)."""
+    low, high = (0.0, n - 1.0) if corners else (-0.5, n - 0.5)
+    if padding == "border":
+        beyond = ir.binary("or", ir.binary("lt", v, low), ir.binary("gt", v, high))
+        return ir.select(beyond, nn.clip(v, 0, n - 1), v)
+    return _mirrored(v, low, high) if padding == "reflection" else v
 
 
 def _mirrored(v: Value, low: float, high: float) -> Value:
@@ -188,8 +188,8 @@ def _corner(x: Value, places: Sequence[Value], padding: str, corners: bool) -> V
             beyond = ir.binary("or", ir.binary("lt", v, 0), ir.binary("gt", v, n - 1))
             outside = beyond if outside is None else ir.binary("or", outside, beyond)
         else:
-            v = _inside(v, n, padding, corners)
-        whole.append(ir.reshape(ir.cast(nn.clip(v, -1, n), "i64"), (*v.shape, 1)))
+            v = _folded(v, n, padding, corners)
+        whole.append(ir.reshape(ir.cast(nn.clip(v, 0, n - 1), "i64"), (*v.shape, 1)))
     axes = range(2, x.type.rank)
     found = indexing.gather(x, ir.concat(whole, whole[0].type.rank - 1), axes, [(0, 0)])
     last = found.type.rank - 1
