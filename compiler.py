@@ -314,7 +314,7 @@ def _fold(op: str, args: list[np.ndarray], attrs: object) -> np.ndarray:
     with jax.enable_x64(True):
         wide = args if moves else [a.astype(np.float64) if a.dtype == np.float32 else a for a in args]
         value = np.asarray(apply_reference(op, wide, attrs, double=not moves))
-    return np.ascontiguousarray(value.astype(DTYPES[result.dtype].numpy))
+    return np.asarray(value.astype(DTYPES[result.dtype].numpy), order="C")  # ascontiguousarray would add an axis
 
 
 class _Buffers:
