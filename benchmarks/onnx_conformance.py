@@ -186,7 +186,9 @@ def _imported(model: Any, inputs: list[Any]) -> tuple[Any, dict[str, Any]]:
     constants: dict[str, Any] = {}
     while True:
         shapes = {
-            n: a.shape for n, a in given.items() if n not in constants and isinstance(a, np.ndarray) and _is_open(model, n)
+            n: a.shape
+            for n, a in given.items()
+            if n not in constants and isinstance(a, np.ndarray) and _is_open(model, n)
         }
         try:
             return from_onnx(model, shapes, constants), constants
@@ -283,9 +285,7 @@ class _Worker:
         self.process.join()
 
 
-def run_all(
-    tests: list[Test], reference: bool, processes: int, limit: float, log: Path | None = None
-) -> list[Outcome]:
+def run_all(tests: list[Test], reference: bool, processes: int, limit: float, log: Path | None = None) -> list[Outcome]:
     """The outcomes of all tests. Those that `log` holds are taken from there, the others are added to it."""
     outcomes = _logged(log, tests)
     known = {(o.kind, o.name) for o in outcomes}
@@ -376,7 +376,7 @@ def main(
         print(markdown(outcomes), "", f"`{' '.join(['python benchmarks/onnx_conformance.py', *arguments])}`", sep="\n")
         return
     for o in outcomes:
-        if show and o.status != "pass" or o.status in ("wrong", "error"):
+        if (show and o.status != "pass") or o.status in ("wrong", "error"):
             print(f"{o.status:12}{o.name}: {o.detail}")
     print(markdown(outcomes))
     print(f"{time.perf_counter() - begun:.0f} s in {processes} processes")

@@ -58,7 +58,9 @@ def gather_reference(x: Any, where: Any, axes: Any, aligned: Any) -> Any:
 
     index: list[Any] = [None] * rank
     for k, d in enumerate(axes):
-        index[d] = jnp.clip(where[..., k].astype("int64"), 0, x.shape[d] - 1).reshape(where.shape[:-1] + (1,) * len(free))
+        index[d] = jnp.clip(where[..., k].astype("int64"), 0, x.shape[d] - 1).reshape(
+            where.shape[:-1] + (1,) * len(free)
+        )
     for d, p in aligned:
         index[d] = along(jnp.arange(where.shape[p]), p)
     for k, d in enumerate(free):
@@ -87,7 +89,7 @@ declare(
         reference=gather_reference,
         sample=gather_sample,
         doc="elements of x at computed positions: the last axis of the second operand holds a position for each of "
-        "`axes`; aligned (d, p): axis d of x goes along with axis p of the positions; result axes: positions, rest of x",
+        "`axes`; aligned (d, p): axis d of x goes with axis p of the positions; result axes: positions, rest of x",
         family="indexed",
     )
 )

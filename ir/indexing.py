@@ -39,9 +39,7 @@ def from_end(where: Value, n: int) -> Value:
     return select(binary("lt", where, 0), add(where, n), where)
 
 
-def gather(
-    x: Value, where: Value, axes: Sequence[int], aligned: Sequence[tuple[int, int]] = ()
-) -> Value:
+def gather(x: Value, where: Value, axes: Sequence[int], aligned: Sequence[tuple[int, int]] = ()) -> Value:
     """The operator of that name: the last axis of `where` holds one position for each of `axes`."""
     return x.builder.op("gather", x, where, axes=tuple(axes), aligned=tuple(map(tuple, aligned)))
 
@@ -115,9 +113,13 @@ def scatter_along(x: Value, where: Value, updates: Value, axis: int, kind: str) 
     axis %= x.type.rank
     shape = where.shape
     places = from_end(cast(where, "i64"), x.shape[axis])
-    flat = _flat([
-        places if d == axis else broadcast(index_ramp(x.builder, shape[d], "i64"), shape, (d,)) for d in range(len(shape))
-    ], x.type.strides)
+    flat = _flat(
+        [
+            places if d == axis else broadcast(index_ramp(x.builder, shape[d], "i64"), shape, (d,))
+            for d in range(len(shape))
+        ],
+        x.type.strides,
+    )
     return _scatter_flat(x, flat, updates, kind)
 
 
@@ -143,7 +145,9 @@ def scatter_nd(x: Value, where: Value, updates: Value, kind: str) -> Value:
     for k in range(depth):
         start, limit = [0] * where.type.rank, list(where.shape)
         start[-1], limit[-1] = k, k + 1
-        piece = cast(where.builder.op("slice", where, start=tuple(start), limit=tuple(limit), strides=(1,) * len(start)), "i64")
+        piece = cast(
+            where.builder.op("slice", where, start=tuple(start), limit=tuple(limit), strides=(1,) * len(start)), "i64"
+        )
         parts.append(from_end(reshape(piece, where.shape[:-1]), x.shape[k]))
     flat = reshape(_flat(parts, lead.strides), (math.prod(where.shape[:-1]),))
     out = scatter_rows(reshape(x, (rows, width)), flat, reshape(updates, (flat.shape[0], width)), kind)

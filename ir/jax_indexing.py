@@ -17,7 +17,7 @@ from .operator import require
 from .types import DTYPES
 
 if TYPE_CHECKING:
-    from .jax_frontend import JaxImporter
+    pass
 
 
 def gather(x: Value, where: Value, p: Params) -> Value:

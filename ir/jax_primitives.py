@@ -63,7 +63,7 @@ def _static(x: Any, what: str) -> np.ndarray:
 _UNARY = "neg abs sign floor ceil sqrt rsqrt exp log log1p tanh logistic erf sin cos not"
 for _name in _UNARY.split():
     on_values(_name)(lambda p, x, op=_name: ir.unary(op, x))
-for _name in "add sub mul max min eq ne lt le gt ge and or xor".split():
+for _name in ["add", "sub", "mul", "max", "min", "eq", "ne", "lt", "le", "gt", "ge", "and", "or", "xor"]:
     on_values(_name)(lambda p, x, y, op=_name: ir.binary(op, x, y))
 for _name in ["copy", "copy_p", "stop_gradient", "device_put", "sharding_constraint", "pvary", "mesh_cast"]:
     on_values(_name)(lambda p, *x: x[0] if len(x) == 1 else list(x))
@@ -80,8 +80,8 @@ on_values("erfc")(lambda p, x: ir.sub(1, ir.unary("erf", x)))
 on_values("tan")(lambda p, x: ir.divide(ir.unary("sin", x), ir.unary("cos", x)))
 on_values("cosh")(lambda p, x: ir.mul(ir.add(ir.unary("exp", x), ir.unary("exp", ir.unary("neg", x))), 0.5))
 on_values("sinh")(lambda p, x: ir.mul(ir.sub(nn.expm1(x), nn.expm1(ir.unary("neg", x))), 0.5))
-for _name in ("asin", "acos", "atan", "asinh", "acosh"):
-    on_values(_name)(lambda p, x, f=getattr(nn, _name): f(x))
+for _inverse in (nn.asin, nn.acos, nn.atan, nn.asinh, nn.acosh):
+    on_values(_inverse.__name__)(lambda p, x, f=_inverse: f(x))
 on_values("atanh")(
     lambda p, x: ir.mul(ir.sub(ir.unary("log1p", x), ir.unary("log1p", ir.unary("neg", x))), 0.5)
 )

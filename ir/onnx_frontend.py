@@ -38,10 +38,10 @@ def from_onnx(
 ) -> ImportedProgram:
     """Import an ONNX model: a path or an `onnx.ModelProto`.
 
-    float16 is computed in float32 and rounded where the program says so: at Cast nodes and outputs.
+    float16 and bfloat16 are computed in float32 and rounded where the program says so: at Cast nodes and outputs.
     `shapes` gives the shape of inputs by name where the model leaves dimensions open. `constants` fixes inputs to
-    arrays: they are no inputs of the program any more, and may decide shapes (what a Reshape reshapes to). Raises `ImportFailure`
-    for a file that cannot be read or is inconsistent, `UnsupportedError` for what has no operator; each names
+    arrays: they are no inputs of the program any more, and may decide shapes (what a Reshape reshapes to).
+    Raises `ImportFailure` for a file that cannot be read or is inconsistent, `UnsupportedError` for what has no operator; each names
     file and node.
     """
     proto, source = _load(model)
@@ -103,7 +103,7 @@ class _Importer:
         self.builder = GraphBuilder()
         self.opset = self._opset()
         self.functions = {(f.domain, f.name): f for f in proto.functions}
-        self.halves = _float16_names(proto)
+        self.halves = _half_types(proto)
 
     def fail(self, message: str) -> ImportFailure:
         return ImportFailure(f"{self.source}: {message}")
@@ -156,7 +156,8 @@ class _Importer:
 
         if info.type.WhichOneof("value") not in (None, "tensor_type"):
             raise UnsupportedError(f"{self.source}: output {info.name!r} is no tensor; only tensors are supported")
-        return ir.cast(x, "f16") if info.type.tensor_type.elem_type == TensorProto.FLOAT16 else x
+        declared = {TensorProto.FLOAT16: "f16", TensorProto.BFLOAT16: "bf16"}.get(info.type.tensor_type.elem_type)
+        return x if declared is None else ir.cast(x, declared)
 
     def value(self, x: Known | None, name: str) -> Value:
         assert x is not None
@@ -310,7 +311,7 @@ class _Importer:
         if not domain and node.op_type in CONTROL:
             flow = ControlFlow(attrs, ins, len(node.output), self._subgraph(env, opset), self.builder)
             return list(CONTROL[node.op_type](flow))
-        if node.op_type == "Cast" and not domain and node.input[0] in self.halves and _to_float16(attrs):
+        if node.op_type == "Cast" and not domain and self.halves.get(node.input[0]) == attrs.get("to"):
             return [ins[0]]  # from float16 to float16: nothing to round
         if (local := self.functions.get((node.domain, node.op_type))) is not None:
             return self._inline(local, node, ins, opset)
@@ -412,19 +413,13 @@ class _Importer:
         return [inner.get(name) for name in body.output]
 
 
-def _to_float16(attrs: Mapping[str, Any]) -> bool:
-    from onnx import TensorProto
-
-    return attrs.get("to") == TensorProto.FLOAT16
-
-
-def _float16_names(proto: Any) -> set[str]:
-    """The tensors that the model declares, or ONNX infers, as float16: they are float32 here."""
+def _half_types(proto: Any) -> dict[str, int]:
+    """The types of the tensors that the model declares, or ONNX infers, as float16 or bfloat16; here they are float32."""
     from onnx import TensorProto, helper, shape_inference
 
     graph = proto.graph
     if not any(n.op_type == "Cast" for n in graph.node):
-        return set()
+        return {}
     named = {i.name for i in graph.input}
     weights = [t for t in graph.initializer if t.name not in named]
     inputs = [*graph.input, *(helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in weights)]
@@ -433,11 +428,8 @@ def _float16_names(proto: Any) -> set[str]:
         infos: Any = shape_inference.infer_shapes(helper.make_model(types_only, opset_imports=proto.opset_import)).graph
     except Exception:  # types that do not fit are reported where they are met
         infos = graph
-    return {
-        i.name
-        for i in (*infos.input, *infos.value_info, *infos.output)
-        if i.type.tensor_type.elem_type == TensorProto.FLOAT16
-    }
+    types = {i.name: i.type.tensor_type.elem_type for i in (*infos.input, *infos.value_info, *infos.output)}
+    return {name: t for name, t in types.items() if t in (TensorProto.FLOAT16, TensorProto.BFLOAT16)}
 
 
 def _schema_defaults(node: Any, opset: int) -> list[Any]:

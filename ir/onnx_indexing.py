@@ -222,4 +222,6 @@ def _col2im(c: OnnxCall) -> Value:
         spread = ir.pad(piece, [0, 0, *low], [0, 0, *high], [0, 0, *(s - 1 for s in strides)])
         total = spread if total is None else ir.add(total, spread)
     assert total is not None
-    return ir.slice_(total, [0, 0, *pads[:n]], [*total.shape[:2], *(lo + e for lo, e in zip(pads[:n], image, strict=True))])
+    return ir.slice_(
+        total, [0, 0, *pads[:n]], [*total.shape[:2], *(lo + e for lo, e in zip(pads[:n], image, strict=True))]
+    )

@@ -252,7 +252,8 @@ def _along(x: Value, parameter: Value, axis: int) -> Value:
         return ir.broadcast(parameter, x.shape, (axis,))
     n, blocks = x.shape[axis], parameter.shape[axis]
     size = -(-n // blocks)
-    require(parameter.type.rank == x.type.rank and size * blocks == n, f"blocks {parameter.type} do not divide {x.type}")
+    whole = parameter.type.rank == x.type.rank and size * blocks == n
+    require(whole, f"blocks {parameter.type} do not divide {x.type}")
     split = (*x.shape[:axis], blocks, size, *x.shape[axis + 1 :])
     spread = ir.broadcast(parameter, split, [d for d in range(len(split)) if d != axis + 1])
     return ir.reshape(spread, x.shape)

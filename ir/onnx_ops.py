@@ -84,10 +84,10 @@ class OnnxCall:
 
 
 def widened(x: Any) -> Any:
-    """float16 as float32, in which it is computed; anything else as it is."""
+    """float16 and bfloat16 as float32, in which they are computed; anything else as it is."""
     if isinstance(x, Value):
-        return ir.cast(x, "f32") if x.dtype == "f16" else x
-    return x.astype(np.float32) if x.dtype == np.float16 else x
+        return ir.cast(x, "f32") if x.dtype in ("f16", "bf16") else x
+    return x.astype(np.float32) if x.dtype.name in ("float16", "bfloat16") else x
 
 
 def not_constant(x: Value, what: str) -> NotConstantError:

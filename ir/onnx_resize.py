@@ -91,8 +91,8 @@ def _wanted(c: OnnxCall, extents: Sequence[int]) -> tuple[list[float], list[int]
         if policy == "stretch":
             return scales, sizes
         one = (min if policy == "not_larger" else max)(scales)
-        return [one] * len(sizes), [int(math.floor(one * n + 0.5)) for n in extents]
-    return scales, [int(math.floor(n * s)) for n, s in zip(extents, scales, strict=True)]
+        return [one] * len(sizes), [math.floor(one * n + 0.5) for n in extents]
+    return scales, [math.floor(n * s) for n, s in zip(extents, scales, strict=True)]
 
 
 def _coordinates(c: OnnxCall, a: Axis) -> np.ndarray:

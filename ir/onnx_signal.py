@@ -1,4 +1,4 @@
-"""ONNX handlers of signals: discrete Fourier transforms, as products with constant matrices (quadratic in the length)."""
+"""ONNX handlers of signals: discrete Fourier transforms, as products with constant matrices."""
 
 from __future__ import annotations
 

@@ -248,4 +248,6 @@ class Attention:
         factor = model.tensor(np.array(1 / math.sqrt(width), np.float32), "factor")
         scores = model.node("Softmax", model.node("Mul", model.node("MatMul", q, k), factor), axis=-1)
         mixed = model.node("Transpose", model.node("MatMul", scores, v), perm=[0, 2, 1, 3])
-        return parts["o"].onnx(model, weights["o"], model.node("Reshape", mixed, model.tensor(_ints(0, 0, -1), "joined")))
+        return parts["o"].onnx(
+            model, weights["o"], model.node("Reshape", mixed, model.tensor(_ints(0, 0, -1), "joined"))
+        )

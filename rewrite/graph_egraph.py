@@ -20,7 +20,17 @@ from ..ir.types import TensorType
 from .fusion_rules import FusionRule
 from .host import Host
 from .kernel import Kernel
-from .language import MAX_VARIADIC, analyses, arities, constructor, declarations, lowering_rules, merging_rules, render, widest_kernels
+from .language import (
+    MAX_VARIADIC,
+    analyses,
+    arities,
+    constructor,
+    declarations,
+    lowering_rules,
+    merging_rules,
+    render,
+    widest_kernels,
+)
 from .rule import GraphRule, distinct
 from .saturate import Engine, Limits, SaturationReport, saturate
 

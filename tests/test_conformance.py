@@ -30,7 +30,12 @@ def tests(runner):
 
 
 COMPILED = [
-    *("test_gather_1", "test_gather_elements_1", "test_gathernd_example_int32_batch_dim1", "test_scatter_elements_with_axis"),
+    *(
+        "test_gather_1",
+        "test_gather_elements_1",
+        "test_gathernd_example_int32_batch_dim1",
+        "test_scatter_elements_with_axis",
+    ),
     *("test_bitshift_right_uint16", "test_mod_int64_fmod", "test_top_k_smallest"),
     *("test_gridsample_bilinear", "test_qlinearmatmul_2D_uint8_float32"),
     *("test_gru_seq_length", "test_einsum_batch_matmul", "test_attention_4d_fp16", "test_nllloss_NC"),
@@ -45,8 +50,9 @@ def test_compiled(runner, tests, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["test_bvlc_alexnet", "test_densenet121", "test_inception_v1", "test_inception_v2", "test_resnet50"]
-    + ["test_shufflenet", "test_squeezenet", "test_vgg19", "test_zfnet512"]
+    "name",
+    ["test_bvlc_alexnet", "test_densenet121", "test_inception_v1", "test_inception_v2", "test_resnet50"]
+    + ["test_shufflenet", "test_squeezenet", "test_vgg19", "test_zfnet512"],
 )
 def test_the_light_models_import(tests, runner, name):
     from nestegg.ir.onnx_frontend import from_onnx
@@ -70,7 +76,7 @@ def test_what_is_not_supported_is_counted_as_that(runner, tests):
 
 def test_a_wrong_result_is_counted_as_wrong(runner, tests):
     case = tests["test_abs"].case
-    (inputs, outputs), = case.data_sets
+    ((inputs, outputs),) = case.data_sets
     changed = SimpleNamespace(**{**vars(case), "data_sets": [(inputs, [outputs[0] + np.float32(0.01)])]})
     outcome = runner.run(runner.Test("test_abs", "node", changed), reference=True)
     assert outcome.status == "wrong"
@@ -88,7 +94,12 @@ def test_a_crash_and_an_endless_test_are_errors(runner, monkeypatch):
     monkeypatch.setattr(runner, "run", run)
     made = [runner.Test(n, "node", None) for n in ("a", "crash", "endless", "z")]
     outcomes = {o.name: o for o in runner.run_all(made, True, 2, limit=2.0)}
-    assert {n: o.status for n, o in outcomes.items()} == {"a": "pass", "crash": "error", "endless": "error", "z": "pass"}
+    assert {n: o.status for n, o in outcomes.items()} == {
+        "a": "pass",
+        "crash": "error",
+        "endless": "error",
+        "z": "pass",
+    }
     assert outcomes["crash"].detail == "the process ended with code -6"
     assert outcomes["endless"].detail == "took longer than 2 s"
 

@@ -9,7 +9,12 @@ from nestegg.ir.reference import evaluate
 
 RNG = np.random.default_rng(3)
 DTYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "int32": TensorProto.INT32}
-DTYPES |= {"float16": TensorProto.FLOAT16, "bool": TensorProto.BOOL, "int8": TensorProto.INT8, "uint8": TensorProto.UINT8}
+DTYPES |= {
+    "float16": TensorProto.FLOAT16,
+    "bool": TensorProto.BOOL,
+    "int8": TensorProto.INT8,
+    "uint8": TensorProto.UINT8,
+}
 
 
 def array(*shape):

@@ -36,7 +36,9 @@ def test_a_scan_is_unrolled():
 @pytest.mark.parametrize("reverse", [False, True])
 def test_a_scan_with_constants_and_a_direction(reverse):
     w = array(3, 3)
-    assert_same(lambda x: lax.scan(lambda h, r: (jnp.tanh(h @ w + r), h), jnp.zeros(3), x, reverse=reverse), array(4, 3))
+    assert_same(
+        lambda x: lax.scan(lambda h, r: (jnp.tanh(h @ w + r), h), jnp.zeros(3), x, reverse=reverse), array(4, 3)
+    )
 
 
 def test_counted_loops():

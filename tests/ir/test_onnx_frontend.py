@@ -11,6 +11,7 @@ from nestegg.ir.reference import evaluate
 
 from .onnx_models import array, assert_same, ints, model_of, one_node
 
+
 def test_a_small_network():
     nodes = [
         helper.make_node("Conv", ["x", "w", "b"], ["c"], pads=[1, 1, 1, 1]),

@@ -176,7 +176,9 @@ def test_a_loop_of_known_length_is_unrolled():
     np.testing.assert_allclose(every, x * np.array([[2], [4], [8], [16]], np.float32))
     with pytest.raises(UnsupportedError, match="the Loop runs 1025 steps; at most 1024 are unrolled"):
         from_onnx(model_of([node], {"x": x}, ["last", "all"], {**weights, "trips": np.array(5000)}))
-    with pytest.raises(UnsupportedError, match=r"\(Loop\): the trip count must be constant; it is computed from 'trips'"):
+    with pytest.raises(
+        UnsupportedError, match=r"\(Loop\): the trip count must be constant; it is computed from 'trips'"
+    ):
         from_onnx(model_of([node], {"x": x, "trips": np.array(4)}, ["last", "all"], {"scale": weights["scale"]}))
 
 
