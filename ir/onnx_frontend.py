@@ -41,8 +41,8 @@ def from_onnx(
     float16 and bfloat16 are computed in float32 and rounded where the program says so: at Cast nodes and outputs.
     `shapes` gives the shape of inputs by name where the model leaves dimensions open. `constants` fixes inputs to
     arrays: they are no inputs of the program any more, and may decide shapes (what a Reshape reshapes to).
-    Raises `ImportFailure` for a file that cannot be read or is inconsistent, `UnsupportedError` for what has no operator; each names
-    file and node.
+    Raises `ImportFailure` for a file that cannot be read or is inconsistent, `NotConstantError` for an operand that
+    decides shapes and is known at run time only, `UnsupportedError` for what has no operator; each names file and node.
     """
     proto, source = _load(model)
     return _Importer(proto, source, dict(shapes or {}), dict(constants or {})).run()
@@ -414,7 +414,7 @@ class _Importer:
 
 
 def _half_types(proto: Any) -> dict[str, int]:
-    """The types of the tensors that the model declares, or ONNX infers, as float16 or bfloat16; here they are float32."""
+    """The types of tensors that the model declares, or ONNX infers, as float16 or bfloat16; here they are float32."""
     from onnx import TensorProto, helper, shape_inference
 
     graph = proto.graph
