@@ -8,7 +8,7 @@ Every stage's result is kept on `Compiled` and can be written out (`dump_to`).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,8 +69,11 @@ class Options:
         return self.threads
 
 
-def import_program(source: Any, *example_args: Any, shapes: Any = None) -> ImportedProgram:
-    """The graph of a JAX function, an `.onnx` file, an ONNX model, or `zoo:NAME`."""
+def import_program(source: Any, *example_args: Any, shapes: Any = None, constants: Any = None) -> ImportedProgram:
+    """The graph of a JAX function, an `.onnx` file, an ONNX model, or `zoo:NAME`.
+
+    For ONNX, `shapes` gives open dimensions and `constants` fixes inputs, both by name (see `from_onnx`).
+    """
     if isinstance(source, ImportedProgram):
         return source
     if isinstance(source, (str, Path)):
@@ -83,11 +86,11 @@ def import_program(source: Any, *example_args: Any, shapes: Any = None) -> Impor
             return from_jax(fn, *args)
         from .ir.onnx_frontend import from_onnx
 
-        return from_onnx(source, shapes)
+        return from_onnx(source, shapes, constants)
     if hasattr(source, "SerializeToString"):
         from .ir.onnx_frontend import from_onnx
 
-        return from_onnx(source, shapes)
+        return from_onnx(source, shapes, constants)
     if callable(source):
         from .ir.jax_frontend import from_jax
 
@@ -239,15 +242,19 @@ def optimize(
     threads: int | None = None,
     rules: Sequence[GraphRule | LoopRule | str | Path] = (),
     options: Options | None = None,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    constants: Mapping[str, np.ndarray] | None = None,
     progress: Progress = lambda message: None,
 ) -> Compiled:
     """Optimize a JAX function (with example arguments), an `.onnx` file, or `zoo:NAME` into a `Compiled` program.
+
+    Of an ONNX model, `shapes` gives open dimensions of inputs by name, and `constants` fixes inputs to arrays.
 
     Raises `NesteggError` (a subclass that says where and what to do) for what cannot be imported or compiled.
     """
     chosen = options or Options(target, threads, tuple(rules))
     progress("importing")
-    imported = import_program(source, *example_args)
+    imported = import_program(source, *example_args, shapes=shapes, constants=constants)
     return compile_graph(imported, chosen, progress)
 
 
@@ -307,7 +314,7 @@ def _fold(op: str, args: list[np.ndarray], attrs: object) -> np.ndarray:
     with jax.enable_x64(True):
         wide = args if moves else [a.astype(np.float64) if a.dtype == np.float32 else a for a in args]
         value = np.asarray(apply_reference(op, wide, attrs, double=not moves))
-    return np.ascontiguousarray(value.astype(DTYPES[result.dtype].numpy)).reshape(result.shape)  # it makes 0-d 1-d
+    return np.asarray(value.astype(DTYPES[result.dtype].numpy), order="C")  # ascontiguousarray would add an axis
 
 
 class _Buffers:

@@ -24,7 +24,9 @@ _REGISTER = {
     "i32": I32,
     "i16": ir.IntType(16),
     "i8": I8,
+    "u64": I64,
     "u32": I32,
+    "u16": ir.IntType(16),
     "u8": I8,
     "bool": I1,
 }

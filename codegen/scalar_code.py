@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from llvmlite import ir
 
-from ..ir.expr import Apply, Cast, Const, IndexValue, Read, Scalar, When
+from ..ir.expr import Apply, Cast, Const, IndexValue, Read, ReadAt, Scalar, When
 from ..ir.index import Axis, Index, Quotient
 from ..ir.loops import ACCUMULATOR, LoopKernel
 from .llvm_types import I64, constant, lanes_of, load, load_repeated, offset, register_type, splat, store
@@ -156,6 +156,8 @@ class ScalarCode:
                 assert accumulator is not None
                 return accumulator
             return self._read(s, at, vector, lanes, mask)
+        if isinstance(s, ReadAt):
+            return self._gather(s, go(s.offset), at, vector, lanes, mask)
         if isinstance(s, Const):
             return constant(s.value, s.dtype)
         if isinstance(s, Apply):
@@ -254,6 +256,26 @@ class ScalarCode:
                 else load_repeated(self.builder, pointer, r.dtype, unit, lanes)
             )
         return self._loaded[key]
+
+    def _gather(
+        self, r: ReadAt, computed: ir.Value, at: Position, vector: int, lanes: int, mask: ir.Value | None
+    ) -> ir.Value:
+        """Loads at `base + computed`, lane by lane where that changes along the vector axis."""
+        b = self.builder
+        varies = lanes > 1 and vector >= 0 and self.kernel.axes[vector] in r.base.axes
+        base = self._lane_indices(r.base, at, vector, lanes) if varies else self.index(r.base, at)
+        place = b.add(*self._alike([base, computed]))
+        if mask is not None:
+            place, mask = self._alike([place, mask])
+            place = b.select(mask, place, constant(0, "i64", lanes_of(place)))
+        if lanes_of(place) == 1:
+            return load(b, offset(b, self.buffers[r.input], place, r.dtype), r.dtype)
+        out: ir.Value = ir.Constant(register_type(r.dtype, lanes), ir.Undefined)
+        for k in range(lanes):
+            lane = ir.Constant(I64, k)
+            pointer = offset(b, self.buffers[r.input], b.extract_element(place, lane), r.dtype)
+            out = b.insert_element(out, load(b, pointer, r.dtype), lane)
+        return out
 
     def _any(self, mask: ir.Value) -> ir.Value:
         b = self.builder

@@ -134,6 +134,40 @@ def _sign_int(v: Lanes, x: ir.Value) -> ir.Value:
     return v.b.add(positive, v.b.sext(_icmp(v, True, "<", x, zero), type_of(x)))
 
 
+def _bits(v: Lanes, x: ir.Value) -> int:
+    return (type_of(x) if v.count is None else type_of(x).element).width
+
+
+def _in_width(v: Lanes, x: ir.Value, by: ir.Value) -> ir.Value:
+    """A shift by `by` leaves something of x (negative amounts are large ones, as in XLA)."""
+    return _icmp(v, False, "<", by, v.like(_bits(v, x), by))
+
+
+def _shift_left(v: Lanes, x: ir.Value, by: ir.Value) -> ir.Value:
+    return v.b.select(_in_width(v, x, by), v.b.shl(x, by), v.like(0, x))
+
+
+def _shift_right(signed: bool, v: Lanes, x: ir.Value, by: ir.Value) -> ir.Value:
+    """Signed numbers keep their sign, whatever the amount."""
+    inside = _in_width(v, x, by)
+    if not signed:
+        return v.b.select(inside, v.b.lshr(x, by), v.like(0, x))
+    return v.b.ashr(x, v.b.select(inside, by, v.like(_bits(v, x) - 1, by)))
+
+
+def _quotient(signed: bool, v: Lanes, x: ir.Value, y: ir.Value) -> ir.Value:
+    """Truncated; by zero it is -1 (all bits set), and the smallest number by -1 itself, as in XLA. LLVM has no
+    result for either."""
+    one, minus = v.like(1, x), v.like(-1, x)
+    by_zero = v.b.icmp_unsigned("==", y, v.like(0, y))
+    safe = v.b.select(by_zero, one, y)
+    if not signed:
+        return v.b.select(by_zero, minus, v.b.udiv(x, safe))
+    negated = v.b.icmp_unsigned("==", y, minus)
+    done = v.b.select(negated, v.b.neg(x), v.b.sdiv(x, v.b.select(negated, one, safe)))
+    return v.b.select(by_zero, minus, done)
+
+
 def _integers(signed: bool) -> dict[str, Emit]:
     def pick(order: str) -> Emit:
         return lambda v, x, y: v.b.select(_icmp(v, signed, order, x, y), x, y)
@@ -152,7 +186,11 @@ def _integers(signed: bool) -> dict[str, Emit]:
         "sign": _sign_int,
         "and": lambda v, x, y: v.b.and_(x, y),
         "or": lambda v, x, y: v.b.or_(x, y),
+        "xor": lambda v, x, y: v.b.xor(x, y),
         "not": lambda v, x: v.b.xor(x, v.like(-1, x)),
+        "shl": _shift_left,
+        "shr": partial(_shift_right, signed),
+        "quotient": partial(_quotient, signed),
         **{name: compare(order) for name, order in _COMPARISONS.items()},
     }
 

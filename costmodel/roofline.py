@@ -172,9 +172,10 @@ class Rates:
         bits = {kernel.axes[a.number]: a for a in self.space.axes if a.bit >= 0}
         self.updates = [_read(kernel, kernel.update, r, bits) for r in kernel.update_reads]
         self.extras = [_read(kernel, kernel.epilogue, r, bits) for r in kernel.epilogue_reads]
+        self.extras += [replace(access(kernel, g.base, g.dtype), affine=False) for g in kernel.gathers]
         self.out = access(kernel, kernel.out, kernel.epilogue.dtype)
         self.accesses = [*self.updates, *self.extras, self.out]
-        self.buffers = [r.input for r in (*kernel.update_reads, *kernel.epilogue_reads)]
+        self.buffers = [r.input for r in (*kernel.update_reads, *kernel.epilogue_reads, *kernel.gathers)]
         self.update_cost, self.epilogue_cost = update_cost(kernel), scalar_cost(kernel.epilogue)
 
     def by_buffer(self, whole: StagedKernel) -> list[tuple[int, Access]]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from ..ir.compose import merge_inputs
 from ..ir.errors import NesteggError, UnsupportedError
-from ..ir.expr import Const, Read, Scalar, TensorExpr, rebuild, walk
+from ..ir.expr import Const, Read, ReadAt, Scalar, TensorExpr, inputs_read, rebuild, renumber
 from ..ir.loops import Lowered, StagedKernel, lower
 from ..ir.nest import Nest
 from ..ir.scalars import SCALARS
@@ -211,28 +211,19 @@ def canonical_call(
         expr = _with_literals(expr, literal)
     first: dict[int, int] = {}
     same = {k: first.setdefault(a, k) for k, a in enumerate(args)}
-    order = list(dict.fromkeys(same[s.input] for s in walk(expr.body) if isinstance(s, Read)))
-    number = {k: order.index(same[k]) for k in range(len(args)) if same[k] in order}
-    renumbered = TensorExpr(tuple(expr.inputs[k] for k in order), expr.axes, _renumber(expr.body, number))
+    order = list(dict.fromkeys(same[k] for k in inputs_read(expr.body)))
+    body = renumber(expr.body, lambda k: order.index(same[k]))
+    renumbered = TensorExpr(tuple(expr.inputs[k] for k in order), expr.axes, body)
     return merge_inputs(renumbered, {}), tuple(args[k] for k in order)
 
 
 def _with_literals(expr: TensorExpr, literal: dict[int, float | int | bool]) -> TensorExpr:
     def go(s: Scalar) -> Scalar:
-        if isinstance(s, Read) and s.input in literal:
+        if isinstance(s, (Read, ReadAt)) and s.input in literal:
             return Const(literal[s.input], s.dtype)
         return rebuild(s, go, lambda i: i)
 
     return TensorExpr(expr.inputs, expr.axes, go(expr.body))
-
-
-def _renumber(body: Scalar, number: dict[int, int]) -> Scalar:
-    def go(s: Scalar) -> Scalar:
-        if isinstance(s, Read):
-            return Read(number[s.input], s.index, s.dtype)
-        return rebuild(s, go, lambda i: i)
-
-    return go(body)
 
 
 def constant_values(

@@ -35,6 +35,17 @@ def constant_of(x: Value) -> np.ndarray | None:
     return x.builder.constants.get(x.id)
 
 
+def inputs_of(x: Value) -> tuple[str, ...]:
+    """Names of the graph's inputs that `x` is computed from."""
+    seen, stack = {x.id}, [x.id]
+    while stack:
+        for k in x.builder.nodes[stack.pop()].inputs:
+            if k not in seen:
+                seen.add(k)
+                stack.append(k)
+    return tuple(x.builder.nodes[k].label for k in x.builder.inputs if k in seen)
+
+
 def uniform_of(x: Value) -> float | None:
     """The number that fills `x`, if it is a constant of one element or a broadcast of one."""
     node = source(x)
@@ -142,8 +153,9 @@ def _is_power_of_two(number: float) -> bool:
 
 
 def _divide_integers(x: Operand, y: Operand, dtype: str) -> Value:
-    """By way of float64, which is exact for integers of at most 32 bits."""
-    require(DTYPES[dtype].size <= 4, f"{dtype} division is not supported; cast to i32 first")
+    """By way of float64, which is exact for integers of at most 32 bits and has vector instructions."""
+    if DTYPES[dtype].size > 4:
+        return binary("quotient", x, y)
     wide = [cast(v, "f64") if isinstance(v, Value) else v for v in (x, y)]
     return cast(binary("div", *wide), dtype)
 

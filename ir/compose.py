@@ -10,23 +10,28 @@ from __future__ import annotations
 
 import math
 
-from .expr import Const, Operand, Read, Reduce, Scalar, TensorExpr, children, rebuild, rename, walk
+from .expr import Const, Operand, Read, ReadAt, Reduce, Scalar, TensorExpr, children, rebuild, rename, renumber, walk
 from .index import Axis, Index
 from .stages import free
 from .types import TensorType
 
 
 def compose(consumer: TensorExpr, position: int, producer: TensorExpr) -> TensorExpr:
-    """`consumer` with input `position` computed by `producer`, whose inputs take that place in the list."""
+    """`consumer` with input `position` computed by `producer`, whose inputs take that place in the list.
+
+    The consumer must not read that input at computed positions (`reads_at`).
+    """
     grown = len(producer.inputs) - 1
-    renumber = {k: k if k < position else k + grown for k in range(len(consumer.inputs))}
+    number = {k: k if k < position else k + grown for k in range(len(consumer.inputs))}
     fresh = _apart(producer)
 
     def go(s: Scalar) -> Scalar:
         if isinstance(s, Read):
             if s.input != position:
-                return Read(renumber[s.input], s.index, s.dtype)
+                return Read(number[s.input], s.index, s.dtype)
             return _at(fresh, s.index, position)
+        if isinstance(s, ReadAt):
+            return ReadAt(number[s.input], s.base, go(s.offset), s.dtype)
         return rebuild(s, go, lambda i: i)
 
     inputs = consumer.inputs[:position] + producer.inputs + consumer.inputs[position + 1 :]
@@ -44,11 +49,9 @@ def _at(e: TensorExpr, index: tuple[Index, ...], shift: int) -> Scalar:
     mapping = dict(zip(e.axes, index, strict=True))
 
     def go(s: Scalar) -> Scalar:
-        if isinstance(s, Read):
-            return Read(s.input + shift, tuple(i.substitute(mapping) for i in s.index), s.dtype)
         return rebuild(s, go, lambda i: i.substitute(mapping))
 
-    return go(e.body)
+    return go(renumber(e.body, lambda k: k + shift))
 
 
 def merge_inputs(e: TensorExpr, same: dict[int, int]) -> TensorExpr:
@@ -56,13 +59,8 @@ def merge_inputs(e: TensorExpr, same: dict[int, int]) -> TensorExpr:
     target = [same.get(k, k) for k in range(len(e.inputs))]
     kept = sorted(set(target))
     number = {old: new for new, old in enumerate(kept)}
-
-    def go(s: Scalar) -> Scalar:
-        if isinstance(s, Read):
-            return Read(number[target[s.input]], s.index, s.dtype)
-        return rebuild(s, go, lambda i: i)
-
-    return TensorExpr(tuple(e.inputs[k] for k in kept), e.axes, go(e.body)).canonical
+    body = renumber(e.body, lambda k: number[target[k]])
+    return TensorExpr(tuple(e.inputs[k] for k in kept), e.axes, body).canonical
 
 
 def is_map(e: TensorExpr) -> bool:
@@ -75,6 +73,11 @@ def is_movement(e: TensorExpr) -> bool:
     from .expr import When
 
     return all(isinstance(s, (Read, Const, When)) for s in walk(e.body))
+
+
+def reads_at(e: TensorExpr, position: int) -> bool:
+    """Input `position` is read at computed positions: it has to lie in memory."""
+    return any(isinstance(s, ReadAt) and s.input == position for s in walk(e.body))
 
 
 def reads_once(e: TensorExpr, position: int) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from . import pooling  # noqa: F401 (adds its rows)
+from . import indexing, pooling  # noqa: F401 (add their rows)
 from .canonical import (
     add,
     binary,
@@ -34,6 +34,7 @@ from .canonical import (
     select,
     slice_,
     sub,
+    transpose,
     unary,
     uniform_of,
 )
@@ -108,6 +109,43 @@ def expm1(x: Value) -> Value:
     return mul(unary("tanh", mul(x, 0.5)), add(unary("exp", x), 1))
 
 
+def atan(x: Value) -> Value:
+    """Arc tangent: of 1/x beyond 1; the angle halved twice; then the series, of which 8 terms are exact to 1e-12."""
+    size = unary("abs", x)
+    far = binary("gt", size, 1)
+    t = select(far, divide(full_like(x, 1), size), size)
+    for _ in range(2):
+        t = divide(t, add(unary("sqrt", add(mul(t, t), 1)), 1))
+    square = mul(t, t)
+    series = full_like(x, 1 / 15)
+    for k in range(13, 0, -2):
+        series = sub(1 / k, mul(square, series))
+    angle = mul(mul(series, t), 4)
+    return mul(select(far, sub(math.pi / 2, angle), angle), unary("sign", x))
+
+
+def asin(x: Value) -> Value:
+    return mul(atan(divide(x, add(unary("sqrt", sub(1, mul(x, x))), 1))), 2)
+
+
+def acos(x: Value) -> Value:
+    return mul(atan(unary("sqrt", divide(sub(1, x), add(x, 1)))), 2)
+
+
+def asinh(x: Value) -> Value:
+    """sign(x) log(a + sqrt(a^2 + 1)) of a = |x|, accurate near 0"""
+    a = unary("abs", x)
+    square = mul(a, a)
+    grown = add(a, divide(square, add(unary("sqrt", add(square, 1)), 1)))
+    return mul(unary("log1p", grown), unary("sign", x))
+
+
+def acosh(x: Value) -> Value:
+    """log(x + sqrt(x^2 - 1)), accurate near 1"""
+    t = sub(x, 1)
+    return unary("log1p", add(t, unary("sqrt", mul(t, add(t, 2)))))
+
+
 def _hard_sigmoid_jax(x: Any, alpha: float, beta: float) -> Any:
     import jax.numpy as jnp
 
@@ -139,6 +177,11 @@ declare(hard_sigmoid, _hard_sigmoid_jax, lambda c: one_tensor(c, alpha=0.2, beta
 declare(hard_swish, in_jax("jax.nn.hard_swish"), one_tensor)
 declare(softplus, in_jax("jax.nn.softplus"), one_tensor)
 declare(expm1, in_jax("jax.lax.expm1"), one_tensor)
+declare(atan, in_jax("jax.numpy.arctan"), one_tensor)
+declare(asin, in_jax("jax.numpy.arcsin"), one_tensor)
+declare(acos, in_jax("jax.numpy.arccos"), one_tensor)
+declare(asinh, in_jax("jax.numpy.arcsinh"), one_tensor)
+declare(acosh, in_jax("jax.numpy.arccosh"), one_tensor)
 
 
 # --- rounding and powers --------------------------------------------------------------------------
@@ -362,6 +405,71 @@ def gemm(
     return add(out, bias if beta == 1 else mul(bias, beta))
 
 
+def einsum(equation: str, *operands: Value) -> Value:
+    """Einstein's sum (`numpy.einsum`): operands are multiplied from left to right, each product a `dot`.
+
+    Raises `TypeRuleError` for an equation that does not fit the operands.
+    """
+    terms, result = _equation(equation, [v.type.rank for v in operands])
+    parts = [_diagonal(v, t) for v, t in zip(operands, terms, strict=True)]
+    (value, have), rest = parts[0], parts[1:]
+    for k, (other, theirs) in enumerate(rest):
+        wanted = {*result, *(label for _, later in rest[k + 1 :] for label in later)}
+        value, have = _product(value, have, other, theirs, wanted)
+    gone = [d for d, label in enumerate(have) if label not in result]
+    value, have = reduce("sum", value, gone) if gone else value, [label for label in have if label in result]
+    require(sorted(have) == sorted(result), f"{equation}: the result names an index that no operand has")
+    return transpose(value, [have.index(label) for label in result])
+
+
+def _equation(equation: str, ranks: Sequence[int]) -> tuple[list[str], str]:
+    """Labels of operands and result; `...` becomes digits, counted from the right."""
+    left, arrow, right = equation.replace(" ", "").partition("->")
+    terms = left.split(",")
+    require(len(terms) == len(ranks), f"{equation!r} is for {len(terms)} operands, {len(ranks)} given")
+    spare = [r - len(t.replace("...", "")) for t, r in zip(terms, ranks, strict=True)]
+    digits = "9876543210"
+    filled = [t.replace("...", digits[10 - n :]) if "..." in t else t for t, n in zip(terms, spare, strict=True)]
+    most = max((n for t, n in zip(terms, spare, strict=True) if "..." in t), default=0)
+    if not arrow:
+        letters = "".join(filled)
+        right = "..." * bool(most) + "".join(sorted(s for s in set(letters) if s.isalpha() and letters.count(s) == 1))
+    for t, r in zip(filled, ranks, strict=True):
+        require(len(t) == r, f"{equation!r} does not fit operands of ranks {tuple(ranks)}")
+    return filled, right.replace("...", digits[10 - most :])
+
+
+def _diagonal(x: Value, labels: str) -> tuple[Value, list[str]]:
+    """The operand with each label once: of a repeated one, the diagonal (by a mask, summed)."""
+    have = list(labels)
+    for label in dict.fromkeys(labels):
+        while have.count(label) > 1:
+            p, q = [d for d, name in enumerate(have) if name == label][:2]
+            n = x.shape[p]
+            require(x.shape[q] == n, f"index {label!r} names axes of extents {n} and {x.shape[q]}")
+            mask = broadcast(x.builder.constant(np.eye(n, dtype=bool)), x.shape, (p, q))
+            x = reduce("sum", select(mask, x, full_like(x, 0)), (q,))
+            have.pop(q)
+    return x, have
+
+
+def _product(x: Value, mine: list[str], y: Value, theirs: list[str], wanted: set[str]) -> tuple[Value, list[str]]:
+    """Two operands multiplied; their shared indices that nobody wants are summed."""
+    summed = [s for s in mine if s in theirs and s not in wanted]
+    batch = [s for s in mine if s in theirs and s in wanted]
+    x, y = (_squeezed(v, h, o, w) for v, h, o, w in ((x, mine, theirs, y), (y, theirs, mine, x)))
+    pairs = [tuple(tuple(h.index(s) for s in group) for h in (mine, theirs)) for group in (summed, batch)]
+    out = dot(x, y, pairs[0], pairs[1])
+    rest = [s for s in mine if s not in theirs] + [s for s in theirs if s not in mine]
+    return out, [*batch, *rest]
+
+
+def _squeezed(x: Value, mine: list[str], theirs: list[str], other: Value) -> Value:
+    """Axes of extent 1 under an index that is longer in the other operand are repeated."""
+    sizes = dict(zip(theirs, other.shape, strict=True))
+    return broadcast_to(x, [max(n, sizes.get(s, n)) if n == 1 else n for s, n in zip(mine, x.shape, strict=True)])
+
+
 def bias_add(x: Value, bias: Value) -> Value:
     """A vector added along axis 1 (channels)."""
     return add(x, broadcast(bias, x.shape, (1,)))
@@ -416,7 +524,7 @@ def take(x: Value, indices: np.ndarray, axis: int) -> Value:
     where = indices.reshape(-1).astype(int)
     require(bool(((where >= -x.shape[axis]) & (where < x.shape[axis])).all()), "an index is out of range")
     parts = []
-    for begin, count, step in _runs([int(w) % x.shape[axis] for w in where]):
+    for begin, count, step in runs([int(w) % x.shape[axis] for w in where]):
         start = [begin if d == axis else 0 for d in range(x.type.rank)]
         limit = [begin + (count - 1) * step + 1 if d == axis else n for d, n in enumerate(x.shape)]
         parts.append(slice_(x, start, limit, [step if d == axis else 1 for d in range(x.type.rank)]))
@@ -428,7 +536,7 @@ def take(x: Value, indices: np.ndarray, axis: int) -> Value:
     return reshape(out, (*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]))
 
 
-def _runs(positions: list[int]) -> list[tuple[int, int, int]]:
+def runs(positions: list[int]) -> list[tuple[int, int, int]]:
     """Positions as (begin, count, step) arithmetic progressions with step > 0."""
     out: list[tuple[int, int, int]] = []
     for p in positions:
@@ -471,6 +579,28 @@ def _gemm_sample(c: Chooser) -> Sample:
     return [TensorType(s) for s in shapes], attrs
 
 
+def _einsum_sample(c: Chooser) -> Sample:
+    equation, *shapes = c.pick(
+        (
+            ("ij->ji", (3, 4)),
+            ("ij->i", (3, 4)),
+            ("bii->bi", (2, 3, 3)),
+            ("bij,bjk->bik", (2, 3, 4), (2, 4, 5)),
+            ("i,i", (4,), (4,)),
+            ("...ij,jk->...ik", (2, 3, 4), (4, 5)),
+            ("ij,jk,kl->il", (2, 3), (3, 4), (4, 2)),
+            ("ij,ij->ij", (2, 3), (2, 3)),
+        )
+    )
+    return [TensorType(s) for s in shapes], {"equation": equation}
+
+
+def einsum_of(*operands: Value, equation: str) -> Value:
+    """`einsum` with the equation as an attribute."""
+    return einsum(equation, *operands)
+
+
+declare(einsum_of, lambda *x, equation: in_jax("jax.numpy.einsum")(equation, *x), _einsum_sample)
 declare(matmul, in_jax("jax.numpy.matmul"), _matmul_sample)
 declare(gemm, _gemm_jax, _gemm_sample)
 declare(

@@ -13,6 +13,14 @@ class UnsupportedError(NesteggError):
     """A construct of the input program has no operator in nestegg's table."""
 
 
+class NotConstantError(UnsupportedError):
+    """An operand that decides shapes is only known at run time. `inputs`: the program's inputs it is computed from."""
+
+    def __init__(self, message: str, inputs: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.inputs = inputs
+
+
 class ImportFailure(NesteggError):
     """A model file or a JAX function could not be read."""
 

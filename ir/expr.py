@@ -65,6 +65,23 @@ class Read(_Ops):
 
 
 @dataclass(frozen=True, eq=True)
+class ReadAt(_Ops):
+    """Element of input number `input` at the row-major position `base + offset`, of which `offset` (i64) is computed.
+
+    The operator that makes it sees to it that the position lies inside the input, whatever `offset` is read from.
+    """
+
+    input: int
+    base: Index
+    offset: Scalar
+    dtype: str
+    __hash__ = _Ops.__hash__
+
+    def __str__(self) -> str:
+        return f"x{self.input}[[{self.base} + {self.offset}]]"
+
+
+@dataclass(frozen=True, eq=True)
 class Const(_Ops):
     value: float | int | bool
     dtype: str
@@ -143,7 +160,7 @@ class Reduce(_Ops):
         return f"{self.kind}({', '.join(f'{a}<{a.extent}' for a in self.axes)}) {self.body}"
 
 
-Scalar = Union[Read, Const, IndexValue, Apply, Cast, When, Reduce]  # noqa: UP007
+Scalar = Union[Read, ReadAt, Const, IndexValue, Apply, Cast, When, Reduce]  # noqa: UP007
 
 
 def apply(fn: str, *args: Any) -> Scalar:
@@ -191,6 +208,20 @@ class Operand:
         if len(parts) != self.type.rank:
             raise TypeRuleError(f"x{self.number}: {self.type} read with {len(parts)} indices")
         return Read(self.number, tuple(Index.of(p) for p in parts), self.type.dtype)
+
+    def at(self, fixed: Mapping[int, IndexLike], computed: Mapping[int, Scalar]) -> Scalar:
+        """The element at `fixed` positions of some axes and `computed` ones of the others, those moved into range."""
+        base, offset = Index(), None
+        for axis, stride in enumerate(self.type.strides):
+            if axis in fixed:
+                base = base + Index.of(fixed[axis]) * stride
+                continue
+            last = max(self.type.shape[axis] - 1, 0)
+            place = apply("min", apply("max", cast(computed[axis], "i64"), 0), last) * stride
+            offset = place if offset is None else offset + place
+        if offset is None:
+            raise TypeRuleError(f"x{self.number}: no axis of {self.type} is read at a computed position")
+        return ReadAt(self.number, base, offset, self.type.dtype)
 
 
 @dataclass(frozen=True)
@@ -255,6 +286,8 @@ def children(s: Scalar) -> tuple[Scalar, ...]:
         return (s.then, s.otherwise)
     if isinstance(s, Reduce):
         return (s.body,)
+    if isinstance(s, ReadAt):
+        return (s.offset,)
     return ()
 
 
@@ -281,6 +314,8 @@ def rebuild(s: Scalar, f: Callable[[Scalar], Scalar], index: Callable[[Index], I
     """`s` with each child replaced by `f(child)` and each index by `index(…)`; bounds are simplified again."""
     if isinstance(s, Read):
         return Read(s.input, tuple(index(i) for i in s.index), s.dtype)
+    if isinstance(s, ReadAt):
+        return ReadAt(s.input, index(s.base), f(s.offset), s.dtype)
     if isinstance(s, IndexValue):
         return IndexValue(index(s.index), s.dtype)
     if isinstance(s, Apply):
@@ -292,6 +327,24 @@ def rebuild(s: Scalar, f: Callable[[Scalar], Scalar], index: Callable[[Index], I
     if isinstance(s, Reduce):
         return Reduce(s.kind, s.axes, f(s.body), s.dtype)
     return s
+
+
+def renumber(s: Scalar, number: Callable[[int], int]) -> Scalar:
+    """`s` with input k read as input `number(k)`."""
+
+    def go(n: Scalar) -> Scalar:
+        if isinstance(n, Read):
+            return Read(number(n.input), n.index, n.dtype)
+        if isinstance(n, ReadAt):
+            return ReadAt(number(n.input), n.base, go(n.offset), n.dtype)
+        return rebuild(n, go, lambda i: i)
+
+    return go(s)
+
+
+def inputs_read(s: Scalar) -> tuple[int, ...]:
+    """The inputs read anywhere in `s`, in order of appearance."""
+    return tuple(dict.fromkeys(n.input for n in walk(s) if isinstance(n, (Read, ReadAt))))
 
 
 def rename(s: Scalar, mapping: Mapping[Axis, Index], fresh: Callable[[Axis], Axis]) -> Scalar:

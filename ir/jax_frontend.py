@@ -140,15 +140,21 @@ class JaxImporter:
         return outs
 
     def call(self, eqn: Any, ins: list[Known]) -> Sequence[Known]:
-        """Inline a nested jaxpr, in a scope of its own: the same variables may occur in several calls."""
+        """Inline a nested jaxpr."""
         inner = next(eqn.params[k] for k in ("jaxpr", "call_jaxpr", "fun_jaxpr") if k in eqn.params)
+        place, self.place = self.place, _place(eqn) or self.place
+        outs = self.inline(inner, ins)
+        self.place = place
+        return outs
+
+    def inline(self, inner: Any, ins: Sequence[Known]) -> list[Known]:
+        """The results of a (closed) jaxpr on operands, in a scope of its own."""
         jaxpr, consts = (inner.jaxpr, inner.consts) if hasattr(inner, "consts") else (inner, [])
         outer, self.env = self.env, {}
-        place, self.place = self.place, _place(eqn) or self.place
         for var, x in zip(jaxpr.invars, ins, strict=True):
             self.write(var, x)
         outs = self.run(jaxpr, consts)
-        self.env, self.place = outer, place
+        self.env = outer
         return outs
 
     def fold(self, eqn: Any, ins: Sequence[Any]) -> Sequence[Known]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from . import canonical as ir
 from . import composites as nn
+from . import indexing
 from .errors import UnsupportedError
 from .graph import Value
 from .operator import require
@@ -25,9 +26,10 @@ if TYPE_CHECKING:
 Params = dict[str, Any]
 Handler = Callable[..., Any]
 PRIMITIVES: dict[str, Handler] = {}
+FEW = 64  # constant positions up to which slices are joined; beyond, a gather
 
 
-def _on_values(*names: str) -> Callable[[Handler], Handler]:
+def on_values(*names: str) -> Callable[[Handler], Handler]:
     """Register `handler(params, *values)`: every operand is a node."""
 
     def register(handler: Handler) -> Handler:
@@ -40,7 +42,7 @@ def _on_values(*names: str) -> Callable[[Handler], Handler]:
     return register
 
 
-def _primitive(*names: str) -> Callable[[Handler], Handler]:
+def on_importer(*names: str) -> Callable[[Handler], Handler]:
     """Register `handler(importer, params, *operands)`."""
 
     def register(handler: Handler) -> Handler:
@@ -60,33 +62,35 @@ def _static(x: Any, what: str) -> np.ndarray:
 
 _UNARY = "neg abs sign floor ceil sqrt rsqrt exp log log1p tanh logistic erf sin cos not"
 for _name in _UNARY.split():
-    _on_values(_name)(lambda p, x, op=_name: ir.unary(op, x))
-for _name in ["add", "sub", "mul", "max", "min", "eq", "ne", "lt", "le", "gt", "ge", "and", "or"]:
-    _on_values(_name)(lambda p, x, y, op=_name: ir.binary(op, x, y))
+    on_values(_name)(lambda p, x, op=_name: ir.unary(op, x))
+for _name in ["add", "sub", "mul", "max", "min", "eq", "ne", "lt", "le", "gt", "ge", "and", "or", "xor"]:
+    on_values(_name)(lambda p, x, y, op=_name: ir.binary(op, x, y))
 for _name in ["copy", "copy_p", "stop_gradient", "device_put", "sharding_constraint", "pvary", "mesh_cast"]:
-    _on_values(_name)(lambda p, *x: x[0] if len(x) == 1 else list(x))
+    on_values(_name)(lambda p, *x: x[0] if len(x) == 1 else list(x))
 
-_on_values("optimization_barrier")(lambda p, *x: list(x))
-_on_values("add_any")(lambda p, x, y: ir.add(x, y))
-_on_values("div")(lambda p, x, y: ir.divide(x, y))
-_on_values("pow")(lambda p, x, y: nn.power(x, y))
-_on_values("integer_pow")(lambda p, x: nn.integer_power(x, p["y"]))
-_on_values("square")(lambda p, x: ir.mul(x, x))
-_on_values("expm1")(lambda p, x: nn.expm1(x))
-_on_values("exp2")(lambda p, x: ir.unary("exp", ir.mul(x, math.log(2))))
-_on_values("erfc")(lambda p, x: ir.sub(1, ir.unary("erf", x)))
-_on_values("tan")(lambda p, x: ir.divide(ir.unary("sin", x), ir.unary("cos", x)))
-_on_values("cosh")(lambda p, x: ir.mul(ir.add(ir.unary("exp", x), ir.unary("exp", ir.unary("neg", x))), 0.5))
-_on_values("sinh")(lambda p, x: ir.mul(ir.sub(nn.expm1(x), nn.expm1(ir.unary("neg", x))), 0.5))
-_on_values("atanh")(
+on_values("optimization_barrier")(lambda p, *x: list(x))
+on_values("add_any")(lambda p, x, y: ir.add(x, y))
+on_values("div")(lambda p, x, y: ir.divide(x, y))
+on_values("pow")(lambda p, x, y: nn.power(x, y))
+on_values("integer_pow")(lambda p, x: nn.integer_power(x, p["y"]))
+on_values("square")(lambda p, x: ir.mul(x, x))
+on_values("expm1")(lambda p, x: nn.expm1(x))
+on_values("exp2")(lambda p, x: ir.unary("exp", ir.mul(x, math.log(2))))
+on_values("erfc")(lambda p, x: ir.sub(1, ir.unary("erf", x)))
+on_values("tan")(lambda p, x: ir.divide(ir.unary("sin", x), ir.unary("cos", x)))
+on_values("cosh")(lambda p, x: ir.mul(ir.add(ir.unary("exp", x), ir.unary("exp", ir.unary("neg", x))), 0.5))
+on_values("sinh")(lambda p, x: ir.mul(ir.sub(nn.expm1(x), nn.expm1(ir.unary("neg", x))), 0.5))
+for _inverse in (nn.asin, nn.acos, nn.atan, nn.asinh, nn.acosh):
+    on_values(_inverse.__name__)(lambda p, x, f=_inverse: f(x))
+on_values("atanh")(
     lambda p, x: ir.mul(ir.sub(ir.unary("log1p", x), ir.unary("log1p", ir.unary("neg", x))), 0.5)
 )
-_on_values("is_finite")(lambda p, x: ir.binary("lt", ir.unary("abs", x), math.inf))
-_on_values("convert_element_type")(lambda p, x: ir.cast(x, dtype_of(p["new_dtype"])))
-_on_values("clamp")(lambda p, low, x, high: ir.minimum(ir.maximum(x, low), high))
+on_values("is_finite")(lambda p, x: ir.binary("lt", ir.unary("abs", x), math.inf))
+on_values("convert_element_type")(lambda p, x: ir.cast(x, dtype_of(p["new_dtype"])))
+on_values("clamp")(lambda p, low, x, high: ir.minimum(ir.maximum(x, low), high))
 
 
-@_on_values("round")
+@on_values("round")
 def _round(p: Params, x: Value) -> Value:
     if int(p["rounding_method"]) == 1:
         return nn.round_even(x)
@@ -94,19 +98,23 @@ def _round(p: Params, x: Value) -> Value:
     return ir.mul(half, ir.unary("sign", x))
 
 
-@_on_values("rem")
+@on_values("rem")
 def _rem(p: Params, x: Value, y: Value) -> Value:
     require(DTYPES[x.dtype].kind != "float", "of floats it is not supported")
     return ir.sub(x, ir.mul(ir.divide(x, y), y))
 
 
-@_on_values("xor")
-def _xor(p: Params, x: Value, y: Value) -> Value:
-    require(x.dtype == "bool", "only of booleans")
-    return ir.binary("ne", x, y)
+on_values("shift_left")(lambda p, x, y: ir.binary("shl", x, y))
+on_values("shift_right_arithmetic")(lambda p, x, y: ir.binary("shr", x, y))
 
 
-@_primitive("select_n")
+@on_values("shift_right_logical")
+def _shift_right_logical(p: Params, x: Value, y: Value) -> Value:
+    bits = f"u{8 * DTYPES[x.dtype].size}"
+    return ir.cast(ir.binary("shr", ir.cast(x, bits), ir.cast(y, bits)), x.dtype)
+
+
+@on_importer("select_n")
 def _select_n(importer: JaxImporter, p: Params, which: Any, *cases: Any) -> Any:
     if isinstance(which, np.ndarray) and (which == which.flat[0]).all():
         return cases[int(which.flat[0])]
@@ -122,34 +130,34 @@ def _select_n(importer: JaxImporter, p: Params, which: Any, *cases: Any) -> Any:
 
 # --- movement -------------------------------------------------------------------------------------
 
-_on_values("broadcast_in_dim")(lambda p, x: ir.broadcast(x, p["shape"], p["broadcast_dimensions"]))
-_on_values("transpose")(lambda p, x: ir.transpose(x, p["permutation"]))
-_on_values("rev")(lambda p, x: ir.reverse(x, p["dimensions"]))
-_on_values("slice")(lambda p, x: ir.slice_(x, p["start_indices"], p["limit_indices"], p["strides"]))
-_on_values("concatenate")(lambda p, *x: ir.concat(x, p["dimension"]))
-_on_values("tile")(lambda p, x: nn.tile(x, p["reps"]))
-_on_values("split")(lambda p, x: nn.split(x, p["axis"], p["sizes"]))
+on_values("broadcast_in_dim")(lambda p, x: ir.broadcast(x, p["shape"], p["broadcast_dimensions"]))
+on_values("transpose")(lambda p, x: ir.transpose(x, p["permutation"]))
+on_values("rev")(lambda p, x: ir.reverse(x, p["dimensions"]))
+on_values("slice")(lambda p, x: ir.slice_(x, p["start_indices"], p["limit_indices"], p["strides"]))
+on_values("concatenate")(lambda p, *x: ir.concat(x, p["dimension"]))
+on_values("tile")(lambda p, x: nn.tile(x, p["reps"]))
+on_values("split")(lambda p, x: nn.split(x, p["axis"], p["sizes"]))
 
 
-@_on_values("reshape")
+@on_values("reshape")
 def _reshape(p: Params, x: Value) -> Value:
     require(p.get("dimensions") is None, "with a permutation of dimensions")
     return ir.reshape(x, p["new_sizes"])
 
 
-@_on_values("stack")
+@on_values("stack")
 def _stack(p: Params, *x: Value) -> Value:
     shape = list(x[0].shape)
     shape.insert(p["axis"], 1)
     return ir.concat([ir.reshape(v, shape) for v in x], p["axis"])
 
 
-@_on_values("squeeze")
+@on_values("squeeze")
 def _squeeze(p: Params, x: Value) -> Value:
     return ir.reshape(x, [n for d, n in enumerate(x.shape) if d not in p["dimensions"]])
 
 
-@_on_values("expand_dims")
+@on_values("expand_dims")
 def _expand_dims(p: Params, x: Value) -> Value:
     shape = list(x.shape)
     for d in sorted(p["dimensions"]):
@@ -157,16 +165,18 @@ def _expand_dims(p: Params, x: Value) -> Value:
     return ir.reshape(x, shape)
 
 
-@_primitive("pad")
+@on_importer("pad")
 def _pad(importer: JaxImporter, p: Params, x: Any, value: Any) -> Value:
     low, high, interior = zip(*p["padding_config"], strict=True) if p["padding_config"] else ((), (), ())
     number = _static(value, "the padding value").item()
     return ir.pad(importer.value(x), low, high, interior, number)
 
 
-@_primitive("dynamic_slice")
+@on_importer("dynamic_slice")
 def _dynamic_slice(importer: JaxImporter, p: Params, x: Any, *starts: Any) -> Value:
     v, sizes = importer.value(x), p["slice_sizes"]
+    if not all(isinstance(s, np.ndarray) for s in starts):
+        return indexing.window_at(v, [importer.value(s) for s in starts], sizes)
     begin = _clamped(starts, v.shape, sizes)
     return ir.slice_(v, begin, [b + n for b, n in zip(begin, sizes, strict=True)])
 
@@ -176,9 +186,11 @@ def _clamped(starts: Sequence[Any], shape: Sequence[int], sizes: Sequence[int]) 
     return [min(max(w, 0), n - k) for w, n, k in zip(where, shape, sizes, strict=True)]
 
 
-@_primitive("dynamic_update_slice")
+@on_importer("dynamic_update_slice")
 def _dynamic_update_slice(importer: JaxImporter, p: Params, x: Any, update: Any, *starts: Any) -> Value:
     v, u = importer.value(x), importer.value(update)
+    if not all(isinstance(s, np.ndarray) for s in starts):
+        return jax_indexing.dynamic_update_slice(v, u, [importer.value(s) for s in starts])
     return _updated(v, u, _clamped(starts, v.shape, u.shape), "replace")
 
 
@@ -195,13 +207,16 @@ def _updated(x: Value, update: Value, low: Sequence[int], how: str) -> Value:
 
 def _scatter(importer: JaxImporter, p: Params, x: Any, indices: Any, updates: Any, how: str) -> Value:
     """At constant positions, one update after the other; updates out of range are dropped."""
-    out, u, where = importer.value(x), importer.value(updates), _static(indices, "the positions of a scatter")
+    out, u = importer.value(x), importer.value(updates)
+    if not isinstance(indices, np.ndarray) or math.prod(indices.shape[:-1]) > FEW:
+        kind = {"replace": "replace", "add": "sum"}[how]
+        return jax_indexing.scatter(out, importer.value(indices), u, p, kind)
+    where = indices
     numbers = p["dimension_numbers"]
     require(not getattr(numbers, "operand_batching_dims", ()), "with batching dimensions")
     window = list(numbers.update_window_dims)
     batch = [d for d in range(u.type.rank) if d not in window]
     rows = where.reshape(-1, where.shape[-1])
-    require(len(rows) <= 64, "with more than 64 positions")
     rest = iter(u.shape[d] for d in window)
     shape = [1 if d in numbers.inserted_window_dims else next(rest) for d in range(out.type.rank)]
     pieces = ir.reshape(ir.transpose(u, batch + window), (len(rows), *shape))
@@ -215,18 +230,21 @@ def _scatter(importer: JaxImporter, p: Params, x: Any, indices: Any, updates: An
     return out
 
 
-_primitive("scatter")(lambda *operands: _scatter(*operands, how="replace"))
-_primitive("scatter-add", "scatter_add")(lambda *operands: _scatter(*operands, how="add"))
+on_importer("scatter")(lambda *operands: _scatter(*operands, how="replace"))
+on_importer("scatter-add", "scatter_add")(lambda *operands: _scatter(*operands, how="add"))
 
 
-@_primitive("gather")
+@on_importer("gather")
 def _gather(importer: JaxImporter, p: Params, x: Any, indices: Any) -> Value:
-    """With constant positions: slices, joined (a few dozen positions at most)."""
-    v, where = importer.value(x), _static(indices, "the positions of a gather")
+    """With a few constant positions: slices, joined."""
+    v = importer.value(x)
+    if not isinstance(indices, np.ndarray) or math.prod(indices.shape[:-1]) > FEW:
+        return jax_indexing.gather(v, importer.value(indices), p)
+    where = indices
     numbers, sizes = p["dimension_numbers"], p["slice_sizes"]
-    require(not getattr(numbers, "operand_batching_dims", ()), "with batching dimensions")
+    if getattr(numbers, "operand_batching_dims", ()):
+        return jax_indexing.gather(v, importer.value(indices), p)
     batch = where.shape[:-1]
-    require(math.prod(batch) <= 256, "with more than 256 positions")
     collapsed = set(numbers.collapsed_slice_dims)
     kept = [n for d, n in enumerate(sizes) if d not in collapsed]
     parts = []
@@ -246,7 +264,7 @@ def _gather(importer: JaxImporter, p: Params, x: Any, indices: Any) -> Value:
     return ir.transpose(out, perm)
 
 
-@_primitive("iota")
+@on_importer("iota")
 def _iota(importer: JaxImporter, p: Params) -> Value:
     dtype = dtype_of(p["dtype"])
     ramp = ir.index_ramp(importer.builder, p["shape"][p["dimension"]], dtype)
@@ -256,26 +274,26 @@ def _iota(importer: JaxImporter, p: Params) -> Value:
 # --- reductions -----------------------------------------------------------------------------------
 
 for _kind in ("sum", "max", "min", "prod"):
-    _on_values(f"reduce_{_kind}")(lambda p, x, kind=_kind: ir.reduce(kind, x, p["axes"]))
-    _on_values(f"cum{_kind}")(lambda p, x, kind=_kind: nn.cumulative(x, kind, p["axis"], p["reverse"]))
+    on_values(f"reduce_{_kind}")(lambda p, x, kind=_kind: ir.reduce(kind, x, p["axes"]))
+    on_values(f"cum{_kind}")(lambda p, x, kind=_kind: nn.cumulative(x, kind, p["axis"], p["reverse"]))
 
 
-@_on_values("reduce_and")
+@on_values("reduce_and")
 def _reduce_and(p: Params, x: Value) -> Value:
     return ir.cast(ir.reduce("min", ir.cast(x, "u8"), p["axes"]), "bool")
 
 
-@_on_values("reduce_or")
+@on_values("reduce_or")
 def _reduce_or(p: Params, x: Value) -> Value:
     return ir.cast(ir.reduce("max", ir.cast(x, "u8"), p["axes"]), "bool")
 
 
-@_on_values("argmax")
+@on_values("argmax")
 def _argmax(p: Params, x: Value) -> Value:
     return ir.cast(nn.arg_best(x, "max", p["axes"][0]), dtype_of(p["index_dtype"]))
 
 
-@_on_values("argmin")
+@on_values("argmin")
 def _argmin(p: Params, x: Value) -> Value:
     return ir.cast(nn.arg_best(x, "min", p["axes"][0]), dtype_of(p["index_dtype"]))
 
@@ -301,7 +319,7 @@ def _window(p: Params, x: Value, kind: str) -> Value:
 
 
 for _kind in ("sum", "max", "min"):
-    _on_values(f"reduce_window_{_kind}")(lambda p, x, kind=_kind: _window(p, x, kind))
+    on_values(f"reduce_window_{_kind}")(lambda p, x, kind=_kind: _window(p, x, kind))
 
 
 # --- contractions ---------------------------------------------------------------------------------
@@ -316,13 +334,13 @@ def _contracted(p: Params, contract: Callable[..., Value], *operands: Value) -> 
     return ir.cast(contract(*(ir.cast(x, wide) for x in operands)), result)
 
 
-@_on_values("dot_general")
+@on_values("dot_general")
 def _dot_general(p: Params, x: Value, y: Value) -> Value:
     contract, batch = p["dimension_numbers"]
     return _contracted(p, lambda x, y: ir.dot(x, y, tuple(map(tuple, contract)), tuple(map(tuple, batch))), x, y)
 
 
-@_on_values("conv_general_dilated")
+@on_values("conv_general_dilated")
 def _conv(p: Params, x: Value, w: Value) -> Value:
     require(p["batch_group_count"] == 1, "with batch groups (the gradient of a grouped convolution)")
     numbers = p["dimension_numbers"]
@@ -341,3 +359,6 @@ def _conv(p: Params, x: Value, w: Value) -> Value:
         return ir.transpose(out, [numbers.out_spec.index(d) for d in range(len(numbers.out_spec))])
 
     return _contracted(p, contract, x, w)
+
+
+from . import jax_control, jax_indexing  # noqa: E402, F401 (add their primitives)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from .errors import UnsupportedError
-from .expr import Const, IndexValue, Read, Reduce, Scalar, TensorExpr, When, rebuild, walk
+from .expr import Const, IndexValue, Read, ReadAt, Reduce, Scalar, TensorExpr, When, rebuild, walk
 from .index import Axis, Index, Quotient, Remainder
 from .nest import Nest, text
 from .scalars import neutral
@@ -78,6 +78,12 @@ class LoopKernel:
     @cached_property
     def epilogue_reads(self) -> tuple[Read, ...]:
         return tuple(r for r in _reads(self.epilogue) if r.input != ACCUMULATOR)
+
+    @cached_property
+    def gathers(self) -> tuple[ReadAt, ...]:
+        """Reads at computed positions."""
+        found = (n for s in (self.update, self.epilogue) if s is not None for n in walk(s))
+        return tuple(dict.fromkeys(n for n in found if isinstance(n, ReadAt)))
 
     @cached_property
     def is_alias(self) -> bool:
@@ -306,6 +312,8 @@ def _axes_of(s: Scalar) -> set[Axis]:
         return {a for i in s.index for a in i.axes}
     if isinstance(s, IndexValue):
         return set(s.index.axes)
+    if isinstance(s, ReadAt):
+        return set(s.base.axes)
     if isinstance(s, When):
         return {a for i, _, _ in s.bounds for a in i.axes}
     return set()
@@ -371,6 +379,8 @@ def _indices(k: LoopKernel) -> list[Index]:
                 out += [i for i, _, _ in n.bounds]
             elif isinstance(n, IndexValue):
                 out.append(n.index)
+            elif isinstance(n, ReadAt):
+                out.append(n.base)
     return out
 
 

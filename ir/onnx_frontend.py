@@ -14,13 +14,16 @@ from typing import Any
 
 import numpy as np
 
-from .errors import ImportFailure, NesteggError, TypeRuleError, UnsupportedError
+from . import canonical as ir
+from .errors import ImportFailure, NesteggError, NotConstantError, TypeRuleError, UnsupportedError
 from .graph import GraphBuilder, Value
 from .imported import ImportedProgram
-from .onnx_ops import HANDLERS, Known, OnnxCall
+from .onnx_control import CONTROL, Body, ControlFlow
+from .onnx_ops import HANDLERS, Known, OnnxCall, widened
 from .types import DTYPES, TensorType, dtype_of
 
-OLDEST_OPSET = 7
+OLDEST_OPSET = 6
+LARGEST_PROTOBUF = 2**31  # bytes; a limit of the format
 _MOVEMENT = frozenset(
     {
         *("Cast", "Concat", "Expand", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Tile"),
@@ -30,15 +33,19 @@ _MOVEMENT = frozenset(
 Shapes = Mapping[str, Sequence[int]]
 
 
-def from_onnx(model: Any, shapes: Shapes | None = None) -> ImportedProgram:
+def from_onnx(
+    model: Any, shapes: Shapes | None = None, constants: Mapping[str, np.ndarray] | None = None
+) -> ImportedProgram:
     """Import an ONNX model: a path or an `onnx.ModelProto`.
 
-    `shapes` gives the shape of inputs by name where the model leaves dimensions open. Raises `ImportFailure`
-    for a file that cannot be read or is inconsistent, `UnsupportedError` for what has no operator; each names
-    file and node.
+    float16 and bfloat16 are computed in float32 and rounded where the program says so: at Cast nodes and outputs.
+    `shapes` gives the shape of inputs by name where the model leaves dimensions open. `constants` fixes inputs to
+    arrays: they are no inputs of the program any more, and may decide shapes (what a Reshape reshapes to).
+    Raises `ImportFailure` for a file that cannot be read or is inconsistent, `NotConstantError` for an operand that
+    decides shapes and is known at run time only, `UnsupportedError` for what has no operator; each names file and node.
     """
     proto, source = _load(model)
-    return _Importer(proto, source, dict(shapes or {})).run()
+    return _Importer(proto, source, dict(shapes or {}), dict(constants or {})).run()
 
 
 def _load(model: Any) -> tuple[Any, str]:
@@ -50,6 +57,11 @@ def _load(model: Any) -> tuple[Any, str]:
     path = Path(model)
     if not path.is_file():
         raise ImportFailure(f"{path}: no such file; give the path of an .onnx file, or zoo:NAME")
+    if path.stat().st_size >= LARGEST_PROTOBUF:
+        raise ImportFailure(
+            f"{path}: a protobuf of 2 GiB or more cannot be read; export the model again and store the weights as "
+            "external data (onnx.save with save_as_external_data=True)"
+        )
     try:
         proto = onnx.load(str(path), load_external_data=False)
     except Exception as e:
@@ -84,11 +96,14 @@ def _first_line(e: Exception) -> str:
 
 
 class _Importer:
-    def __init__(self, proto: Any, source: str, shapes: dict[str, Sequence[int]]) -> None:
-        self.proto, self.source, self.shapes = proto, source, shapes
+    def __init__(
+        self, proto: Any, source: str, shapes: dict[str, Sequence[int]], constants: dict[str, np.ndarray]
+    ) -> None:
+        self.proto, self.source, self.shapes, self.constants = proto, source, shapes, constants
         self.builder = GraphBuilder()
         self.opset = self._opset()
         self.functions = {(f.domain, f.name): f for f in proto.functions}
+        self.halves = _half_types(proto)
 
     def fail(self, message: str) -> ImportFailure:
         return ImportFailure(f"{self.source}: {message}")
@@ -96,11 +111,11 @@ class _Importer:
     def _opset(self) -> int:
         from onnx.defs import onnx_opset_version
 
-        versions = {o.domain: o.version for o in self.proto.opset_import}
-        version = versions.get("", versions.get("ai.onnx", 0))
-        if not version:
-            raise self.fail("declares no ONNX operator set (opset_import); export the model again")
         newest = onnx_opset_version()
+        versions = {o.domain: o.version for o in self.proto.opset_import}
+        if not versions:
+            raise self.fail("declares no ONNX operator set (opset_import); export the model again")
+        version = versions.get("", versions.get("ai.onnx", newest))
         if not OLDEST_OPSET <= version <= newest:
             advice = (
                 "convert it with onnx.version_converter"
@@ -118,20 +133,31 @@ class _Importer:
         initial = {t.name for t in graph.initializer}
         if graph.sparse_initializer:
             raise UnsupportedError(f"{self.source}: sparse initializers are not supported; store them dense")
-        inputs = [i for i in graph.input if i.name not in initial]
-        self._check_shape_names([i.name for i in inputs])
+        declared = [i for i in graph.input if i.name not in initial]
+        self._check_names("--shape", self.shapes, [i.name for i in declared])
+        self._check_names("constants=", self.constants, [i.name for i in declared])
+        env |= {name: widened(np.asarray(array)) for name, array in self.constants.items()}
+        inputs = [i for i in declared if i.name not in self.constants]
         for info in inputs:
-            env[info.name] = self.builder.input(self._input_type(info), info.name)
+            env[info.name] = widened(self.builder.input(self._input_type(info), info.name))
         for tensor in graph.initializer:
             env[tensor.name] = self.array(tensor, f"initializer {tensor.name!r}")
         self.nodes(graph.node, env, self.opset)
         missing = [o.name for o in graph.output if env.get(o.name) is None]
         if missing:
             raise self.fail(f"output {missing[0]!r} is computed by no node; export the model again")
-        outputs = [self.value(env[o.name], o.name) for o in graph.output]
+        outputs = [self._output(o, self.value(env[o.name], o.name)) for o in graph.output]
         names = tuple(i.name for i in inputs)
         out_names = tuple(o.name for o in graph.output)
         return ImportedProgram(self.builder.finish(outputs), names, out_names, source=self.source)
+
+    def _output(self, info: Any, x: Value) -> Value:
+        from onnx import TensorProto
+
+        if info.type.WhichOneof("value") not in (None, "tensor_type"):
+            raise UnsupportedError(f"{self.source}: output {info.name!r} is no tensor; only tensors are supported")
+        declared = {TensorProto.FLOAT16: "f16", TensorProto.BFLOAT16: "bf16"}.get(info.type.tensor_type.elem_type)
+        return x if declared is None else ir.cast(x, declared)
 
     def value(self, x: Known | None, name: str) -> Value:
         assert x is not None
@@ -142,10 +168,10 @@ class _Importer:
 
     # --- inputs and constants ---
 
-    def _check_shape_names(self, names: list[str]) -> None:
-        for name in self.shapes:
+    def _check_names(self, option: str, given: Mapping[str, Any], names: list[str]) -> None:
+        for name in given:
             if name not in names:
-                raise self.fail(f"--shape names input {name!r}; the inputs are {', '.join(names)}")
+                raise self.fail(f"{option} names input {name!r}; the inputs are {', '.join(names)}")
 
     def _input_type(self, info: Any) -> TensorType:
         from onnx import helper
@@ -188,8 +214,8 @@ class _Importer:
             )
         return TensorType(shape, dtype)
 
-    def array(self, tensor: Any, what: str) -> np.ndarray:
-        """The array of a `TensorProto`, checked for size and finiteness. Raises `ImportFailure`."""
+    def array(self, tensor: Any, what: str, finite: bool = True) -> np.ndarray:
+        """The array of a `TensorProto`, checked for size and (weights) finiteness. Raises `ImportFailure`."""
         from onnx import helper, numpy_helper
 
         try:
@@ -205,14 +231,14 @@ class _Importer:
                     f"{what} declares shape {tuple(tensor.dims)} ({wanted} bytes) and holds "
                     f"{len(tensor.raw_data)} bytes; the file is damaged, export it again"
                 )
-            array = np.array(numpy_helper.to_array(tensor))
+            array = np.array(widened(numpy_helper.to_array(tensor)))
         except NesteggError:
             raise
         except Exception as e:
             raise self.fail(
                 f"{what} does not fit its shape {tuple(tensor.dims)} ({_first_line(e)})"
             ) from None
-        if array.dtype.kind == "f" and (np.isnan(array).any() or (array.size > 1 and np.isinf(array).any())):
+        if finite and array.dtype.kind == "f" and (np.isnan(array).any() or (array.size > 1 and np.isinf(array).any())):
             raise self.fail(
                 f"{what} holds values that are not finite; repair the weights (for masks, use -1e30)"
             )
@@ -269,6 +295,8 @@ class _Importer:
             return self._apply(node, ins, env, opset)
         except (UnsupportedError, TypeRuleError) as e:
             text = str(e) if str(e).startswith(self.source) else f"{where}: {e}"
+            if isinstance(e, NotConstantError):
+                raise NotConstantError(text, e.inputs) from None
             raise UnsupportedError(text) from None
         except NesteggError:
             raise
@@ -280,8 +308,11 @@ class _Importer:
     ) -> list[Known | None]:
         domain = "" if node.domain == "ai.onnx" else node.domain
         attrs = {a.name: self._attribute(a, node) for a in node.attribute}
-        if node.op_type == "If" and not domain:
-            return self._if(node, attrs, ins, env, opset)
+        if not domain and node.op_type in CONTROL:
+            flow = ControlFlow(attrs, ins, len(node.output), self._subgraph(env, opset), self.builder)
+            return list(CONTROL[node.op_type](flow))
+        if node.op_type == "Cast" and not domain and self.halves.get(node.input[0]) == attrs.get("to"):
+            return [ins[0]]  # from float16 to float16: nothing to round
         if (local := self.functions.get((node.domain, node.op_type))) is not None:
             return self._inline(local, node, ins, opset)
         if domain == "" and _is_foldable(node.op_type, ins):
@@ -302,7 +333,8 @@ class _Importer:
         from onnx import AttributeProto, helper
 
         if attribute.type == AttributeProto.TENSOR:
-            return self.array(attribute.t, f"attribute {attribute.name!r} of {_title(node)}")
+            finite = node.op_type == "Constant"
+            return self.array(attribute.t, f"attribute {attribute.name!r} of {_title(node)}", finite)
         value = helper.get_attribute_value(attribute)
         if isinstance(value, bytes):
             return value.decode()
@@ -310,24 +342,17 @@ class _Importer:
             [v.decode() if isinstance(v, bytes) else v for v in value] if isinstance(value, list) else value
         )
 
-    def _if(
-        self,
-        node: Any,
-        attrs: dict[str, Any],
-        ins: list[Known | None],
-        env: Mapping[str, Known | None],
-        opset: int,
-    ) -> list[Known | None]:
-        if not isinstance(ins[0], np.ndarray):
-            raise UnsupportedError(
-                "operator If needs a condition that is constant; export the model without it"
-            )
-        branch = attrs["then_branch" if ins[0].item() else "else_branch"]
-        inner = dict(env)
-        for tensor in branch.initializer:
-            inner[tensor.name] = self.array(tensor, f"initializer {tensor.name!r}")
-        self.nodes(branch.node, inner, opset)
-        return [inner[o.name] for o in branch.output]
+    def _subgraph(self, env: Mapping[str, Known | None], opset: int) -> Body:
+        """How a node here imports its subgraphs, which may read every name around them."""
+
+        def run(graph: Any, given: Mapping[str, Any]) -> list[Any]:
+            inner = {**env, **given}
+            for tensor in graph.initializer:
+                inner[tensor.name] = self.array(tensor, f"initializer {tensor.name!r}")
+            self.nodes(graph.node, inner, opset)
+            return [inner[o.name] for o in graph.output]
+
+        return run
 
     def _fold(self, node: Any, ins: Sequence[Any], opset: int) -> list[Known | None] | None:
         """The node's outputs by ONNX' own reference implementation; None if that does not apply."""
@@ -350,7 +375,9 @@ class _Importer:
             )
         except Exception:
             return None
-        return [np.asarray(results[name]) if name else None for name in node.output]
+        if any(isinstance(r, (list, dict)) for r in results.values()):
+            return None
+        return [widened(np.asarray(results[name])) if name else None for name in node.output]
 
     def _schema_body(self, node: Any, ins: Sequence[Known | None], opset: int) -> Any:
         """The function body that defines the operator by others; None if its schema has none."""
@@ -386,6 +413,25 @@ class _Importer:
         return [inner.get(name) for name in body.output]
 
 
+def _half_types(proto: Any) -> dict[str, int]:
+    """The types of tensors that the model declares, or ONNX infers, as float16 or bfloat16; here they are float32."""
+    from onnx import TensorProto, helper, shape_inference
+
+    graph = proto.graph
+    if not any(n.op_type == "Cast" for n in graph.node):
+        return {}
+    named = {i.name for i in graph.input}
+    weights = [t for t in graph.initializer if t.name not in named]
+    inputs = [*graph.input, *(helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in weights)]
+    types_only = helper.make_graph(graph.node, "types", inputs, graph.output, value_info=graph.value_info)
+    try:
+        infos: Any = shape_inference.infer_shapes(helper.make_model(types_only, opset_imports=proto.opset_import)).graph
+    except Exception:  # types that do not fit are reported where they are met
+        infos = graph
+    types = {i.name: i.type.tensor_type.elem_type for i in (*infos.input, *infos.value_info, *infos.output)}
+    return {name: t for name, t in types.items() if t in (TensorProto.FLOAT16, TensorProto.BFLOAT16)}
+
+
 def _schema_defaults(node: Any, opset: int) -> list[Any]:
     from onnx import defs
 
@@ -395,13 +441,15 @@ def _schema_defaults(node: Any, opset: int) -> list[Any]:
 
 def _bound(node: Any, given: Mapping[str, Any]) -> Any:
     """A node of a function body with its references to the caller's attributes filled in."""
-    if not any(a.ref_attr_name for a in node.attribute):
+    if not any(a.ref_attr_name or a.HasField("g") for a in node.attribute):
         return node
     out = type(node)()
     out.CopyFrom(node)
     del out.attribute[:]
     for a in node.attribute:
-        if not a.ref_attr_name:
+        if a.HasField("g"):
+            out.attribute.append(_bound_graph(a, given))
+        elif not a.ref_attr_name:
             out.attribute.append(a)
         elif a.ref_attr_name in given:
             out.attribute.append(given[a.ref_attr_name])
@@ -409,11 +457,19 @@ def _bound(node: Any, given: Mapping[str, Any]) -> Any:
     return out
 
 
+def _bound_graph(attribute: Any, given: Mapping[str, Any]) -> Any:
+    out = type(attribute)()
+    out.CopyFrom(attribute)
+    del out.g.node[:]
+    out.g.node.extend(_bound(n, given) for n in attribute.g.node)
+    return out
+
+
 def _is_foldable(op: str, ins: Sequence[Known | None]) -> bool:
     """Small constants, index arithmetic and movement; arithmetic on weights stays in the graph, for the
     rules.
     """
-    if op in ("Loop", "Scan", "Bernoulli") or op.startswith("Random"):
+    if op == "Bernoulli" or op.startswith("Random"):
         return False
     arrays = [x for x in ins if x is not None]
     if any(isinstance(x, Value) for x in arrays):

@@ -134,11 +134,19 @@ def _average_pool(c: OnnxCall) -> Value:
 @onnx_op("LpPool")
 def _lp_pool(c: OnnxCall) -> Value:
     x, p = c.value(), c.attr("p", 2)
-    require(p in (1, 2), "only p = 1 and 2")
     kernel, strides, padding, dilations, _ = _pool_windows(c, x)
-    inner = ir.mul(x, x) if p == 2 else ir.unary("abs", x)
-    total = pooling.windowed(inner, "sum", kernel, strides, padding, dilations)
-    return ir.unary("sqrt", total) if p == 2 else total
+    return _root(pooling.windowed(_powers(x, p), "sum", kernel, strides, padding, dilations), p)
+
+
+def _powers(x: Value, p: int) -> Value:
+    """|x| ** p"""
+    return nn.integer_power(x if p % 2 == 0 else ir.unary("abs", x), p)
+
+
+def _root(x: Value, p: int) -> Value:
+    if p == 1:
+        return x
+    return ir.unary("sqrt", x) if p == 2 else ir.binary("pow", x, 1 / p)
 
 
 @onnx_op("GlobalAveragePool")
@@ -154,11 +162,7 @@ def _global_max(c: OnnxCall) -> Value:
 @onnx_op("GlobalLpPool")
 def _global_lp(c: OnnxCall) -> Value:
     x, p = c.value(), c.attr("p", 2)
-    require(p in (1, 2), "only p = 1 and 2")
-    axes = range(2, x.type.rank)
-    if p == 1:
-        return ir.reduce("sum", ir.unary("abs", x), axes, True)
-    return ir.unary("sqrt", ir.reduce("sum", ir.mul(x, x), axes, True))
+    return _root(ir.reduce("sum", _powers(x, p), range(2, x.type.rank), True), p)
 
 
 @onnx_op("LRN")
@@ -179,11 +183,20 @@ def _lrn(c: OnnxCall) -> Value:
 
 
 @onnx_op("BatchNormalization")
-def _batch_norm(c: OnnxCall) -> Value:
-    if c.attr("training_mode", 0) or not c.attr("spatial", 1):
-        raise UnsupportedError("only inference over channels is supported; export the model for inference")
+def _batch_norm(c: OnnxCall) -> list[Value]:
+    if not c.attr("spatial", 1):
+        raise UnsupportedError("only statistics over channels are supported; export the model with spatial=1")
     scale, shift, mean, variance = (c.value(k) for k in range(1, 5))
-    return nn.batch_norm(c.value(), scale, shift, mean, variance, c.attr("epsilon", 1e-5))
+    epsilon = c.attr("epsilon", 1e-5)
+    if not c.attr("training_mode", 0):
+        return [nn.batch_norm(c.value(), scale, shift, mean, variance, epsilon)]
+    x, keep = c.value(), c.attr("momentum", 0.9)
+    axes = [d for d in range(x.type.rank) if d != 1]
+    now = nn.mean(x, axes)
+    centred = ir.sub(x, ir.broadcast(now, x.shape, (1,)))
+    spread = nn.mean(ir.mul(centred, centred), axes)
+    running = [ir.add(ir.mul(old, keep), ir.mul(new, 1 - keep)) for old, new in ((mean, now), (variance, spread))]
+    return [nn.batch_norm(x, scale, shift, now, spread, epsilon), *running]
 
 
 @onnx_op("InstanceNormalization")
@@ -231,11 +244,19 @@ def _lp_norm(c: OnnxCall) -> Value:
 
 
 def _along(x: Value, parameter: Value, axis: int) -> Value:
-    """A scale or zero point, one for all or one per position of `axis`, spread over x."""
+    """A scale or zero point spread over x: one for all, one per position of `axis`, or one per block along it."""
     if parameter.type.size == 1:
         return ir.broadcast(ir.reshape(parameter, ()), x.shape, ())
-    require(parameter.type.rank == 1, "blocked quantization is not supported")
-    return ir.broadcast(parameter, x.shape, (axis % x.type.rank,))
+    axis %= x.type.rank
+    if parameter.type.rank == 1:
+        return ir.broadcast(parameter, x.shape, (axis,))
+    n, blocks = x.shape[axis], parameter.shape[axis]
+    size = -(-n // blocks)
+    whole = parameter.type.rank == x.type.rank and size * blocks == n
+    require(whole, f"blocks {parameter.type} do not divide {x.type}")
+    split = (*x.shape[:axis], blocks, size, *x.shape[axis + 1 :])
+    spread = ir.broadcast(parameter, split, [d for d in range(len(split)) if d != axis + 1])
+    return ir.reshape(spread, x.shape)
 
 
 @onnx_op("DequantizeLinear")
@@ -249,11 +270,19 @@ def _dequantize(c: OnnxCall) -> Value:
 
 @onnx_op("QuantizeLinear")
 def _quantize(c: OnnxCall) -> Value:
+    from onnx import helper
+
     x, scale, axis = c.value(0), c.value(1), c.attr("axis", 1)
-    zero = c.value(2) if c.has(2) else c.builder.constant(np.zeros((), np.uint8))
+    to = c.attr("output_dtype") or 2  # uint8
+    zero = c.value(2) if c.has(2) else c.builder.constant(np.zeros((), helper.tensor_dtype_to_np_dtype(to)))
+    steps = ir.divide(ir.cast(x, scale.dtype), _along(x, scale, axis))
+    return _quantized(steps, _along(x, zero, axis))
+
+
+def _quantized(steps: Value, zero: Value) -> Value:
+    """Real numbers of steps, rounded, moved by the zero point, and saturated to its type."""
     bounds = np.iinfo(DTYPES[zero.dtype].numpy)
-    steps = nn.round_even(ir.divide(x, _along(x, scale, axis)))
-    shifted = ir.add(steps, _along(x, ir.cast(zero, x.dtype), axis))
+    shifted = ir.add(nn.round_even(steps), ir.cast(zero, steps.dtype))
     return ir.cast(nn.clip(shifted, float(bounds.min), float(bounds.max)), zero.dtype)
 
 
@@ -277,3 +306,25 @@ def _conv_integer(c: OnnxCall) -> Value:
     x, w = _shifted(c, 0, 2, 1), _shifted(c, 1, 3, 0)
     strides, padding, dilations = _windows(c, w.shape[2:], x.shape[2:])
     return nn.conv(x, w, strides, padding, None, dilations, c.attr("group", 1))
+
+
+@onnx_op("QLinearMatMul")
+def _qlinear_matmul(c: OnnxCall) -> Value:
+    """Exact in i32, then rescaled by a_scale * b_scale / y_scale and quantized again."""
+    x, y = _shifted(c, 0, 2, -2), _shifted(c, 3, 5, -1)
+    return _rescaled(c, nn.matmul(x, y), (1, 4, 6), 7, -1)
+
+
+@onnx_op("QLinearConv")
+def _qlinear_conv(c: OnnxCall) -> Value:
+    x, w = _shifted(c, 0, 2, 1), _shifted(c, 3, 5, 0)
+    strides, padding, dilations = _windows(c, w.shape[2:], x.shape[2:])
+    total = _with_bias(c, nn.conv(x, w, strides, padding, None, dilations, c.attr("group", 1)), 8)
+    return _rescaled(c, total, (1, 4, 6), 7, 1)
+
+
+def _rescaled(c: OnnxCall, total: Value, scales: tuple[int, int, int], zero: int, axis: int) -> Value:
+    """An i32 total in steps of the first two scales, in steps of the third."""
+    first, second, result = (_along(total, ir.cast(c.value(k), "f32"), axis) for k in scales)
+    steps = ir.mul(ir.cast(total, "f32"), ir.divide(ir.mul(first, second), result))
+    return _quantized(steps, _along(total, c.value(zero), axis))

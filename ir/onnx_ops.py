@@ -16,7 +16,8 @@ import numpy as np
 
 from . import canonical as ir
 from . import composites as nn
-from .errors import UnsupportedError
+from .canonical import constant_of
+from .errors import NotConstantError, UnsupportedError
 from .graph import GraphBuilder, Value
 from .operator import require
 from .types import DTYPES, dtype_of
@@ -48,15 +49,25 @@ class OnnxCall:
             raise UnsupportedError(f"operand {k} is missing; run onnx.checker on the model")
         return x if isinstance(x, Value) else self.builder.constant(x)
 
+    def known(self, k: int) -> np.ndarray | None:
+        """Operand k if it is known while importing."""
+        x = self.ins[k] if self.has(k) else None
+        return constant_of(x) if isinstance(x, Value) else x
+
     def optional(self, k: int) -> Value | None:
         return self.value(k) if self.has(k) else None
 
     def static(self, k: int, what: str) -> np.ndarray:
-        """Operand k as an array. Raises `UnsupportedError` if it is only known at run time."""
+        """Operand k as an array. Raises `NotConstantError` if it is only known at run time."""
         x = self.ins[k] if self.has(k) else None
-        if not isinstance(x, np.ndarray):
-            raise UnsupportedError(f"{what} must be constant; export the model with static shapes")
-        return x
+        if x is None:
+            raise UnsupportedError(f"{what} (operand {k}) is missing; run onnx.checker on the model")
+        if isinstance(x, np.ndarray):
+            return x
+        known = constant_of(x)
+        if known is None:
+            raise not_constant(x, what)
+        return known
 
     def ints(self, k: int, name: str, since: int) -> list[int] | None:
         """A list of integers that is attribute `name` before opset `since` and operand k from then on."""
@@ -70,6 +81,21 @@ class OnnxCall:
     @property
     def values(self) -> list[Value]:
         return [self.value(k) for k in range(len(self.ins))]
+
+
+def widened(x: Any) -> Any:
+    """float16 and bfloat16 as float32, in which they are computed; anything else as it is."""
+    if isinstance(x, Value):
+        return ir.cast(x, "f32") if x.dtype in ("f16", "bf16") else x
+    return x.astype(np.float32) if x.dtype.name in ("float16", "bfloat16") else x
+
+
+def not_constant(x: Value, what: str) -> NotConstantError:
+    """The error for an operand that has to be known while importing."""
+    names = ir.inputs_of(x)
+    shown = ", ".join(map(repr, names)) or "the graph"
+    advice = f"it is computed from {shown}: export the model with static shapes, or fix the input (constants=)"
+    return NotConstantError(f"{what} must be constant; {advice}", names)
 
 
 Handler = Callable[[OnnxCall], Any]
@@ -121,6 +147,7 @@ _BINARY = {
     "GreaterOrEqual": "ge",
     "BitwiseAnd": "and",
     "BitwiseOr": "or",
+    "BitwiseXor": "xor",
 }
 _FOLDS = {"Max": "max", "Min": "min", "Sum": "add"}
 _SIMPLE: dict[str, Callable[[Value], Value]] = {
@@ -135,6 +162,11 @@ _SIMPLE: dict[str, Callable[[Value], Value]] = {
     "Tan": lambda x: ir.divide(ir.unary("sin", x), ir.unary("cos", x)),
     "Sinh": lambda x: ir.mul(ir.sub(nn.expm1(x), nn.expm1(ir.unary("neg", x))), 0.5),
     "Cosh": lambda x: ir.mul(ir.add(ir.unary("exp", x), ir.unary("exp", ir.unary("neg", x))), 0.5),
+    "Asin": nn.asin,
+    "Acos": nn.acos,
+    "Atan": nn.atan,
+    "Asinh": nn.asinh,
+    "Acosh": nn.acosh,
     "Atanh": lambda x: ir.mul(ir.sub(ir.unary("log1p", x), ir.unary("log1p", ir.unary("neg", x))), 0.5),
     "IsNaN": lambda x: ir.binary("ne", x, x),
     "Identity": lambda x: x,
@@ -159,13 +191,22 @@ _PARAMETRIC: dict[str, Callable[[Value, OnnxCall], Value]] = {
 for _name, _op in _UNARY.items():
     onnx_op(_name)(lambda c, op=_op: ir.unary(op, c.value()))
 for _name, _op in _BINARY.items():
-    onnx_op(_name)(lambda c, op=_op: ir.binary(op, c.value(0), c.value(1)))
+    onnx_op(_name)(lambda c, op=_op: ir.binary(op, c.value(0), _second(c)))
 for _name, _simple in _SIMPLE.items():
     onnx_op(_name)(lambda c, f=_simple: f(c.value()))
 for _name, _parametric in _PARAMETRIC.items():
     onnx_op(_name)(lambda c, f=_parametric: f(c.value(), c))
 for _name, _op in _FOLDS.items():
     onnx_op(_name)(lambda c, op=_op: _folded(op, c.values))
+
+
+def _second(c: OnnxCall) -> Value:
+    """Operand 1 of an elementwise operator; before opset 7, attribute `axis` says where its axes begin."""
+    y = c.value(1)
+    if c.opset >= 7 or not c.attr("broadcast", 0) or c.attr("axis") is None:
+        return y
+    rank = c.value(0).type.rank
+    return ir.reshape(y, (*y.shape, *(1,) * (rank - c.attr("axis") % rank - y.type.rank)))
 
 
 def _folded(op: str, values: Sequence[Value]) -> Value:
@@ -178,7 +219,7 @@ def _folded(op: str, values: Sequence[Value]) -> Value:
 def _cast(x: Value, to: int) -> Value:
     from onnx import helper
 
-    return ir.cast(x, dtype_of(helper.tensor_dtype_to_np_dtype(to)))
+    return widened(ir.cast(x, dtype_of(helper.tensor_dtype_to_np_dtype(to))))
 
 
 @onnx_op("Mean")
@@ -188,12 +229,12 @@ def _mean(c: OnnxCall) -> Value:
 
 @onnx_op("Div")
 def _div(c: OnnxCall) -> Value:
-    return ir.divide(c.value(0), c.value(1))
+    return ir.divide(c.value(0), _second(c))
 
 
 @onnx_op("Pow")
 def _pow(c: OnnxCall) -> Value:
-    x, y = c.value(0), c.value(1)
+    x, y = c.value(0), _second(c)
     if DTYPES[x.dtype].kind != "float" and ir.uniform_of(y) is None:
         return ir.cast(nn.power(ir.cast(x, "f64"), y), x.dtype)
     return nn.power(x, y)
@@ -258,7 +299,20 @@ def _dropout(c: OnnxCall) -> list[Value]:
     return [x, ir.full_like(x, True, "bool")]
 
 
+@onnx_op("BitShift")
+def _bit_shift(c: OnnxCall) -> Value:
+    return ir.binary({"LEFT": "shl", "RIGHT": "shr"}[c.attr("direction")], c.value(0), c.value(1))
+
+
 # --- shapes ---------------------------------------------------------------------------------------
+
+
+@onnx_op("Range", "ConstantOfShape", "MelWeightMatrix", "HannWindow", "HammingWindow", "BlackmanWindow")
+def _of_constants(c: OnnxCall) -> Value:
+    """Operators whose operands decide the shape: all that can be done is done while importing."""
+    for k in range(len(c.ins)):
+        c.static(k, f"operand {k} of {c.op}")
+    raise UnsupportedError("it cannot be computed while importing; run onnx.checker on the model")
 
 
 @onnx_op("Shape")
@@ -376,10 +430,23 @@ def _pad(c: OnnxCall) -> Value:
     mode = c.attr("mode", "constant")
     if mode != "constant":
         return _pad_by_copies(x, low, high, mode)
-    number: Any = c.attr("value", 0.0)
-    if c.opset >= 11:
-        number = c.static(2, "the padding value").item() if c.has(2) else 0
+    value = c.optional(2) if c.opset >= 11 else None
+    number: Any = 0 if c.opset >= 11 else c.attr("value", 0.0)
+    if value is not None:
+        known = constant_of(value)
+        if known is None:
+            return _pad_with(x, low, high, value)
+        number = known.item()
     return ir.pad(x, low, high, None, number)
+
+
+def _pad_with(x: Value, low: Sequence[int], high: Sequence[int], value: Value) -> Value:
+    """Padding by a value computed at run time."""
+    inside = np.pad(
+        np.ones([n + min(lo, 0) + min(hi, 0) for n, lo, hi in zip(x.shape, low, high, strict=True)], bool),
+        [(max(lo, 0), max(hi, 0)) for lo, hi in zip(low, high, strict=True)],
+    )
+    return ir.select(x.builder.constant(inside), ir.pad(x, low, high), ir.reshape(value, ()))
 
 
 def _pad_by_copies(x: Value, low: Sequence[int], high: Sequence[int], mode: str) -> Value:
@@ -388,15 +455,6 @@ def _pad_by_copies(x: Value, low: Sequence[int], high: Sequence[int], mode: str)
         where = np.pad(inside, (max(low[axis], 0), max(high[axis], 0)), mode=mode)  # type: ignore[call-overload]
         x = nn.take(x, where, axis)
     return x
-
-
-@onnx_op("Gather")
-def _gather(c: OnnxCall) -> Value:
-    indices = c.static(1, "the indices of Gather")
-    require(
-        indices.size <= 256, f"{indices.size} positions are too many; only constant positions are supported"
-    )
-    return nn.take(c.value(), indices, c.attr("axis", 0))
 
 
 @onnx_op("DepthToSpace")
@@ -529,6 +587,11 @@ def _matmul(c: OnnxCall) -> Value:
     return nn.matmul(c.value(0), c.value(1))
 
 
+@onnx_op("Einsum")
+def _einsum(c: OnnxCall) -> Value:
+    return nn.einsum(c.attr("equation"), *c.values)
+
+
 @onnx_op("Gemm")
 def _gemm(c: OnnxCall) -> Value:
     x, y = c.value(0), c.value(1)
@@ -536,4 +599,4 @@ def _gemm(c: OnnxCall) -> Value:
     return nn.gemm(x, y, c.optional(2), c.attr("alpha", 1.0), c.attr("beta", 1.0), *flags)
 
 
-from . import onnx_nn  # noqa: E402, F401 (adds its handlers)
+from . import onnx_indexing, onnx_nn, onnx_recurrent, onnx_resize, onnx_signal  # noqa: E402, F401 (add handlers)

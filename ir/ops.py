@@ -56,7 +56,7 @@ def _elementwise(row: ScalarFn) -> Operator:
     def sample(c: Chooser, known: Known, out: TensorType | None) -> tuple[Sequence[TensorType], Attrs]:
         given = next((t for t in (*known, out) if t is not None), None)
         shape = given.shape if given else some_shape(c)
-        free = "f32" if "float" in row.kinds else "bool"
+        free = next(d for d, kind in (("f32", "float"), ("bool", "bool"), ("i32", "int")) if kind in row.kinds)
         dtypes = ["bool" if row.name == "select" and k == 0 else free for k in range(row.arity)]
         return [t or TensorType(shape, d) for t, d in zip(known, dtypes, strict=True)], EMPTY
 
@@ -798,3 +798,5 @@ declare(
         "contraction",
     )
 )
+
+from . import gather  # noqa: E402, F401 (adds its operator)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .attrs import Attrs
-from .expr import Apply, Cast, Const, IndexValue, Read, Reduce, Scalar, TensorExpr, When
+from .expr import Apply, Cast, Const, IndexValue, Read, ReadAt, Reduce, Scalar, TensorExpr, When
 from .graph import CONSTANT, INPUT, Graph
 from .index import Axis
 from .operator import operator
@@ -82,6 +82,10 @@ def _eval(s: Scalar, x: _Operands, env: Mapping[Axis, np.ndarray], rank: int) ->
         where = [np.asarray(i.evaluate(env)) for i in s.index]
         clipped = [np.clip(w, 0, max(n - 1, 0)) for w, n in zip(where, a.shape, strict=True)]
         return np.asarray(a[tuple(clipped)] if clipped else a)
+    if isinstance(s, ReadAt):
+        flat = x.arrays[s.input].reshape(-1)
+        where = np.asarray(s.base.evaluate(env)) + _eval(s.offset, x, env, rank)
+        return np.asarray(flat[np.clip(where, 0, max(flat.size - 1, 0))])
     if isinstance(s, Const):
         return np.asarray(s.value, x.dtype(s.dtype))
     if isinstance(s, IndexValue):

@@ -67,6 +67,12 @@ def _select(c: Any, a: Any, b: Any) -> Any:
     return jnp.where(c, a, b)
 
 
+def _shift_right(a: Any, b: Any) -> Any:
+    import jax.lax
+    import jax.numpy as jnp
+
+    signed = jnp.issubdtype(a.dtype, jnp.signedinteger)
+    return (jax.lax.shift_right_arithmetic if signed else jax.lax.shift_right_logical)(a, b)
 
 
 _F = frozenset({"float"})
@@ -74,6 +80,7 @@ _N = frozenset({"float", "int", "uint"})
 _S = frozenset({"float", "int"})
 _A = frozenset({"float", "int", "uint", "bool"})
 _I = frozenset({"int", "uint", "bool"})
+_W = frozenset({"int", "uint"})
 
 _ROWS = (
     ScalarFn("add", 2, _lax("add"), _N, infix="+"),
@@ -107,7 +114,11 @@ _ROWS = (
     ScalarFn("ge", 2, _lax("ge"), _N, result="bool", infix=">="),
     ScalarFn("and", 2, _lax("bitwise_and"), _I, infix="&"),
     ScalarFn("or", 2, _lax("bitwise_or"), _I, infix="|"),
+    ScalarFn("xor", 2, _lax("bitwise_xor"), _I, infix="^"),
     ScalarFn("not", 1, _lax("bitwise_not"), _I),
+    ScalarFn("shl", 2, _lax("shift_left"), _W, cost=2),
+    ScalarFn("shr", 2, _shift_right, _W, cost=2),
+    ScalarFn("quotient", 2, _lax("div"), _W, cost=24),
     ScalarFn("select", 3, _select, _A),
 )
 SCALARS: dict[str, ScalarFn] = {row.name: row for row in _ROWS}

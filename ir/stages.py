@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from .errors import UnsupportedError
-from .expr import IndexValue, Read, Reduce, Scalar, When, children, cost, rebuild, walk
+from .expr import IndexValue, Read, ReadAt, Reduce, Scalar, When, children, cost, rebuild, walk
 from .index import Axis, Index
 
 #: `Read(ACCUMULATOR, (), dtype)` in an epilogue is the finished reduction.
@@ -82,6 +82,8 @@ def own_axes(s: Scalar) -> Iterator[Axis]:
     indices: tuple[Index, ...] = ()
     if isinstance(s, Read):
         indices = s.index
+    elif isinstance(s, ReadAt):
+        indices = (s.base,)
     elif isinstance(s, IndexValue):
         indices = (s.index,)
     elif isinstance(s, When):

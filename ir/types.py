@@ -40,7 +40,9 @@ _TABLE = (
     DType("i32", "int32", 4, "int"),
     DType("i16", "int16", 2, "int"),
     DType("i8", "int8", 1, "int"),
+    DType("u64", "uint64", 8, "uint"),
     DType("u32", "uint32", 4, "uint"),
+    DType("u16", "uint16", 2, "uint"),
     DType("u8", "uint8", 1, "uint"),
     DType("bool", "bool", 1, "bool"),
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,12 @@ from .errors import UnknownNameError
 from .types import TensorType
 from .zoo_layers import (
     AvgPool,
-    BatchNorm,
     Conv,
     Dense,
     Flatten,
-    GlobalAvgPool,
     Layer,
-    MaxPool,
     OnnxWriter,
     Relu,
-    Residual,
     Shape,
     Weights,
     arrays,
@@ -37,8 +33,25 @@ from .zoo_layers import (
     total_macs,
     write_onnx,
 )
+from .zoo_networks import (
+    alexnet,
+    dcgan,
+    densenet121,
+    encoder,
+    inception_v1,
+    inception_v2,
+    lstm,
+    mobilenet_v1,
+    mobilenet_v2,
+    resnet,
+    shufflenet,
+    squeezenet,
+    vgg19,
+)
+from .zoo_sequences import LstmStep
 
 OPSET, IR_VERSION, SEED = 17, 8, 2020
+IMAGE = (1, 3, 224, 224)
 
 
 @dataclass(frozen=True)
@@ -60,30 +73,6 @@ class ModelInfo:
     parameters: int
     macs: int
     doc: str
-
-
-def _basic_block(inputs: int, channels: int, stride: int) -> tuple[Layer, ...]:
-    body = (
-        Conv(channels, 3, stride, 1, bias=False),
-        BatchNorm(),
-        Relu(),
-        Conv(channels, 3, 1, 1, bias=False),
-        BatchNorm(gain=0.5),
-    )
-    plain = stride == 1 and inputs == channels
-    shortcut = () if plain else (Conv(channels, 1, stride, bias=False), BatchNorm(gain=0.7))
-    return Residual(body, shortcut), Relu()
-
-
-def _resnet18() -> tuple[Layer, ...]:
-    layers: tuple[Layer, ...] = (Conv(64, 7, 2, 3, bias=False), BatchNorm(), Relu(), MaxPool(3, 2, 1))
-    inputs = 64
-    for channels in (64, 128, 256, 512):
-        layers += _basic_block(inputs, channels, 1 if channels == 64 else 2) + _basic_block(
-            channels, channels, 1
-        )
-        inputs = channels
-    return (*layers, GlobalAvgPool(), Flatten(), Dense(1000))
 
 
 _MODELS = (
@@ -112,7 +101,22 @@ _MODELS = (
             *(Flatten(), Dense(512), Relu(), Dense(6)),
         ),
     ),
-    Model("resnet18", "ResNet-18 (He 2015), inference batch norm", (1, 3, 224, 224), _resnet18()),
+    Model("resnet18", "ResNet-18 (He 2015), inference batch norm", IMAGE, resnet((2, 2, 2, 2), False)),
+    Model("resnet50", "ResNet-50 (He 2015), stride in the 3x3", IMAGE, resnet((3, 4, 6, 3), True)),
+    Model("mobilenet_v1", "MobileNet (Howard 2017)", IMAGE, mobilenet_v1()),
+    Model("mobilenet_v2", "MobileNetV2 (Sandler 2018)", IMAGE, mobilenet_v2()),
+    Model("squeezenet", "SqueezeNet 1.1 (Iandola 2016)", IMAGE, squeezenet()),
+    Model("shufflenet", "ShuffleNet 1x, 3 groups (Zhang 2017)", IMAGE, shufflenet()),
+    Model("alexnet", "AlexNet with two groups (Krizhevsky 2012)", IMAGE, alexnet()),
+    Model("vgg19", "VGG-19 (Simonyan 2014)", IMAGE, vgg19()),
+    Model("densenet121", "DenseNet-121 (Huang 2016)", IMAGE, densenet121()),
+    Model("inception_v1", "GoogLeNet (Szegedy 2014), without auxiliary heads", IMAGE, inception_v1()),
+    Model("inception_v2", "Inception with batch norm (Ioffe 2015)", IMAGE, inception_v2()),
+    Model("dcgan", "generator of DCGAN (Radford 2015), 64x64", (1, 100), dcgan()),
+    Model("lstm_step", "one step of 2 LSTM layers of 512; rows: x, h1, c1, h2, c2", (5, 512), (LstmStep(512, 2),)),
+    Model("lstm_seq", "2 LSTM layers of 512 over 16 steps, last output", (16, 1, 512), lstm(512, 2)),
+    Model("bert_small", "encoder of 4 layers of 256, sequence 128 (Devlin 2018)", (1, 128, 256), encoder(4, 256, 4)),
+    Model("bert_base", "encoder of 12 layers of 768, sequence 128 (Devlin 2018)", (1, 128, 768), encoder(12, 768, 12)),
 )
 ZOO: dict[str, Model] = {m.name: m for m in _MODELS}
 
@@ -126,7 +130,7 @@ def find(name: str) -> Model:
     return ZOO[name]
 
 
-@cache
+@lru_cache(maxsize=2)  # the large networks are of half a gigabyte
 def _weights(name: str) -> list[Weights]:
     model = find(name)
     return init(model.layers, np.random.default_rng(SEED), model.shape)
@@ -179,7 +183,7 @@ def models() -> list[ModelInfo]:
         ModelInfo(
             m.name,
             (TensorType(m.shape),),
-            sum(a.size for a in arrays(_weights(m.name))),
+            sum(a.size for a in arrays(init(m.layers, None, m.shape))),
             total_macs(m.layers, m.shape),
             m.doc,
         )

@@ -13,6 +13,8 @@ import numpy as np
 
 Shape = tuple[int, ...]
 Weights = dict[str, Any]
+Random = np.random.Generator | None
+"""Where weights come from; None: only their shapes are asked for, and no memory is taken."""
 
 
 class Layer(Protocol):
@@ -21,7 +23,7 @@ class Layer(Protocol):
     output's name.
     """
 
-    def weights(self, rng: np.random.Generator, shape: Shape) -> Weights: ...
+    def weights(self, rng: Random, shape: Shape) -> Weights: ...
 
     def out(self, shape: Shape) -> Shape: ...
 
@@ -54,8 +56,8 @@ class OnnxWriter:
         return unique
 
 
-class _NoWeights:
-    def weights(self, rng: np.random.Generator, shape: Shape) -> Weights:
+class NoWeights:
+    def weights(self, rng: Random, shape: Shape) -> Weights:
         return {}
 
     def out(self, shape: Shape) -> Shape:
@@ -65,8 +67,17 @@ class _NoWeights:
         return 0
 
 
-def _normal(rng: np.random.Generator, shape: Shape, scale: float) -> np.ndarray:
+def normal(rng: Random, shape: Shape, scale: float) -> np.ndarray:
+    if rng is None:
+        return np.broadcast_to(np.float32(0), shape)
     return (rng.standard_normal(shape) * scale).astype(np.float32)
+
+
+def _uniform(rng: Random, shape: Shape, gain: float = 1.0) -> np.ndarray:
+    """Numbers in 0.8..1.2, times `gain`."""
+    if rng is None:
+        return np.broadcast_to(np.float32(0), shape)
+    return (gain * rng.uniform(0.8, 1.2, shape)).astype(np.float32)
 
 
 def _pooled(n: int, kernel: int, stride: int, pad: int) -> int:
@@ -79,9 +90,9 @@ class Dense:
 
     features: int
 
-    def weights(self, rng: np.random.Generator, shape: Shape) -> Weights:
-        w = _normal(rng, (shape[-1], self.features), math.sqrt(2 / shape[-1]))
-        return {"w": w, "b": _normal(rng, (self.features,), 0.1)}
+    def weights(self, rng: Random, shape: Shape) -> Weights:
+        w = normal(rng, (shape[-1], self.features), math.sqrt(2 / shape[-1]))
+        return {"w": w, "b": normal(rng, (self.features,), 0.1)}
 
     def out(self, shape: Shape) -> Shape:
         return (*shape[:-1], self.features)
@@ -107,30 +118,66 @@ class Conv:
     stride: int = 1
     pad: int = 0
     bias: bool = True
+    groups: int = 1
 
-    def weights(self, rng: np.random.Generator, shape: Shape) -> Weights:
-        fan_in = shape[1] * self.kernel**2
-        w = _normal(rng, (self.channels, shape[1], self.kernel, self.kernel), math.sqrt(2 / fan_in))
-        return {"w": w} | ({"b": _normal(rng, (self.channels,), 0.1)} if self.bias else {})
+    def weights(self, rng: Random, shape: Shape) -> Weights:
+        inputs = shape[1] // self.groups
+        fan_in = inputs * self.kernel**2
+        w = normal(rng, (self.channels, inputs, self.kernel, self.kernel), math.sqrt(2 / fan_in))
+        return {"w": w} | ({"b": normal(rng, (self.channels,), 0.1)} if self.bias else {})
 
     def out(self, shape: Shape) -> Shape:
         spatial = (_pooled(n, self.kernel, self.stride, self.pad) for n in shape[2:])
         return (shape[0], self.channels, *spatial)
 
     def macs(self, shape: Shape) -> int:
-        return math.prod(self.out(shape)) * shape[1] * self.kernel**2
+        return math.prod(self.out(shape)) * shape[1] // self.groups * self.kernel**2
 
     def jax(self, weights: Weights, x: Any) -> Any:
         from jax import lax
 
         pad = ((self.pad, self.pad),) * 2
-        y = lax.conv_general_dilated(x, weights["w"], (self.stride,) * 2, pad)
+        y = lax.conv_general_dilated(x, weights["w"], (self.stride,) * 2, pad, feature_group_count=self.groups)
         return y + weights["b"].reshape(1, -1, 1, 1) if self.bias else y
 
     def onnx(self, model: OnnxWriter, weights: Weights, x: str) -> str:
         inputs = [model.tensor(weights[k], f"conv_{k}") for k in weights]
         attrs = {"kernel_shape": [self.kernel] * 2, "strides": [self.stride] * 2, "pads": [self.pad] * 4}
-        return model.node("Conv", x, *inputs, **attrs)
+        return model.node("Conv", x, *inputs, group=self.groups, **attrs)
+
+
+@dataclass(frozen=True)
+class Deconv:
+    """2-D transposed convolution without bias, weights (inputs, outputs, kernel, kernel) as in ONNX."""
+
+    channels: int
+    kernel: int
+    stride: int
+    pad: int
+    gain: float = 1.0
+
+    def weights(self, rng: Random, shape: Shape) -> Weights:
+        fan_in = shape[1] * self.kernel**2 / self.stride**2
+        w = normal(rng, (shape[1], self.channels, self.kernel, self.kernel), self.gain * math.sqrt(2 / fan_in))
+        return {"w": w}
+
+    def out(self, shape: Shape) -> Shape:
+        spatial = ((n - 1) * self.stride + self.kernel - 2 * self.pad for n in shape[2:])
+        return (shape[0], self.channels, *spatial)
+
+    def macs(self, shape: Shape) -> int:
+        return math.prod(shape) * self.channels * self.kernel**2
+
+    def jax(self, weights: Weights, x: Any) -> Any:
+        from jax import lax
+
+        around = ((self.kernel - 1 - self.pad,) * 2,) * 2
+        mirrored = np.flip(weights["w"], (2, 3)).swapaxes(0, 1)
+        return lax.conv_general_dilated(x, mirrored, (1, 1), around, lhs_dilation=(self.stride,) * 2)
+
+    def onnx(self, model: OnnxWriter, weights: Weights, x: str) -> str:
+        attrs = {"kernel_shape": [self.kernel] * 2, "strides": [self.stride] * 2, "pads": [self.pad] * 4}
+        return model.node("ConvTranspose", x, model.tensor(weights["w"], "deconv_w"), **attrs)
 
 
 @dataclass(frozen=True)
@@ -140,11 +187,10 @@ class BatchNorm:
     gain: float = 1.0
     epsilon: float = 1e-5
 
-    def weights(self, rng: np.random.Generator, shape: Shape) -> Weights:
+    def weights(self, rng: Random, shape: Shape) -> Weights:
         n = (shape[1],)
-        scale = (self.gain * rng.uniform(0.8, 1.2, n)).astype(np.float32)
-        variance = rng.uniform(0.8, 1.2, n).astype(np.float32)
-        return {"scale": scale, "shift": _normal(rng, n, 0.1), "mean": _normal(rng, n, 0.1), "var": variance}
+        scale, variance = _uniform(rng, n, self.gain), _uniform(rng, n)
+        return {"scale": scale, "shift": normal(rng, n, 0.1), "mean": normal(rng, n, 0.1), "var": variance}
 
     def out(self, shape: Shape) -> Shape:
         return shape
@@ -162,7 +208,7 @@ class BatchNorm:
         return model.node("BatchNormalization", x, *inputs, epsilon=self.epsilon)
 
 
-class Relu(_NoWeights):
+class Relu(NoWeights):
     def jax(self, weights: Weights, x: Any) -> Any:
         import jax
 
@@ -172,7 +218,84 @@ class Relu(_NoWeights):
         return model.node("Relu", x)
 
 
-class Flatten(_NoWeights):
+class Relu6(NoWeights):
+    def jax(self, weights: Weights, x: Any) -> Any:
+        import jax
+
+        return jax.nn.relu6(x)
+
+    def onnx(self, model: OnnxWriter, weights: Weights, x: str) -> str:
+        bounds = [model.tensor(np.array(b, np.float32), "bound") for b in (0, 6)]
+        return model.node("Clip", x, *bounds)
+
+
+class Tanh(NoWeights):
+    def jax(self, weights: Weights, x: Any) -> Any:
+        import jax.numpy as jnp
+
+        return jnp.tanh(x)
+
+    def onnx(self, model: OnnxWriter, weights: Weights, x: str) -> str:
+        return model.node("Tanh", x)
+
+
+@dataclass(frozen=True)
+class Lrn(NoWeights):
+    """Local response normalization over `size` neighbouring channels (Krizhevsky 2012)."""
+
+    size: int = 5
+    alpha: float = 1e-4
+    beta: float = 0.75
+
+    def jax(self, weights: Weights, x: Any) -> Any:
+        from jax import lax
+
+        around = ((0, 0), ((self.size - 1) // 2, self.size // 2), (0, 0), (0, 0))
+        total = lax.reduce_window(x * x, 0.0, lax.add, (1, self.size, 1, 1), (1, 1, 1, 1), around)
+        return x / (1.0 + total * (self.alpha / self.size)) ** self.beta
+
+    def onnx(self, model: OnnxWriter, weights: Weights, x: str) -> str:
+        return model.node("LRN", x, size=self.size, alpha=self.alpha, beta=self.beta, bias=1.0)
+
+
+@dataclass(frozen=True)
+class Shuffle(NoWeights):
+    """`channels` in g groups, interleaved (ShuffleNet), over `size` x `size` pixels."""
+
+    groups: int
+    channels: int
+    size: int
+
+    def _split(self) -> tuple[int, ...]:
+        return (self.groups, self.channels // self.groups, self.size, self.size)
+
+    def jax(self, weights: Weights, x: Any) -> Any:
+        return x.reshape((-1, *self._split())).swapaxes(1, 2).reshape(x.shape)
+
+    def onnx(self, model: OnnxWriter, weights: Weights, x: str) -> str:
+        split = model.node("Reshape", x, model.tensor(np.array((-1, *self._split()), np.int64), "groups"))
+        mixed = model.node("Transpose", split, perm=[0, 2, 1, 3, 4])
+        joined = np.array((-1, self.channels, self.size, self.size), np.int64)
+        return model.node("Reshape", mixed, model.tensor(joined, "channels"))
+
+
+@dataclass(frozen=True)
+class Unflatten(NoWeights):
+    """(N, features) as (N, C, spatial)."""
+
+    shape: Shape
+
+    def out(self, shape: Shape) -> Shape:
+        return (shape[0], *self.shape)
+
+    def jax(self, weights: Weights, x: Any) -> Any:
+        return x.reshape(self.out(x.shape))
+
+    def onnx(self, model: OnnxWriter, weights: Weights, x: str) -> str:
+        return model.node("Reshape", x, model.tensor(np.array((-1, *self.shape), np.int64), "shape"))
+
+
+class Flatten(NoWeights):
     def out(self, shape: Shape) -> Shape:
         return (shape[0], math.prod(shape[1:]))
 
@@ -184,7 +307,7 @@ class Flatten(_NoWeights):
 
 
 @dataclass(frozen=True)
-class MaxPool(_NoWeights):
+class MaxPool(NoWeights):
     kernel: int
     stride: int
     pad: int = 0
@@ -206,26 +329,29 @@ class MaxPool(_NoWeights):
 
 
 @dataclass(frozen=True)
-class AvgPool(_NoWeights):
-    """Mean of kernel x kernel windows without padding."""
+class AvgPool(NoWeights):
+    """Mean of kernel x kernel windows; padding counts as zeros."""
 
     kernel: int
     stride: int
+    pad: int = 0
 
     def out(self, shape: Shape) -> Shape:
-        return (*shape[:2], *(_pooled(n, self.kernel, self.stride, 0) for n in shape[2:]))
+        return (*shape[:2], *(_pooled(n, self.kernel, self.stride, self.pad) for n in shape[2:]))
 
     def jax(self, weights: Weights, x: Any) -> Any:
         from jax import lax
 
         window, strides = (1, 1, self.kernel, self.kernel), (1, 1, self.stride, self.stride)
-        return lax.reduce_window(x, 0.0, lax.add, window, strides, "VALID") * (1 / self.kernel**2)
+        pads = ((0, 0), (0, 0), (self.pad, self.pad), (self.pad, self.pad))
+        return lax.reduce_window(x, 0.0, lax.add, window, strides, pads) * (1 / self.kernel**2)
 
     def onnx(self, model: OnnxWriter, weights: Weights, x: str) -> str:
-        return model.node("AveragePool", x, kernel_shape=[self.kernel] * 2, strides=[self.stride] * 2)
+        attrs = {"kernel_shape": [self.kernel] * 2, "strides": [self.stride] * 2, "pads": [self.pad] * 4}
+        return model.node("AveragePool", x, count_include_pad=1, **attrs)
 
 
-class GlobalAvgPool(_NoWeights):
+class GlobalAvgPool(NoWeights):
     def out(self, shape: Shape) -> Shape:
         return (*shape[:2], 1, 1)
 
@@ -243,7 +369,7 @@ class Residual:
     body: tuple[Layer, ...]
     shortcut: tuple[Layer, ...] = ()
 
-    def weights(self, rng: np.random.Generator, shape: Shape) -> Weights:
+    def weights(self, rng: Random, shape: Shape) -> Weights:
         return {"body": init(self.body, rng, shape), "shortcut": init(self.shortcut, rng, shape)}
 
     def out(self, shape: Shape) -> Shape:
@@ -262,8 +388,39 @@ class Residual:
         return model.node("Add", left, write_onnx(self.shortcut, weights["shortcut"], model, x))
 
 
-def init(layers: tuple[Layer, ...], rng: np.random.Generator, shape: Shape) -> list[Weights]:
-    """Random weights, one dictionary a layer."""
+@dataclass(frozen=True)
+class Concat:
+    """The results of all branches joined along the channels; an empty branch is x itself."""
+
+    branches: tuple[tuple[Layer, ...], ...]
+
+    def weights(self, rng: Random, shape: Shape) -> Weights:
+        return {str(k): init(b, rng, shape) for k, b in enumerate(self.branches)}
+
+    def out(self, shape: Shape) -> Shape:
+        shapes = []
+        for branch in self.branches:
+            after = shape
+            for layer in branch:
+                after = layer.out(after)
+            shapes.append(after)
+        return (shape[0], sum(s[1] for s in shapes), *shapes[0][2:])
+
+    def macs(self, shape: Shape) -> int:
+        return sum(total_macs(b, shape) for b in self.branches)
+
+    def jax(self, weights: Weights, x: Any) -> Any:
+        import jax.numpy as jnp
+
+        return jnp.concatenate([run_jax(b, weights[str(k)], x) for k, b in enumerate(self.branches)], 1)
+
+    def onnx(self, model: OnnxWriter, weights: Weights, x: str) -> str:
+        parts = [write_onnx(b, weights[str(k)], model, x) for k, b in enumerate(self.branches)]
+        return model.node("Concat", *parts, axis=1)
+
+
+def init(layers: tuple[Layer, ...], rng: Random, shape: Shape) -> list[Weights]:
+    """Random weights, one dictionary a layer (without a generator: empty ones of the right shapes)."""
     out = []
     for layer in layers:
         out.append(layer.weights(rng, shape))

@@ -14,6 +14,7 @@ from ..ir.compose import (
     is_map,
     is_movement,
     merge_inputs,
+    reads_at,
     reads_once,
     shares,
     streams,
@@ -62,7 +63,9 @@ def of_operator(name: str, attrs: Attrs, *types: TensorType) -> Kernel:
 
 
 def _fits(consumer: Kernel, i: int, producer: Kernel, most: int = MAX_INPUTS) -> bool:
-    if i >= len(consumer.expr.inputs) or consumer.operators + producer.operators > MAX_OPERATORS:
+    if i >= len(consumer.expr.inputs) or reads_at(consumer.expr, i):
+        return False
+    if consumer.operators + producer.operators > MAX_OPERATORS:
         return False
     inputs = len(consumer.expr.inputs) + len(producer.expr.inputs) - 1
     return inputs <= most and arithmetic(consumer.expr) + arithmetic(producer.expr) <= MAX_SCALARS

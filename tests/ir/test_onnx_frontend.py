@@ -3,54 +3,13 @@
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
-from onnx.reference import ReferenceEvaluator
+from onnx import TensorProto, helper
 
-from nestegg.ir.errors import CallError, ImportFailure, NesteggError, UnsupportedError
+from nestegg.ir.errors import CallError, ImportFailure, NesteggError, NotConstantError, UnsupportedError
 from nestegg.ir.onnx_frontend import from_onnx
 from nestegg.ir.reference import evaluate
 
-RNG = np.random.default_rng(3)
-DTYPES = {"float32": TensorProto.FLOAT, "int64": TensorProto.INT64, "int32": TensorProto.INT32}
-DTYPES |= {"bool": TensorProto.BOOL, "int8": TensorProto.INT8, "uint8": TensorProto.UINT8}
-
-
-def array(*shape):
-    return RNG.standard_normal(shape).astype(np.float32)
-
-
-def ints(*values):
-    return np.array(values, np.int64)
-
-
-def model_of(nodes, inputs, outputs, initializers=(), opset=17):
-    """A model; `inputs` and `initializers` map names to arrays (inputs: for their type)."""
-    infos = [helper.make_tensor_value_info(k, DTYPES[str(v.dtype)], v.shape) for k, v in inputs.items()]
-    outs = [helper.make_empty_tensor_value_info(o) for o in outputs]
-    tensors = [numpy_helper.from_array(v, k) for k, v in dict(initializers).items()]
-    graph = helper.make_graph(nodes, "test", infos, outs, tensors)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
-
-
-def one_node(op, data, parameters=(), outputs=1, opset=17, **attrs):
-    """A model of one node whose first operands are inputs and last ones initializers; None leaves one out."""
-    names = [f"x{k}" for k in range(len(data))]
-    weights = {f"w{k}": w for k, w in enumerate(parameters) if w is not None}
-    operands = names + [f"w{k}" if w is not None else "" for k, w in enumerate(parameters)]
-    outs = [f"y{k}" for k in range(outputs)]
-    node = helper.make_node(op, operands, outs, name="the_node", **attrs)
-    return model_of([node], dict(zip(names, data, strict=True)), outs, weights, opset)
-
-
-def assert_same(model, *args, tolerance=1e-5):
-    program = from_onnx(model)
-    got = evaluate(program.graph, program.flatten(*args))
-    names = [i.name for i in model.graph.input]
-    want = ReferenceEvaluator(model).run(None, dict(zip(names, args, strict=True)))
-    for g, w in zip(got, want, strict=True):
-        w = np.asarray(w)
-        assert (g.shape, g.dtype) == (w.shape, w.dtype)
-        np.testing.assert_allclose(g, w, rtol=tolerance, atol=tolerance)
+from .onnx_models import array, assert_same, ints, model_of, one_node
 
 
 def test_a_small_network():
@@ -256,14 +215,31 @@ def test_unsupported_operators_and_opsets():
         UnsupportedError,
         r"node 'the_node' \(NonZero\): operator NonZero is not supp",
     )
-    refused(one_node("Relu", [X], opset=6), UnsupportedError, "opset 6 is not in the supported 7")
+    refused(one_node("Relu", [X], opset=5), UnsupportedError, "opset 5 is not in the supported 6")
     refused(one_node("Relu", [X], opset=999), UnsupportedError, r"opset 999 .*; upgrade the onnx package")
     foreign = model_of([helper.make_node("Magic", ["x"], ["y"], domain="com.acme")], {"x": X}, ["y"])
     refused(foreign, UnsupportedError, r"operator com\.acme\.Magic is not supported")
 
 
-def test_what_must_be_constant():
-    refused(one_node("Reshape", [X, ints(24)]), UnsupportedError, r"\(Reshape\): the shape must be constant")
+def test_what_decides_shapes_must_be_constant_and_can_be_made_so():
+    model = one_node("Reshape", [X, ints(24)])
+    message = r"\(Reshape\): the shape must be constant; it is computed from 'x1': .* fix the input \(constants=\)"
+    refused(model, UnsupportedError, message)
+    with pytest.raises(NotConstantError) as e:
+        from_onnx(model)
+    assert e.value.inputs == ("x1",)
+    program = from_onnx(model, constants={"x1": ints(4, 6)})
+    assert program.input_names == ("x0",)
+    np.testing.assert_array_equal(evaluate(program.graph, [X])[0], X.reshape(4, 6))
+    with pytest.raises(ImportFailure, match="constants= names input 'shape'; the inputs are x0, x1"):
+        from_onnx(model, constants={"shape": ints(24)})
+
+
+def test_a_protobuf_beyond_two_gibibytes(tmp_path):
+    path = tmp_path / "huge.onnx"
+    with path.open("wb") as f:
+        f.truncate(2**31)
+    refused(path, ImportFailure, r"huge\.onnx: a protobuf of 2 GiB or more .* store the weights as external data")
 
 
 def test_initializers_of_the_wrong_size():

@@ -17,7 +17,7 @@ from nestegg.ir.types import TensorType
 from .chooser import HypothesisChooser, tensors
 
 # JAX compiles each new shape: elementwise operators get few examples here, and all of them in the slow run.
-EXAMPLES = {"elementwise": 4, "movement": 14, "reduction": 10, "contraction": 10}
+EXAMPLES = {"elementwise": 4, "movement": 14, "reduction": 10, "contraction": 10, "indexed": 14}
 
 
 def agrees(name: str, data: st.DataObject) -> None:
