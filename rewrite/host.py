@@ -73,8 +73,17 @@ def dispatch(function: int, *numbers: int) -> int | bool:
     return _current[-1].call(function, numbers)
 
 
-#: egglog text that binds `$call` to `dispatch`.
-PRELUDE = f"""(let $call (py-eval "__import__('{__name__}', fromlist=['dispatch']).dispatch" (py-dict) (py-dict)))"""
+#: `dispatch`, as egglog text.
+DISPATCH = f"""(py-eval "__import__('{__name__}', fromlist=['dispatch']).dispatch" (py-dict) (py-dict))"""
+
+#: egglog text that binds `$call` to it.
+PRELUDE = f"(let $call {DISPATCH})"
+
+
+def merge_text(function: int) -> str:
+    """A `:merge` of two values. It does not use `$call`: in a merge, egglog 13.2 looks globals up wrongly (a test of
+    `widest` found an integer in its place)."""
+    return f"(py-call {DISPATCH} (py-from-int {function}) old new)"
 
 
 def call_text(function: int, args: list[str]) -> str:

@@ -13,7 +13,7 @@ from ..ir.attrs import EMPTY
 from ..ir.errors import RuleError, TypeRuleError
 from ..ir.operator import OPERATORS, operator
 from .fusion_rules import POSITIONS, WIDE_POSITIONS, FusionRule
-from .host import PRELUDE, Host, call_text, test_text
+from .host import PRELUDE, Host, call_text, merge_text, test_text
 from .kernel import TRAITS, fuse, genus, merge_operands, of_operator, wider
 from .pattern import Apply, Pattern, Record, Var, call, records, tensors, type_of
 from .rule import GraphRule
@@ -45,7 +45,7 @@ def declarations(host: Host) -> str:
         "(function constness (T) i64 :merge (max old new))",
         "(relation uses (PyObject TV i64 T))",
         "(function repeated (PyObject TV) i64 :merge (min old new))",
-        f"(function widest (T PyObject) PyObject :merge {call_text(host.function('wider', wider), ['old', 'new'])})",
+        f"(function widest (T PyObject) PyObject :merge {merge_text(host.function('wider', wider))})",
         *(f"(relation trait-{name} (PyObject))" for name in TRAITS),
         f"(ruleset {ANALYSES})",
     ]
