@@ -95,10 +95,9 @@ def build(graph: Graph, rules: Sequence[GraphRule | FusionRule], limits: Limits 
     """Encode and saturate. Raises `RuleError` if a rule's function fails or its sides differ in type."""
     engine = Engine()
     with Host() as host:
-        engine.run(declarations(host))
-        engine.run(analyses(host))
+        engine.load(declarations(host), analyses(host))
         phases = _phases(distinct(rules), host)
-        engine.run("\n".join({r.name: r.text for phase in phases for r in phase}.values()))
+        engine.load(*{r.name: r.text for phase in phases for r in phase}.values())
         constants = _encode(graph, engine, host)
         counted = {"Input", "Const", "Call"} | {constructor(n, k) for n in OPERATORS for k in arities(n)}
 
@@ -131,7 +130,7 @@ def _encode(graph: Graph, engine: Engine, host: Host) -> list[np.ndarray]:
             lines.append(f"(set (constness $n{k}) 0)")
         if n.op == CONSTANT:
             lines.append(f"(is-const $n{k}) (set (constness $n{k}) 1)")
-    engine.run("\n".join(lines))
+    engine.load(*lines)
     return constants
 
 

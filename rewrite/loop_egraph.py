@@ -229,7 +229,7 @@ def _build(
     phases: list[list[Any]] = [
         [r.render(s) for r in distinct(rules) if r.phase == p and r.instances(s)] for p in PHASES
     ]
-    engine.run("\n".join([declarations(s.rank), *(r.text for p in phases for r in p), facts(s, coarse)]))
+    engine.load(declarations(s.rank), *(r.text for p in phases for r in p), facts(s, coarse))
     extents = [a.extent for a in s.axes] + [1] * (s.rank - len(s.axes))
     engine.run(f"(let $root (Block {s.stage} 0 0 -1 {' '.join(map(str, extents))}))")
     report = saturate(engine, phases, limits, counted=("Block", *CONSTRUCTORS))

@@ -83,6 +83,10 @@ class SaturationReport:
             mine.seconds += s.seconds
 
 
+#: Lines of egglog text parsed at a time.
+PORTION = 8
+
+
 class Engine:
     """An egglog e-graph driven through its text form."""
 
@@ -93,6 +97,16 @@ class Engine:
 
     def run(self, text: str) -> list[Any]:
         return self.egraph.run_program(*self.egraph.parse_program(text))
+
+    def load(self, *texts: str) -> None:
+        """Run long texts in portions of some lines, none of which may go over a line's end.
+
+        egglog keeps a copy of the whole text for every node it parses: 90 KB at once took 1.8 GB and 1.3 s; in portions,
+        0.1 GB and 0.1 s.
+        """
+        lines = [line for text in texts for line in text.splitlines()]
+        for k in range(0, len(lines), PORTION):
+            self.run("\n".join(lines[k : k + PORTION]))
 
     def size(self, counted: Iterable[str] | None = None) -> int:
         sizes = self.run("(print-size)")[0].sizes

@@ -190,7 +190,7 @@ def step(rule: LoopRule, case: LoopCase) -> dict[BlockCase, list[Made]]:
     engine = Engine()
     lets = [f"(let $b{k} {b.term(rank)})" for k, b in enumerate(case.blocks)]
     try:
-        engine.run("\n".join([declarations(rank), rule.render(case.space).text, facts(case.space), *lets]))
+        engine.load(declarations(rank), rule.render(case.space).text, facts(case.space), *lets)
         engine.run(f"(run-schedule (run {rule.name}))")
     except Exception as e:
         raise Refuted(f"{space_text(case.space)}\nthe rule fails: {e}") from None
