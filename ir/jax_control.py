@@ -67,7 +67,7 @@ def _cond(importer: JaxImporter, p: Params, which: Known, *ins: Known) -> list[K
         return list(importer.inline(branches[place], list(ins)))
     assert isinstance(which, Value)
     results = [importer.inline(b, list(ins)) for b in branches]
-    out = list(results[-1])
+    out: list[Known] = list(results[-1])
     for k in reversed(range(len(branches) - 1)):
         here = ir.binary("le", ir.cast(which, "i32"), k)
         out = [chosen(importer.builder, here, t, o) for t, o in zip(results[k], out, strict=True)]

@@ -93,8 +93,9 @@ def _eye_like(c: OnnxCall) -> Value:
     from onnx import helper
 
     x, to = c.value(), c.attr("dtype")
+    rows, columns = x.shape
     dtype = x.dtype if to is None else dtype_of(helper.tensor_dtype_to_np_dtype(to))
-    return widened(c.builder.constant(np.eye(*x.shape, c.attr("k", 0), dtype=DTYPES[dtype].numpy)))
+    return widened(c.builder.constant(np.eye(rows, columns, c.attr("k", 0), dtype=DTYPES[dtype].numpy)))
 
 
 # --- sampling at real coordinates --------------------------------------------------------------------

@@ -171,7 +171,8 @@ class Deconv:
     def jax(self, weights: Weights, x: Any) -> Any:
         from jax import lax
 
-        around = ((self.kernel - 1 - self.pad,) * 2,) * 2
+        border = self.kernel - 1 - self.pad
+        around = [(border, border)] * 2
         mirrored = np.flip(weights["w"], (2, 3)).swapaxes(0, 1)
         return lax.conv_general_dilated(x, mirrored, (1, 1), around, lhs_dilation=(self.stride,) * 2)
 
