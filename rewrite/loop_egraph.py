@@ -21,7 +21,7 @@ from .loop_rules import LOOP_RULES
 from .rule import distinct
 from .saturate import Engine, Limits, SaturationReport, saturate
 
-LOOP_LIMITS = Limits(nodes=400_000, iterations=64, seconds=30.0)
+LOOP_LIMITS = Limits(nodes=1_000_000, iterations=64, seconds=30.0)
 
 #: Widest border cut off a padded axis for its tests' sake.
 BORDER_TILE = 14
