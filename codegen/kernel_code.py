@@ -238,7 +238,8 @@ class KernelCode:
         if not isinstance(nest, For):
             raise NesteggError(f"a {type(nest).__name__} may not occur inside a register tile")
         out: dict[Slot, int] = {}
-        for t in range(nest.trips):
+        moves = nest.axis < self.spatial or (nest.kind == UNROLL and nest.axis == vector)
+        for t in range(nest.trips if moves else 1):
             out |= self._slots(nest.body, self._slot_at(nest, at, t, vector), vector)
         return out
 

@@ -6,7 +6,7 @@ levels (children first), so that extraction is a sweep.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -21,7 +21,7 @@ from .loop_rules import LOOP_RULES
 from .rule import distinct
 from .saturate import Engine, Limits, SaturationReport, saturate
 
-LOOP_LIMITS = Limits(nodes=1_000_000, iterations=64, seconds=30.0)
+LOOP_LIMITS = Limits(nodes=500_000, iterations=64, seconds=30.0)
 
 #: Widest border cut off a padded axis for its tests' sake.
 BORDER_TILE = 14
@@ -240,54 +240,53 @@ def _read_back(kernel: Lowered, s: Space, engine: Engine, report: SaturationRepo
     """The e-nodes as arrays. Blocks themselves are not read: their domains follow from the nests that fill them."""
     egraph = engine.egraph
     tables = {name: f.rows for name, f in egraph.freeze().functions.items()}
-    numbers: dict[Any, int] = {}
-    classes: dict[Any, int] = {}
-
-    def value(v: Any) -> int:
-        found = numbers.get(v)
-        if found is None:
-            found = numbers[v] = egraph.value_to_i64(v)
-        return found
-
-    def number(v: Any) -> int:
-        return classes.setdefault(v, len(classes))
-
-    root = number(tables["$root"][0].output)
-    rows: list[tuple[int, ...]] = []
-    known: dict[int, int] = {}
-    for r in tables["For"]:
-        axis, trips, kind, child = r.inputs
-        rows.append((number(r.output), FOR, value(axis), value(trips), value(kind), number(child), -1))
+    number, of = _Memo(egraph.value_to_i64), _Memo(lambda value: len(of))
+    root = of[tables["$root"][0].output]
+    rows: list[tuple[int, ...]] = [
+        (of[r.output], FOR, number[axis], number[trips], number[kind], of[child], -1)
+        for r in tables["For"]
+        for axis, trips, kind, child in (r.inputs,)
+    ]
     for r in tables["Cat"]:
         axis, at, first, second = r.inputs
-        rows.append((number(r.output), CAT, value(axis), value(at), -1, number(first), number(second)))
+        rows.append((of[r.output], CAT, number[axis], number[at], -1, of[first], of[second]))
     for r in tables["Tile"]:
         axis, child = r.inputs
-        rows.append((number(r.output), TILE, value(axis), -1, -1, number(child), -1))
-    for r in tables["Vec"]:
-        stage, inside, axis, lanes = r.inputs
-        known[number(r.output)] = value(inside)
-        rows.append((number(r.output), VEC, value(axis), value(lanes), value(stage), -1, -1))
-    for r in tables["Intrin"]:
-        stage, inside, fit, lanes = r.inputs
-        known[number(r.output)] = value(inside)
-        rows.append((number(r.output), INTRIN, value(fit), value(lanes), value(stage), -1, -1))
+        rows.append((of[r.output], TILE, number[axis], -1, -1, of[child], -1))
+    known: dict[int, int] = {}
+    for op, name in ((VEC, "Vec"), (INTRIN, "Intrin")):
+        for r in tables[name]:
+            stage, inside, axis, lanes = r.inputs
+            known[of[r.output]] = number[inside]
+            rows.append((of[r.output], op, number[axis], number[lanes], number[stage], -1, -1))
     for r in tables["Stage"]:
         stage, child = r.inputs
-        rows.append((number(r.output), STAGE, -1, -1, value(stage), number(child), -1))
+        rows.append((of[r.output], STAGE, -1, -1, number[stage], of[child], -1))
     for r in tables["Seq"]:
         first, second = r.inputs
-        rows.append((number(r.output), SEQ, -1, -1, -1, number(first), number(second)))
+        rows.append((of[r.output], SEQ, -1, -1, -1, of[first], of[second]))
+    classes = len(of)
     nodes = np.array(rows, np.int64).reshape(len(rows), 7)
-    level = _levels(nodes, len(classes))
+    level = _levels(nodes, classes)
     nodes = nodes[np.argsort(level[nodes[:, 0]], kind="stable")]
-    nodes, domain, stage = _fillable(nodes, level, len(classes), s)
-    inside = _inside(nodes, level, len(classes), known)
+    nodes, domain, stage = _fillable(nodes, level, classes, s)
+    inside = _inside(nodes, level, classes, known)
     owner, op, axis, count, kind, child, other = (np.ascontiguousarray(nodes[:, k]) for k in range(7))
-    straight = _in_registers(nodes, len(classes))
+    straight = _in_registers(nodes, classes)
     return LoopEGraph(
         kernel, s, root, straight, domain, inside, stage, level, owner, op, axis, count, kind, child, other, report
     )
+
+
+class _Memo(dict[Any, int]):
+    """A number for each value, made when first asked for (lookups stay in C: e-graphs have 10**5 rows)."""
+
+    def __init__(self, make: Callable[[Any], int]) -> None:
+        self.make = make
+
+    def __missing__(self, value: Any) -> int:
+        made = self[value] = self.make(value)
+        return made
 
 
 def _fillable(

@@ -101,8 +101,8 @@ class Engine:
     def load(self, *texts: str) -> None:
         """Run long texts in portions of some lines, none of which may go over a line's end.
 
-        egglog keeps a copy of the whole text for every node it parses: 90 KB at once took 1.8 GB and 1.3 s; in portions,
-        0.1 GB and 0.1 s.
+        egglog keeps a copy of the whole text for every node it parses: 90 KB at once took 1.8 GB and 1.3 s; in
+        portions, 0.1 GB and 0.1 s.
         """
         lines = [line for text in texts for line in text.splitlines()]
         for k in range(0, len(lines), PORTION):
