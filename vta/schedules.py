@@ -52,9 +52,9 @@ class Block:
 
     space: Space
     phase: str
-    slots: Size = Size("s")
-    inputs: Size = Size("n")
-    extents: tuple[Size, ...] = tuple(Size(name) for name in "oyxc")
+    slots: Size
+    inputs: Size
+    extents: tuple[Size, ...]
     facts: list[str] = field(default_factory=list)
 
     def require(self, *facts: str) -> None:
@@ -115,7 +115,7 @@ class ScheduleRule:
     def render(self, space: Space) -> EggRule:
         forms = [f"(ruleset {self.name})"]
         for choice in self.choices(space):
-            block = Block(space, self.phase)
+            block = Block(space, self.phase, Size("s"), Size("n"), tuple(Size(name) for name in "oyxc"))
             before, made = block.text, self.make(block, *choice)
             forms.append(f"(rule ((= b {before}) {' '.join(block.facts)}) ((union b {made})) :ruleset {self.name})")
         return EggRule(self.name, self.kind, self.name, "\n".join(forms))
