@@ -14,7 +14,7 @@ on them, an acyclic e-graph.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from ..rewrite.loop_language import Size
@@ -226,14 +226,14 @@ class ScheduleEGraph:
         return of(self.root)
 
 
-def build(space: Space, limits: Limits = LIMITS) -> ScheduleEGraph:
+def build(space: Space, rules: Sequence[ScheduleRule] = RULES, limits: Limits = LIMITS) -> ScheduleEGraph:
     """Saturate the schedules of a layer."""
     engine = Engine()
-    rules = [r.render(space) for r in RULES]
+    rendered = [r.render(space) for r in rules]
     facts = "\n".join(f"(useful {axis} {f})" for axis in range(len(AXES)) for f in useful(space, axis))
-    engine.run("\n".join([DECLARATIONS, *(r.text for r in rules), facts]))
+    engine.run("\n".join([DECLARATIONS, *(r.text for r in rendered), facts]))
     engine.run(f"(let $root (Block 0 0 0 {' '.join(map(str, space.extents))}))")
-    report = saturate(engine, [rules], limits, counted=("Block", *CONSTRUCTORS))
+    report = saturate(engine, [rendered], limits, counted=("Block", *CONSTRUCTORS))
     return _read_back(space, engine, report)
 
 
