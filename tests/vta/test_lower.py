@@ -89,7 +89,7 @@ def test_resnet18_is_at_least_as_fast_as_published():
         channels, filters = v["ci_blocks"] * 16, v["co_blocks"] * 16
         w, x = integers(rng, 8, (filters, channels, v["k"], v["k"])), integers(rng, 8, (1, channels, v["h"], v["h"]))
         shape = {"stride": v["stride"], "pad": v["pad"]}
-        compiled = conv2d(w, (v["h"], v["h"]), **shape, shift=8, clip=(-127, 127))
+        compiled = conv2d(w, (v["h"], v["h"]), **shape, shift=8, clip=(-127, 127), effort=12)
         assert errors(check(compiled.program)) == []
         expected = np.clip(reference(x[0], w, **shape) >> 8, -127, 127)
         assert np.array_equal(compiled(x)[0], expected), v["layer"]
