@@ -19,11 +19,14 @@ from pathlib import Path
 import numpy as np
 
 from nestegg.vta import functional, isa, vectors
+from nestegg.vta.choose import Choice, choose
 from nestegg.vta.config import DEFAULT, Memory
 from nestegg.vta.conv import Conv2d, Tiling, convolution_program, macs
 from nestegg.vta.errors import EncodingError, ProgramError
 from nestegg.vta.isa import AluOp
+from nestegg.vta.lower import CompiledLayer, conv2d
 from nestegg.vta.program import Program
+from nestegg.vta.schedules import RULES, Space, build
 from nestegg.vta.timing import simulate
 
 CLIP = [(AluOp.SHR, 8), (AluOp.MAX, -127), (AluOp.MIN, 127)]
@@ -31,12 +34,14 @@ CLIP = [(AluOp.SHR, 8), (AluOp.MAX, -127), (AluOp.MIN, 127)]
 SMALLEST = 150
 
 
-def cycles(layer: Conv2d, tiling: Tiling) -> int:
+def empty(layer: Conv2d) -> tuple[bytes, bytes]:
+    """Inputs and weights of zeros: data play no part in the timing."""
     sizes = (layer.inputs * layer.height * layer.width, layer.inputs * layer.outputs * layer.kernel**2)
-    inputs, weights = (
-        bytes(n * DEFAULT.element_bytes(m)) for n, m in zip(sizes, (Memory.INP, Memory.WGT), strict=True)
-    )
-    return simulate(convolution_program(layer, tiling, inputs, weights, CLIP).stream).cycles
+    return bytes(sizes[0] * DEFAULT.element_bytes(Memory.INP)), bytes(sizes[1] * DEFAULT.element_bytes(Memory.WGT))
+
+
+def cycles(layer: Conv2d, tiling: Tiling) -> int:
+    return simulate(convolution_program(layer, tiling, *empty(layer), CLIP).stream).cycles
 
 
 def tilings(layer: Conv2d) -> Iterator[Tiling]:
@@ -81,6 +86,33 @@ def layers(content: list[dict]) -> None:
     print(f"geometric mean of recorded / best: {math.exp(np.mean(np.log(gains))):.3f}")
 
 
+def without_threads(compiled: CompiledLayer) -> Choice:
+    """The best schedule of an e-graph without the rule for two virtual threads."""
+    layer = compiled.layer
+    egraph = build(Space(layer, DEFAULT), [r for r in RULES if r.name != "two_threads"])
+    return choose(egraph, len(CLIP), lambda t: convolution_program(layer, t, *empty(layer), CLIP), compiled.board)
+
+
+def extracted(content: list[dict]) -> None:
+    """What extraction chooses, against the recorded streams and against no virtual threads."""
+    gains, hidden = [], []
+    heads = "".join(f"{h:>10}" for h in ("recorded", "1 thread", "chosen", "busy", "read", "written", "schedules"))
+    print(f"{'layer':<22}{heads}{'seconds':>9}  tiling")
+    for v in content[::3]:
+        weights = np.zeros((v["co_blocks"] * 16, v["ci_blocks"] * 16, v["k"], v["k"]), np.int8)
+        begun = time.process_time()
+        compiled = conv2d(weights, (v["h"], v["h"]), stride=v["stride"], pad=v["pad"], shift=8, clip=(-127, 127))
+        seconds = time.process_time() - begun
+        recorded, one, r = v["cycles"]["16,1"], without_threads(compiled).cycles, compiled.report()
+        bytes_moved = f"{r['read_bytes']:>10,}{r['written_bytes']:>10,}"
+        figures = f"{recorded:>10,}{one:>10,}{r['cycles']:>10,}{r['utilisation']:>10.1%}{bytes_moved}"
+        print(f"{v['layer']:<22}{figures}{r['schedules']:>10,}{seconds:>9.1f}  {r['tiling']}", flush=True)
+        gains.append(recorded / r["cycles"])
+        hidden.append(one / r["cycles"])
+    means = [math.exp(np.mean(np.log(g))) for g in (gains, hidden)]
+    print(f"geometric means: recorded / chosen {means[0]:.3f}, 1 thread / chosen {means[1]:.3f}")
+
+
 def fastest(program: Program, vnni: bool) -> tuple[int, float]:
     """Micro-ops of a program, and the least processor time (seconds) of 20 runs of the functional simulator."""
     times = []
@@ -111,7 +143,9 @@ def main() -> None:
     path = parser.parse_args().file
     raw = path.read_bytes()
     simulators(path)
-    layers(json.loads(gzip.decompress(raw) if raw[:2] == vectors.GZIP_MAGIC else raw))
+    content = json.loads(gzip.decompress(raw) if raw[:2] == vectors.GZIP_MAGIC else raw)
+    extracted(content)
+    layers(content)
 
 
 if __name__ == "__main__":

@@ -94,30 +94,43 @@ def matches(intrinsic: Intrinsic, kernel: LoopKernel) -> Iterator[Match]:
     register does, or, along the lanes, not at all (the same elements are repeated in every lane).
     """
     own = intrinsic.kernel
-    if kernel.update is None or kernel.kind != own.kind or kernel.accumulator_dtype != own.accumulator_dtype:
-        return
     number = {a: k for k, a in enumerate(kernel.axes)}
-    for lane_axis in kernel.spatial:
-        for reduced in permutations(kernel.reduce, len(own.reduce)):
-            if any(a.extent % b.extent for a, b in zip(reduced, own.reduce, strict=True)):
-                continue
-            axes = dict(zip(own.axes, (lane_axis, *reduced), strict=True))
-            operands = _unify(own.update, kernel.update, axes, {})
-            if operands is not None and any(r.index[0].coefficient(lane_axis) for r in operands.values()):
-                reads = tuple(operands[k] for k in range(len(own.inputs)))
-                yield Match(intrinsic, tuple(number[axes[a]] for a in own.axes), reads)
+    for axes, operands in places(own, kernel, _fills_register):
+        if any(r.index[0].coefficient(axes[own.spatial[0]]) for r in operands.values()):
+            reads = tuple(operands[k] for k in range(len(own.inputs)))
+            yield Match(intrinsic, tuple(number[axes[a]] for a in own.axes), reads)
 
 
 Operands = dict[int, Read]
+Axes = dict[Axis, Axis]
+Walks = Callable[[Read, Read, Axes], bool]
+"""(an instruction's read, a kernel's, the axes of the one as those of the other) -> whether they walk alike."""
 
 
-def _unify(own: Scalar | None, other: Scalar | None, axes: dict[Axis, Axis], bound: Operands) -> Operands | None:
+def places(own: LoopKernel, kernel: LoopKernel, walks: Walks) -> Iterator[tuple[Axes, Operands]]:
+    """Every way in which an instruction's update is the kernel's: the instruction's axes as axes of the kernel, of
+    which the reduced ones are whole multiples, and the kernel's reads that are its operands."""
+    if kernel.update is None or kernel.kind != own.kind or kernel.accumulator_dtype != own.accumulator_dtype:
+        return
+    for spatial in permutations(kernel.spatial, len(own.spatial)):
+        for reduced in permutations(kernel.reduce, len(own.reduce)):
+            if any(a.extent % b.extent for a, b in zip(reduced, own.reduce, strict=True)):
+                continue
+            axes = dict(zip(own.axes, (*spatial, *reduced), strict=True))
+            operands = _unify(own.update, kernel.update, lambda mine, theirs, axes=axes: walks(mine, theirs, axes), {})
+            if operands is not None:
+                yield axes, operands
+
+
+def _unify(
+    own: Scalar | None, other: Scalar | None, alike: Callable[[Read, Read], bool], bound: Operands
+) -> Operands | None:
     """The kernel's reads by number of the intrinsic's input, if the two scalars are the same computation."""
     if isinstance(own, Read) and isinstance(other, Read):
-        fits = own.dtype == other.dtype and _walks_alike(own, other, axes) and bound.get(own.input, other) == other
+        fits = own.dtype == other.dtype and alike(own, other) and bound.get(own.input, other) == other
         return {**bound, own.input: other} if fits else None
     if isinstance(own, Cast) and isinstance(other, Cast) and own.dtype == other.dtype:
-        return _unify(own.arg, other.arg, axes, bound)
+        return _unify(own.arg, other.arg, alike, bound)
     if isinstance(own, Const):
         return bound if own == other else None
     if isinstance(own, Apply) and isinstance(other, Apply) and own.fn == other.fn:
@@ -125,13 +138,13 @@ def _unify(own: Scalar | None, other: Scalar | None, axes: dict[Axis, Axis], bou
         for args in orders:
             found: Operands | None = bound
             for mine, theirs in zip(own.args, args, strict=True):
-                found = None if found is None else _unify(mine, theirs, axes, found)
+                found = None if found is None else _unify(mine, theirs, alike, found)
             if found is not None:
                 return found
     return None
 
 
-def _walks_alike(own: Read, other: Read, axes: dict[Axis, Axis]) -> bool:
+def _fills_register(own: Read, other: Read, axes: Axes) -> bool:
     register, address = own.index[0], other.index[0]
     if not address.is_affine:
         return False

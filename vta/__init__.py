@@ -1,4 +1,4 @@
 """The VTA back end: instructions, static checker, simulators and runtime of a tensor accelerator.
 
-docs/vta.md is the tour. Lowering from e-graphs is to come: PLAN.md in this folder.
+`lower.conv2d` and `lower.dense` compile layers. docs/vta.md is the tour; what is to come: PLAN.md in this folder.
 """

@@ -16,7 +16,7 @@ from .config import DEFAULT, Config, Memory
 from .errors import ProgramError
 from .isa import AluOp
 from .program import Program
-from .runtime import Builder, Loop, Uop
+from .runtime import Buffer, Builder, Loop, Uop
 from .tokens import Queue
 
 #: Micro-ops in a row that must have different destinations: the pipeline of the HLS design does not look back.
@@ -51,7 +51,9 @@ class Tiling:
 
     `threads`: 1, or 2 virtual threads along `axis` ("oc" or "h"), each with a half of every buffer. `share_input`: two
     threads along "oc" read one copy of their common input, and input tiles alternate between the halves.
-    `skip_rows`: of a strided 1x1 convolution without padding, only the rows that it reads are loaded.
+    `skip_rows`: of a strided 1x1 convolution without padding, only the rows that it reads are loaded. `order`: of the
+    loops over tiles, outermost first. What a thread's buffers hold already (the same weights, with `share_input` the
+    same input) is not loaded again, so the order decides on the traffic.
     """
 
     co: int
@@ -62,6 +64,7 @@ class Tiling:
     axis: str = "oc"
     share_input: bool = False
     skip_rows: bool = False
+    order: tuple[str, str, str] = ("co", "h", "w")
 
 
 # --- folding --------------------------------------------------------------------------------------
@@ -171,24 +174,34 @@ def convolution_program(
     weights: bytes,
     epilogue: Epilogue = (),
     config: Config = DEFAULT,
+    bias: bytes = b"",
 ) -> Program:
     """The program of a layer: `inputs` `[C][H][W]` of INP elements, `weights` `[O][C][K][K]` of WGT elements; output
-    `[O][H'][W']` of OUT elements. `epilogue`: ALU operations with an immediate on every result.
+    `[O][H'][W']` of OUT elements. `bias`: nothing, or `[O]` of ACC elements, added to the sums. `epilogue`: ALU
+    operations with an immediate on every result.
 
     Raises `ProgramError` if a tile does not fit its share of a buffer.
     """
-    return _Convolution(layer, tiling, inputs, weights, epilogue, config).program()
+    return _Convolution(layer, tiling, inputs, weights, epilogue, config, bias).program()
 
 
 class _Convolution:
     def __init__(
-        self, layer: Conv2d, tiling: Tiling, inputs: bytes, weights: bytes, epilogue: Epilogue, config: Config
+        self,
+        layer: Conv2d,
+        tiling: Tiling,
+        inputs: bytes,
+        weights: bytes,
+        epilogue: Epilogue,
+        config: Config,
+        bias: bytes,
     ) -> None:
         self.layer, self.tiling, self.epilogue = layer, tiling, epilogue
         self.builder = Builder(config)
         dram, size = self.builder.dram, config.element_bytes(Memory.OUT)
         self.inputs, self.weights = dram.holding("inputs", inputs), dram.holding("weights", weights)
         self.result = dram.buffer("outputs", layer.outputs * layer.out_height * layer.out_width * size)
+        self.bias = dram.holding("bias", bias) if bias else None
         self.overlap = _Overlap(self.builder)
         if tiling.skip_rows and (layer.kernel > 1 or layer.pad):
             raise ProgramError(f"tiling {tiling}: only a 1x1 convolution without padding has rows to skip")
@@ -196,7 +209,7 @@ class _Convolution:
         sizes = {
             Memory.INP: tiling.ci * self._input_rows(tiling.h) * self._input_columns(tiling.w),
             Memory.WGT: tiling.co * tiling.ci * layer.kernel**2,
-            Memory.ACC: tiling.co * tiling.h * tiling.w,
+            Memory.ACC: tiling.co * (tiling.h * tiling.w + bool(bias)),
         }
         self.slot_size = sizes
         for memory, needed in sizes.items():
@@ -207,6 +220,7 @@ class _Convolution:
         # With shared input: how many input tiles were loaded, and which one is there.
         self._input_turn = -1
         self._resident: tuple[int, ...] | None = None
+        self._held: dict[tuple[Memory, int], tuple[int, ...]] = {}  # the weights and the bias that a thread has
 
     def program(self) -> Program:
         for group in self._groups():
@@ -216,11 +230,13 @@ class _Convolution:
     def _groups(self) -> Iterator[list[_Tile]]:
         """Tiles that are computed together: one for each virtual thread."""
         t, height, width = self.tiling, self.layer.out_height, self.layer.out_width
-        for co, y, x in product(
-            range(0, self.layer.outputs, t.co * (t.threads if t.axis == "oc" else 1)),
-            range(0, height, t.h * (t.threads if t.axis == "h" else 1)),
-            range(0, width, t.w),
-        ):
+        loops = {
+            "co": range(0, self.layer.outputs, t.co * (t.threads if t.axis == "oc" else 1)),
+            "h": range(0, height, t.h * (t.threads if t.axis == "h" else 1)),
+            "w": range(0, width, t.w),
+        }
+        for at in product(*(loops[name] for name in t.order)):
+            co, y, x = (at[t.order.index(name)] for name in loops)
             tiles = []
             for thread in range(t.threads):
                 first_co = co + (thread * t.co if t.axis == "oc" else 0)
@@ -261,14 +277,24 @@ class _Convolution:
         if shared and not present:
             self._input_turn += 1
             slot, self._resident = self._input_turn % 2, wanted
-        places = [("wgt", thread), *([] if present else [("inp", slot)])]
+        held = self._holds(Memory.WGT, thread, (tile.co, tile.channels, ci, count))
+        places = [*([] if held else [("wgt", thread)]), *([] if present else [("inp", slot)])]
+        if not places:
+            return slot
         self.overlap.wait(Queue.C2L, *places)
         if not present:
             for channel in range(count):
                 self._load_input(slot, tile, ci, channel)
-        self._load_weights(thread, tile, ci, count)
+        if not held:
+            self._load_weights(thread, tile, ci, count)
         self.overlap.done(Queue.L2C, *places)
         return slot
+
+    def _holds(self, memory: Memory, thread: int, wanted: tuple[int, ...]) -> bool:
+        """Whether a thread's part of a buffer holds what is wanted; from now on it does."""
+        held = self._held.get((memory, thread)) == wanted
+        self._held[memory, thread] = wanted
+        return held
 
     def _load_input(self, slot: int, tile: _Tile, ci: int, channel: int) -> None:
         layer = self.layer
@@ -320,6 +346,8 @@ class _Convolution:
 
     def _finish(self, thread: int, tile: _Tile) -> None:
         base, area = thread * self.slot_size[Memory.ACC], tile.rows * tile.columns
+        if self.bias is not None:
+            self._add_bias(thread, tile, self.bias)
         for op, immediate in self.epilogue:
             self.builder.alu(op, [(base, base, 0)], inner=Loop(tile.channels * area, 1, 1), immediate=immediate)
         self.overlap.done(Queue.C2S, ("acc", thread))
@@ -330,6 +358,16 @@ class _Convolution:
             sram = base + channel * area
             self.builder.store(self.result, offset, sram, tile.rows, tile.columns, width)
         self.overlap.done(Queue.S2C, ("acc", thread))
+
+
+    def _add_bias(self, thread: int, tile: _Tile, bias: Buffer) -> None:
+        """The bias of a tile's channels lies behind its results; each element is added to all results of a channel."""
+        base, area = thread * self.slot_size[Memory.ACC], tile.rows * tile.columns
+        at = base + self.slot_size[Memory.ACC] - self.tiling.co
+        if not self._holds(Memory.ACC, thread, (tile.co, tile.channels)):
+            self.builder.load(Memory.ACC, bias, tile.co, at, 1, tile.channels, tile.channels)
+        channels, results = Loop(tile.channels, area, 1), Loop(area, 1, 0)
+        self.builder.alu(AluOp.ADD, [(base, at, 0)], channels, results)
 
 
 def _window(first: int, count: int, size: int, layer: Conv2d) -> tuple[int, int, tuple[int, int]]:

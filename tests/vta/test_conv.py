@@ -60,7 +60,8 @@ def test_any_shape_and_tiling(data):
     axis, threads = data.draw(st.sampled_from(["oc", "h"])), pick(1, 2)
     sizes = (pick(1, layer.outputs), pick(1, layer.out_height), pick(1, layer.out_width), pick(1, layer.inputs))
     skip = kernel == 1 and layer.pad == 0 and data.draw(st.booleans())
-    tiling = Tiling(*sizes, threads, axis, share_input=data.draw(st.booleans()), skip_rows=skip)
+    order = data.draw(st.permutations(Tiling.order))
+    tiling = Tiling(*sizes, threads, axis, data.draw(st.booleans()), skip, (order[0], order[1], order[2]))
     program, expected = build(layer, tiling, data.draw(st.sampled_from([DEFAULT, INT4, Config(log_block=5)])))
     assert check(program) == []
     out = program.outputs[0]
@@ -129,6 +130,18 @@ def test_loops_that_are_one_are_merged():
     # A 1x1 convolution walks rows and columns as one: one loop, and no micro-op but one.
     outer, inner, uops = fold([Axis(4, 49, 0, 2), Axis(2, 0, 49, 1), Axis(7, 7, 7), Axis(7, 1, 1)])
     assert (outer.trips, inner.trips, len(uops)) == (49, 2, 4)
+
+
+def test_what_is_on_chip_is_not_loaded_again():
+    layer, size = Conv2d(1, 2, 8, 8, 1), 256
+    outer, inner = (Tiling(1, 2, 8, order=("co", "h", "w")), Tiling(1, 2, 8, order=("h", "w", "co")))
+    loaded = []
+    for tiling in (outer, inner):
+        program, expected = build(layer, tiling)
+        result, out = run(program), program.outputs[0]
+        assert result.dram[out.address : out.address + out.size].tobytes() == expected
+        loaded.append(result.counters.wgt_bytes)
+    assert loaded == [2 * size, 8 * size]
 
 
 def test_rows_that_are_not_read_are_not_loaded():
