@@ -71,7 +71,9 @@ def load_object(code: bytes, symbols: tuple[str, ...], imports: Mapping[str, int
     _initialise()
     with _lock:
         if not _jit:
-            _jit.append(llvm.create_lljit_compiler())
+            # JITLink lays an object's sections out side by side. LLVM's older linker maps each on its own, and ends the
+            # process where two lie more than 2 GiB apart, as they may after large mappings.
+            _jit.append(llvm.create_lljit_compiler(use_jit_link=True))
         counter = len(_jit)
         name = f"nestegg_{hashlib.sha256(code).hexdigest()[:16]}_{counter}"
         builder = llvm.JITLibraryBuilder().add_object_img(code).add_current_process()
