@@ -208,7 +208,8 @@ def test_nothing_leaks(make: Make, bare: bool):
         grown = tracemalloc.get_traced_memory()[0] - before
     finally:
         tracemalloc.stop()
-    assert grown < 3000, f"{grown} bytes more after 3000 rounds"
+    smallest = 16  # bytes that the interpreter allocates for an object, at least; other code may keep a few KB
+    assert grown < 3000 * smallest, f"{grown} bytes more after 3000 rounds"
     assert all(abs(sys.getrefcount(o) - c) < 100 for o, c in zip((x, given, x.dtype), counts, strict=True))
 
 
