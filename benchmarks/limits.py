@@ -181,22 +181,6 @@ done:
 #: Cycles of one round of CLOCK_IR on the usual cores: seven dependent 64-bit multiplications of three.
 CLOCK_CYCLES = 21
 
-#: `void run(ptr f, i64 times, ptr a, ptr b, ptr c, ptr d)`: calls f(a, b, c, d) `times` times.
-REPEAT_IR = """
-define void @run(ptr %f, i64 %times, ptr %a, ptr %b, ptr %c, ptr %d) {
-entry:
-  br label %loop
-loop:
-  %i = phi i64 [0, %entry], [%next, %loop]
-  call void %f(ptr %a, ptr %b, ptr %c, ptr %d)
-  %next = add i64 %i, 1
-  %more = icmp ult i64 %next, %times
-  br i1 %more, label %loop, label %done
-done:
-  ret void
-}
-"""
-
 
 @cache
 def machine_code(text: str) -> tuple[int, Any]:

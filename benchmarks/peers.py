@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 from harness import Contestant, Timing, attempt, first_line
-from limits import REPEAT_IR, aligned, function
+from limits import aligned
 
 #: Columns of the tables, in their order.
 PEERS = ("jax", "numpy", "onnxruntime", "openvino")
@@ -158,11 +158,12 @@ def native_loop(
 ) -> Callable[[int], None]:
     """Calls of a program's entry in a loop of machine code."""
     from nestegg.codegen.memory import aligned_bytes
+    from nestegg.costmodel.measure import native_repeat
 
     native = executable.native
     arena = aligned_bytes(max(native.arena, 1))
     tables = [(ctypes.c_void_p * max(len(a), 1))(*(x.ctypes.data for x in a)) for a in (inputs, outputs)]
-    loop = function(REPEAT_IR, ctypes.c_void_p, ctypes.c_int64, *[ctypes.c_void_p] * 4)
+    loop = native_repeat()
     keep = (executable, arena, tables, list(inputs), list(outputs))
 
     def repeat(times: int) -> None:

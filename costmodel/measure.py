@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import time
+from collections.abc import Callable
 from functools import cache
 
 import numpy as np
@@ -15,12 +16,11 @@ from ..codegen import jit
 from ..codegen.program import ENTRY, Buffer, KernelCall, Program
 from ..ir.loops import Lowered
 from ..ir.nest import Nest
-from ..ir.target import Target
+from ..ir.target import Target, host
 from ..ir.types import DTYPES, TensorType
 
 PAGE = 4096
 
-#: `void repeat(ptr entry, i64 times, …)`: calls of a program's entry without Python in between.
 REPEAT = """
 define void @repeat(ptr %entry, i64 %times, ptr %inputs, ptr %outputs, ptr %constants, ptr %arena) {
 begin:
@@ -79,7 +79,7 @@ class Timer:
 
     def run(self, times: int) -> float:
         """Seconds that so many runs take together."""
-        bench, repeat = self._bench, _repeat()
+        bench, repeat = self._bench, native_repeat()
         begun = time.perf_counter()
         repeat(self._entry, times, bench._in, bench._out, None, None)
         return time.perf_counter() - begun
@@ -94,15 +94,13 @@ class Timer:
 
 
 @cache
-def _repeat() -> ctypes._FuncPointer:
-    from ..ir.target import host
+def native_repeat() -> Callable[..., None]:
+    """`repeat(entry, times, inputs, outputs, constants, arena)`: calls of a program's entry without Python in between.
 
+    All arguments but `times` are addresses; see `codegen.native.Native`.
+    """
     loaded = jit.load_object(jit.compile_object(REPEAT, host()), ("repeat",))
-    pointers = [ctypes.c_void_p] * 4
-    prototype = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, *pointers)
-    function = prototype(loaded.symbols["repeat"])
-    function.keep = loaded  # type: ignore[attr-defined]
-    return function
+    return loaded.function("repeat", ctypes.c_void_p, ctypes.c_int64, *[ctypes.c_void_p] * 4)
 
 
 def _paged(t: TensorType) -> np.ndarray:

@@ -37,6 +37,12 @@ Known = Sequence[TensorType | None]
 Sampler = Callable[[Chooser, Known, TensorType | None], tuple[Sequence[TensorType], Attrs]]
 
 
+#: How a kernel may read an operator's result: as the rules of fusion find good (""), always through it ("always":
+#: storing it only adds work), in the operand's blocks if it is a constant ("blocks"), never through it ("stored"), or
+#: as a conversion of what is stored ("conversion").
+INLININGS = ("", "always", "blocks", "stored", "conversion")
+
+
 @dataclass(frozen=True)
 class Operator:
     """One operator of the graph language.
@@ -45,6 +51,8 @@ class Operator:
     expr(types, attrs): the tensor expression.
     reference(*arrays, **attrs): the result in JAX.
     sample(chooser, known inputs, wanted output): a legal instance; `known` holds None where the type is free.
+    inlining: how kernels read a result of it, one of `INLININGS`; what the fusion rules ask.
+    folds: of constants it is computed at compile time; otherwise kernels may also read constants through it.
     """
 
     name: str
@@ -56,6 +64,8 @@ class Operator:
     sample: Sampler
     doc: str
     family: str = "other"
+    inlining: str = ""
+    folds: bool = True
 
     def check(self, types: Types, attrs: Attrs) -> TensorType:
         """Result type, after checking arity and attribute names. Raises `TypeRuleError`."""
@@ -76,6 +86,8 @@ OPERATORS: dict[str, Operator] = {}
 def declare(op: Operator) -> Operator:
     if op.name in OPERATORS:
         raise TypeRuleError(f"operator {op.name!r} is declared twice")
+    if op.inlining not in INLININGS:
+        raise TypeRuleError(f"operator {op.name!r}: inlining {op.inlining!r} is not one of {', '.join(INLININGS)}")
     OPERATORS[op.name] = op
     return op
 

@@ -87,19 +87,23 @@ declare(
         sample=_cast_sample,
         doc="conversion of the element type; float to integer truncates",
         family="elementwise",
+        inlining="conversion",
+        folds=False,
     )
 )
 
 # --- movement: each output element is one input element (or padding) -----------------------------------------------
 
 
-def _movement(name: str, attrs: tuple[str, ...], infer: Any, read: Any, reference: Any, sample: Any, doc: str) -> None:
-    """Declare an operator `out[i] = x[read(x, attrs, *i)]`."""
+def _movement(
+    name: str, attrs: tuple[str, ...], infer: Any, read: Any, reference: Any, sample: Any, doc: str, **traits: Any
+) -> None:
+    """Declare an operator `out[i] = x[read(x, attrs, *i)]`; `traits` as in `Operator`."""
 
     def expr(t: Types, a: Attrs) -> TensorExpr:
         return TensorExpr.build(t, infer(t, a).shape, lambda x: lambda *i: x[tuple(read(t[0], a, *i))])
 
-    declare(Operator(name, attrs, 1, infer, expr, reference, sample, doc, "movement"))
+    declare(Operator(name, attrs, 1, infer, expr, reference, sample, doc, "movement", **traits))
 
 
 def _broadcast_type(t: Types, a: Attrs) -> TensorType:
@@ -148,6 +152,8 @@ _movement(
     _broadcast_reference,
     _broadcast_sample,
     "input axis k becomes output axis dims[k] (repeated if of extent 1); the other output axes repeat",
+    inlining="always",
+    folds=False,
 )
 
 
@@ -206,6 +212,7 @@ _movement(
     lambda x, shape: x.reshape(shape),
     _reshape_sample,
     "the same elements in row-major order under another shape",
+    folds=False,
 )
 
 
@@ -233,6 +240,7 @@ _movement(
     lambda x, perm: x.transpose(perm),
     _transpose_sample,
     "output axis d is input axis perm[d]",
+    folds=False,
 )
 
 
@@ -292,6 +300,7 @@ _movement(
     _reverse_reference,
     _reverse_sample,
     "the named axes in opposite order",
+    folds=False,
 )
 
 
@@ -329,6 +338,7 @@ _movement(
     _pack_reference,
     _pack_sample,
     "axis of extent n becomes n/factor in place, and factor as a new innermost axis (NCHW -> NCHW[factor]c)",
+    inlining="stored",
 )
 
 
@@ -366,6 +376,8 @@ _movement(
     _unpack_reference,
     _unpack_sample,
     "inverse of pack: the innermost axis joins `axis`",
+    inlining="blocks",
+    folds=False,
 )
 
 # --- padding and concatenation -------------------------------------------------------------------------------------

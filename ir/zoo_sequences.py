@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .zoo_layers import NoWeights, OnnxWriter, Random, Shape, Weights, normal
+from .zoo_layers import Dense, NoWeights, OnnxWriter, Random, Shape, Weights, normal
 
 
 def _ints(*values: int) -> np.ndarray:
@@ -181,24 +181,12 @@ class Gelu(NoWeights):
         return model.node("Mul", model.node("Mul", x, twice), half)
 
 
-@dataclass(frozen=True)
-class Linear:
+class Linear(Dense):
     """x @ w + b over (batch, sequence, features)."""
-
-    features: int
 
     def weights(self, rng: Random, shape: Shape) -> Weights:
         w = normal(rng, (shape[-1], self.features), math.sqrt(1 / shape[-1]))
         return {"w": w, "b": normal(rng, (self.features,), 0.1)}
-
-    def out(self, shape: Shape) -> Shape:
-        return (*shape[:-1], self.features)
-
-    def macs(self, shape: Shape) -> int:
-        return math.prod(shape) * self.features
-
-    def jax(self, weights: Weights, x: Any) -> Any:
-        return x @ weights["w"] + weights["b"]
 
     def onnx(self, model: OnnxWriter, weights: Weights, x: str) -> str:
         w, b = (model.tensor(weights[k], f"linear_{k}") for k in ("w", "b"))

@@ -71,13 +71,18 @@ def _fits(consumer: Kernel, i: int, producer: Kernel, most: int = MAX_INPUTS) ->
     return inputs <= most and arithmetic(consumer.expr) + arithmetic(producer.expr) <= MAX_SCALARS
 
 
+def _inlining(k: Kernel) -> str:
+    """`Operator.inlining` of a kernel of one operator."""
+    return operator(k.op).inlining if k.op else ""
+
+
 def _inlines(consumer: Kernel, i: int, producer: Kernel) -> bool:
     return bool(producer.op) and not consumer.closed and _fits(consumer, i, producer)
 
 
 def prologue_broadcast(consumer: Kernel, i: int, producer: Kernel) -> bool:
     """A broadcast is read through, never stored: the fused kernel reads less, so the unfused one is dropped."""
-    return producer.op == "broadcast" and consumer.operators > 0 and _inlines(consumer, i, producer)
+    return _inlining(producer) == "always" and consumer.operators > 0 and _inlines(consumer, i, producer)
 
 
 def prologue_unpack(consumer: Kernel, i: int, producer: Kernel) -> bool:
@@ -85,8 +90,8 @@ def prologue_unpack(consumer: Kernel, i: int, producer: Kernel) -> bool:
 
     Not by a conversion, which is a constant itself: whoever reads that reads through it first.
     """
-    reads = consumer.operators > 0 and consumer.op != "cast"
-    return reads and producer.op == "unpack" and _inlines(consumer, i, producer)
+    reads = consumer.operators > 0 and _inlining(consumer) != "conversion"
+    return reads and _inlining(producer) == "blocks" and _inlines(consumer, i, producer)
 
 
 def prologue_movement(consumer: Kernel, i: int, producer: Kernel) -> bool:
@@ -94,7 +99,7 @@ def prologue_movement(consumer: Kernel, i: int, producer: Kernel) -> bool:
 
     Not `pack`: a kernel that reads through it reads what its operand's own e-class offers already.
     """
-    if not (_inlines(consumer, i, producer) and is_movement(producer.expr) and producer.op != "pack"):
+    if not (_inlines(consumer, i, producer) and is_movement(producer.expr) and _inlining(producer) != "stored"):
         return False
     return not prologue_broadcast(consumer, i, producer)
 
@@ -115,7 +120,9 @@ def _computed_where_read(consumer: Kernel, i: int, producer: Kernel) -> bool:
 def prologue_widening(consumer: Kernel, i: int, producer: Kernel) -> bool:
     """A conversion to a wider type may be made where it is read: the narrow operand is less to move, and an intrinsic
     may take it as it is."""
-    if not (_inlines(consumer, i, producer) and producer.op == "cast") or prologue_arithmetic(consumer, i, producer):
+    if _inlining(producer) != "conversion" or not _inlines(consumer, i, producer):
+        return False
+    if prologue_arithmetic(consumer, i, producer):
         return False
     return DTYPES[producer.expr.inputs[0].dtype].size < DTYPES[producer.expr.type.dtype].size
 

@@ -86,8 +86,7 @@ def lowering_rules(host: Host) -> list[EggRule]:
     out = []
     for name, row in OPERATORS.items():
         make = host.function(f"kernel of {name}", lambda a, *t, _n=name: of_operator(_n, a, *t))
-        through = name == "cast" or (row.family == "movement" and name not in ("pack", "pad", "concat", "slice"))
-        varies = "" if through else "(= 0 (constness e))"
+        varies = "(= 0 (constness e))" if row.folds else ""
         for n in arities(name):
             xs, ts = [f"x{k}" for k in range(n)], [f"t{k}" for k in range(n)]
             types = " ".join(f"(= {t} (ty {x}))" for t, x in zip(ts, xs, strict=True))
