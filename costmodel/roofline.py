@@ -1,6 +1,7 @@
 """The analytic cost model: cycles of the register tile against bytes moved between the levels of memory.
 
-A partial nest is remembered as (cycles, bytes into L1, into L2, into L3, threads). Traffic follows the usual reuse
+A partial nest is remembered as (cycles, bytes into L1, into L2, into L3, threads), and, of a kernel that reads from
+memory, the streams that it begins (`streams.py`). Traffic follows the usual reuse
 argument: a block whose footprint fits a cache brings each line in once; a loop around a block that fits brings in again
 only what changes with the loop; a loop around one that does not fit brings in everything each time. (Compare Williams
 et al., "Roofline", CACM 2009, and the footprint features of Zheng et al., "Ansor", OSDI 2020.)
@@ -12,24 +13,22 @@ its rate.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache, cached_property
 
 import numpy as np
 
 from ..ir.expr import Apply, Read, Scalar, When, cost, walk
-from ..ir.index import Axis, Index
+from ..ir.index import Axis
 from ..ir.intrinsic import intrinsic
 from ..ir.loops import LoopKernel, Lowered, StagedKernel
 from ..ir.nest import KINDS, PARALLEL, SERIAL, UNROLL
 from ..ir.target import Target
-from ..ir.types import DTYPES
 from ..rewrite.loop_egraph import FOR, INTRIN, LEAVES, LoopEGraph
 from ..rewrite.loop_language import ALL, Fit, LoopAxis, border, space
+from .access import Access, access, footprint
+from .streams import START, Streams
 
-LINE = 64  # bytes
-FAR_ROWS = 1024  # bytes from which short rows miss the prefetcher, the TLB and, at powers of two, their cache set
-SCATTERED = 3.0  # what such rows cost: set by hand so that panels win where they measured faster (BERT matmuls: 1.2x)
 SPLIT = 1.6  # what a vector costs that lies across two cache lines, as many do where rows do not begin at one
 LOOP_OVERHEAD = 1.0  # cycles an iteration
 TILE_OVERHEAD = 6.0  # cycles to enter and leave a register tile
@@ -41,68 +40,14 @@ WAITING = 0.05  # share of a task that threads wait for the last one: a thread g
 SHARED_MEMORY = 1.25  # what all threads together draw from memory, in terms of one: measured 1.1 reading, 1.6 copying
 WARM = 0.8  # share of a cache that a working set may fill
 OVERLAP = 0.25  # share of the lesser costs that the greatest does not hide
+STATE = 5  # what is remembered of every partial nest: cycles, bytes into L1, L2 and L3, threads
 
 SERIAL_KIND, PARALLEL_KIND, UNROLL_KIND = (KINDS.index(k) for k in (SERIAL, PARALLEL, UNROLL))
-
-
-@dataclass(frozen=True)
-class Access:
-    """One access of a kernel: stride of every axis in bytes, element size, and its kind.
-
-    `tested`: bounds are tested where it is read, except in blocks that keep clear of the ends `clear` (bits of
-    `Block.inside`; None: everywhere).
-    """
-
-    strides: np.ndarray
-    size: int
-    affine: bool
-    tested: bool = False
-    clear: int | None = None
-
-    def splits(self, vector: int) -> bool:
-        """Vectors along the contiguous axis start anywhere in a cache line, because some row does."""
-        return bool((self.strides % min(vector, LINE))[self.strides > self.size].any())
-
-
-def access(kernel: LoopKernel, address: Index, dtype: str) -> Access:
-    size = DTYPES[dtype].size
-    strides = np.array([abs(address.coefficient(a)) * size for a in kernel.axes], np.int64)
-    for atom, c in address.terms:  # an axis under a quotient or remainder: count it as strided
-        for k, a in enumerate(kernel.axes):
-            if not address.is_affine and a != atom and atom not in kernel.axes and a in atom.of.axes:  # type: ignore[union-attr]
-                strides[k] = max(strides[k], abs(c) * size, size * 2)
-    return Access(strides, size, address.is_affine)
 
 
 def scalar_cost(s: Scalar | None) -> float:
     """Cost of a scalar expression in fused multiply-adds (a product under a sum is free; tests count as loads)."""
     return 0.0 if s is None else cost(s)
-
-
-def footprint(a: Access, domain: np.ndarray) -> np.ndarray:
-    """Bytes of whole cache lines that an access touches over blocks of the given extents (one row a block).
-
-    Axes are taken from the smallest stride up: a stride within the run so far extends it (so overlapping windows
-    count once), a larger one starts rows; rows whose own starts overlap (a sliding window) extend likewise.
-    """
-    run = np.full(len(domain), float(a.size))
-    rows, pitch = np.ones(len(domain)), np.zeros(len(domain))
-    outer = np.ones(len(domain))
-    for k in np.argsort(a.strides, kind="stable"):
-        stride = float(a.strides[k])
-        if stride == 0:
-            continue
-        e = domain[:, k].astype(float)
-        grows = (stride <= np.maximum(run, LINE)) & (pitch == 0)
-        slides = ~grows & (pitch > 0) & (stride <= pitch * rows) & (stride % np.maximum(pitch, 1) == 0)
-        starts = ~grows & ~slides & (e > 1)
-        run = np.where(grows, run + stride * (e - 1), run)
-        rows = np.where(slides, rows + (stride / np.maximum(pitch, 1)) * (e - 1), rows)
-        outer = np.where(starts, outer * rows, outer)
-        rows = np.where(starts, e, rows)
-        pitch = np.where(starts, stride, pitch)
-    scattered = (pitch >= FAR_ROWS) & (rows > 1) & (run <= 4 * LINE)
-    return outer * rows * np.maximum(run, LINE) * np.where(scattered, SCATTERED, 1.0)
 
 
 class Roofline:
@@ -114,8 +59,10 @@ class Roofline:
         self.target, self.threads = target, threads
 
     def scorer(self, egraph: LoopEGraph) -> Scorer | StagedScorer:
-        staged = isinstance(egraph.kernel, StagedKernel)
-        return (StagedScorer if staged else Scorer)(egraph, self.target, self.threads)
+        k = egraph.kernel
+        if isinstance(k, StagedKernel):
+            return StagedScorer(egraph, self.target, self.threads)
+        return Scorer(egraph, self.target, self.threads, k)
 
     def bound(self, kernel: Lowered) -> float:
         """The best register tile of any shape, at no cost for the loops around it, and every buffer moved once; on one
@@ -178,10 +125,12 @@ class Rates:
         self.buffers = [r.input for r in (*kernel.update_reads, *kernel.epilogue_reads, *kernel.gathers)]
         self.update_cost, self.epilogue_cost = update_cost(kernel), scalar_cost(kernel.epilogue)
 
-    def by_buffer(self, whole: StagedKernel) -> list[tuple[int, Access]]:
-        """The accesses of this stage to the inputs of the whole kernel, and (as the number after) to its output."""
-        found = [p for p in zip(self.buffers, self.accesses, strict=False) if not whole.is_scratch(p[0])]
-        return [*found, (len(whole.inputs), self.out)] if self.kernel in whole.results else found
+    def by_buffer(self, whole: Lowered) -> list[tuple[int, Access]]:
+        """The accesses of a kernel, or of this stage of one, to its inputs and (as the number after) to its output."""
+        inputs = len(whole.inputs)
+        found = [p for p in zip(self.buffers, self.accesses, strict=False) if p[0] < inputs]
+        writes = not isinstance(whole, StagedKernel) or self.kernel in whole.results
+        return [*found, (inputs, self.out)] if writes else found
 
     def _along(self, domain: np.ndarray, v: np.ndarray) -> np.ndarray:
         """Extent along the vector axis."""
@@ -327,19 +276,25 @@ def _tile_shapes(extents: list[int], vector: int, lanes: int, registers: int) ->
 class Scorer:
     """The roofline on one loop e-graph; per-class quantities are computed once, for all classes together."""
 
-    width = 5
     written = -1  # the output's column of `print`
 
-    def __init__(self, egraph: LoopEGraph, target: Target, threads: int) -> None:
+    def __init__(self, egraph: LoopEGraph, target: Target, threads: int, whole: Lowered) -> None:
+        """`egraph`: of a kernel, or one stage's part of the e-graph of the kernel `whole`."""
         self.g, self.t, self.threads = egraph, target, threads
         k = egraph.kernel
         assert isinstance(k, LoopKernel)
         self.rates = Rates(k, target)
+        self.missing = cold(sum(t.nbytes for t in (*whole.inputs, whole.out_type)), target.caches[2])
+        self.streams = self._streams(whole) if self.missing else None
+        self.width = STATE + (len(whole.inputs) + 1 if self.missing else 0)
         self.print = np.stack([footprint(a, egraph.domain) for a in self.rates.accesses], axis=1)
         self.varies = np.stack([a.strides != 0 for a in self.rates.accesses], axis=1)
         self.whole = self.print.sum(axis=1)
         self.depth = np.prod(egraph.domain[:, len(k.spatial) :], axis=1)
         self.full_depth = int(np.prod([a.extent for a in k.reduce], initial=1))
+
+    def _streams(self, whole: Lowered) -> Streams:
+        return Streams.of(self.rates.by_buffer(whole), self.g.domain, len(whole.inputs) + 1)
 
     def leaf(self, nodes: np.ndarray) -> np.ndarray:
         g = self.g
@@ -350,6 +305,8 @@ class Scorer:
         state[:, 0] = np.where(g.entered[owner], region, 0.0)
         state[:, 1:4] = self.whole[owner][:, None]
         state[:, 4] = 1.0
+        if self.streams is not None:
+            state[:, STATE:] = self.streams.rows[owner]
         return state
 
     def loop(self, nodes: np.ndarray, body: np.ndarray) -> np.ndarray:
@@ -374,6 +331,12 @@ class Scorer:
             out[:, :, level + 1] = self._moved(nodes, body[:, :, level + 1], level, rounds)
         out[:, :, 3] = self._moved(nodes, body[:, :, 3], 2, trips) / np.minimum(threads, SHARED_MEMORY)[:, None]
         out[:, :, 4] *= threads[:, None]
+        if self.streams is not None:
+            child = g.child[nodes]
+            step = g.domain[child, g.axis[nodes]]
+            kept = self.whole[child] <= self.t.caches[2] * WARM
+            begun = self.streams.loop(g.axis[nodes], step, trips, child, kept, body[:, :, STATE:])
+            out[:, :, STATE:] = begun / np.minimum(threads, SHARED_MEMORY)[:, None, None]
         return out
 
     def _regrouped(self, nodes: np.ndarray, threads: np.ndarray) -> np.ndarray:
@@ -433,7 +396,9 @@ class Scorer:
         return out
 
     def cat(self, nodes: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        return np.concatenate([(first + second)[..., :4], np.maximum(first, second)[..., 4:]], axis=-1)
+        out = first + second
+        out[..., 4] = np.maximum(first, second)[..., 4]
+        return out
 
     def seq(self, nodes: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
         """Two stages over a block: what fits a cache all together comes in once."""
@@ -443,6 +408,8 @@ class Scorer:
             fits = whole <= self.t.caches[level] * WARM
             once = np.minimum(out[:, :, level + 1], whole[:, None])
             out[:, :, level + 1] = np.where(fits[:, None], once, out[:, :, level + 1])
+        kept = (whole <= self.t.caches[2] * WARM)[:, None, None]
+        out[:, :, STATE:] = np.where(kept, np.maximum(first, second), out)[:, :, STATE:]
         return out
 
     def stage(self, nodes: np.ndarray, body: np.ndarray) -> np.ndarray:
@@ -450,11 +417,18 @@ class Scorer:
 
     def score(self, owners: np.ndarray, states: np.ndarray) -> np.ndarray:
         whole = (owners == self.g.root)[:, None]
-        return np.where(whole, seconds(self.t, self._warm(states)), seconds(self.t, states))
+        return np.where(whole, self._seconds(self._warm(states)), self._seconds(states))
 
     def total(self, state: np.ndarray) -> float:
         """Seconds of a whole nest whose operands lie in the smallest cache that holds them."""
-        return float(seconds(self.t, self._warm(state)))
+        return float(self._seconds(self._warm(state)))
+
+    def _seconds(self, states: np.ndarray) -> np.ndarray:
+        if self.streams is None:
+            return seconds(self.t, states)
+        waiting = states.copy()
+        waiting[..., 3] += START * self.missing * states[..., STATE:].sum(axis=-1)
+        return seconds(self.t, waiting)
 
     def _warm(self, states: np.ndarray) -> np.ndarray:
         """States of whole nests, without the traffic of operands that a cache holds already."""
@@ -479,14 +453,21 @@ def _read(kernel: LoopKernel, s: Scalar | None, read: Read, padded: dict[Axis, L
         for width, end in zip(found[1:], (0, 1), strict=True):
             clear |= (1 << padded[found[0]].bit + end) if width else 0
     return replace(access(kernel, read.index[0], read.dtype), tested=bool(around), clear=clear)
+
+
+def over_blocks(stage: LoopKernel, blocks: np.ndarray) -> np.ndarray:
+    """The extents of a stage over blocks of the shared axes: of its own axes the whole."""
+    own = np.array([a.extent for a in stage.axes[blocks.shape[1] :]], np.int64)
+    return np.concatenate([blocks, np.broadcast_to(own, (len(blocks), len(own)))], axis=1)
+
+
 def shared_footprint(kernel: StagedKernel, rates: list[Rates], blocks: np.ndarray) -> np.ndarray:
     """Bytes of cache lines of every buffer (inputs, output, then all scratch) that the stages touch over blocks of the
     shared axes: of a buffer that several stages read, the most that one of them does."""
     buffers = len(kernel.inputs)
     out = np.zeros((len(blocks), buffers + 2))
     for k, r in zip(kernel.stages, rates, strict=True):
-        own = np.array([a.extent for a in k.axes[blocks.shape[1] :]], np.int64)
-        domain = np.concatenate([blocks, np.broadcast_to(own, (len(blocks), len(own)))], axis=1)
+        domain = over_blocks(k, blocks)
         for number, a in r.by_buffer(kernel):
             out[:, number] = np.maximum(out[:, number], footprint(a, domain))
     points = blocks.prod(axis=1)
@@ -500,7 +481,8 @@ class _FrameScorer(Scorer):
     written = -2  # before the scratch
 
     def __init__(self, egraph: LoopEGraph, kernel: StagedKernel, rates: list[Rates], target: Target, threads: int):
-        super().__init__(replace(egraph, kernel=kernel.frame), target, threads)
+        self.stage_rates = rates
+        super().__init__(replace(egraph, kernel=kernel.frame), target, threads, kernel)
         axes = len(kernel.shared)
         self.print = shared_footprint(kernel, rates, egraph.domain[:, :axes])
         self.varies = np.zeros((max(axes, 1), self.print.shape[1]), bool)
@@ -510,10 +492,15 @@ class _FrameScorer(Scorer):
         self.whole = self.print.sum(axis=1)
 
 
+    def _streams(self, whole: Lowered) -> Streams:
+        assert isinstance(whole, StagedKernel)
+        blocks, buffers = self.g.domain[:, : len(whole.shared)], len(whole.inputs) + 1
+        parts = [Streams.of(r.by_buffer(whole), over_blocks(r.kernel, blocks), buffers) for r in self.stage_rates]
+        return Streams.joined(parts, blocks.shape[1])
+
+
 class StagedScorer:
     """The roofline on the e-graph of a kernel of several stages: a scorer for each, and one for what is around them."""
-
-    width = Scorer.width
 
     def __init__(self, egraph: LoopEGraph, target: Target, threads: int) -> None:
         kernel = egraph.kernel
@@ -522,9 +509,10 @@ class StagedScorer:
         self.parts: dict[int, Scorer] = {}
         for n, k in enumerate(kernel.stages):
             own = replace(egraph, kernel=k, domain=egraph.domain[:, : len(k.axes)])
-            self.parts[n] = Scorer(own, target, threads)
+            self.parts[n] = Scorer(own, target, threads, kernel)
         rates = [s.rates for s in self.parts.values()]
         self.parts[ALL] = _FrameScorer(egraph, kernel, rates, target, threads)
+        self.width = self.parts[ALL].width
 
     def _by_stage(self, nodes: np.ndarray, step: str, *states: np.ndarray) -> np.ndarray:
         """Each node by the scorer of its class's stage."""

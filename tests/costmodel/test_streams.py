@@ -1,0 +1,61 @@
+"""Nests of kernels that read from memory walk it in long runs."""
+
+from itertools import islice
+
+import numpy as np
+
+from nestegg.costmodel.access import Access, runs
+from nestegg.costmodel.roofline import Roofline
+from nestegg.costmodel.streams import Streams
+from nestegg.extract.beam import extract_nests
+from nestegg.ir.attrs import Attrs
+from nestegg.ir.loops import LoopKernel, lower
+from nestegg.ir.nest import points
+from nestegg.ir.operator import operator
+from nestegg.ir.target import target
+from nestegg.ir.types import TensorType
+from nestegg.rewrite.loop_egraph import build
+
+ROWS, COLUMNS = 4096, 2048  # 32 MiB
+
+
+def sums(axis: int) -> LoopKernel:
+    kernel = lower(operator("reduce").expr((TensorType((ROWS, COLUMNS)),), Attrs(kind="sum", axes=(axis,))))
+    assert isinstance(kernel, LoopKernel)
+    return kernel
+
+
+def addresses(axis: int, count: int) -> list[int]:
+    kernel, machine = sums(axis), target("x86-64-v4")
+    nest = extract_nests(build(kernel, machine), Roofline(machine))[0].nest
+    (read,) = kernel.update_reads
+    strides = [read.index[0].coefficient(a) for a in kernel.axes]
+    return [sum(s * i for s, i in zip(strides, p, strict=True)) for p in islice(points(nest, len(strides)), count)]
+
+
+def test_rows_are_summed_one_after_another():
+    assert sorted(addresses(1, 4 * COLUMNS)) == list(range(4 * COLUMNS))
+    assert max(addresses(1, COLUMNS)) == COLUMNS - 1
+
+
+def test_sums_of_columns_walk_few_rows_at_a_time():
+    assert max(addresses(0, 16 * COLUMNS)) < 32 * COLUMNS
+
+
+def test_loops_begin_streams_unless_they_go_on_with_those_of_their_bodies():
+    # Blocks of a 64x256 matrix of float32: 1x16, 1x256 (a row), 16x16, 16x256.
+    domain = np.array([[1, 16], [1, 256], [16, 16], [16, 256]])
+    matrix = Access(np.array([1024, 4]), 4, True)
+    assert runs(matrix, domain).rows.tolist() == [1, 1, 16, 1]
+    streams = Streams.of([(0, matrix)], domain, 1)
+
+    def loop(axis: int, child: int, trips: int, begun: float) -> float:
+        step = domain[child, axis]
+        arrays = (np.array([v]) for v in (axis, step, trips, child, True))
+        return float(streams.loop(*arrays, np.full((1, 1, 1), begun))[0, 0, 0])
+
+    assert loop(1, child=0, trips=16, begun=1) == 1  # along a row
+    assert loop(0, child=1, trips=16, begun=1) == 1  # row after row
+    assert loop(0, child=0, trips=16, begun=1) == 16  # a piece of each of 16 rows
+    assert loop(1, child=2, trips=16, begun=16) == 16  # those rows to their ends
+    assert loop(0, child=3, trips=4, begun=16) == 64  # the next 16 rows side by side
