@@ -250,12 +250,13 @@ class CompiledKernel:
     def weights(self, values: NDArray[np.integer] | None) -> list[bytes]:
         """Of each part its weights as elements. Raises `ProgramError` if a value does not fit."""
         if self.work.weights is None:
-            return [identities((1,), self.config)] * len(self.parts)
+            return [identities((self.work.factor,), self.config)] * len(self.parts)
         limit = 1 << (self.config.wgt_bits - 1)
         if values is not None and values.size and not (-limit <= int(values.min()) and int(values.max()) < limit):
             raise ProgramError(f"weights {values.min()} … {values.max()} do not fit {self.config.wgt_bits} bits")
         sizes = self.work.result.sizes[1], self.work.source[1].sizes[1]
-        dense = self.work.weights.dense(values, (*sizes, self.work.rows.taps, self.work.columns.taps))
+        given = self.work.factor if values is None else values
+        dense = self.work.weights.dense(given, (*sizes, self.work.rows.taps, self.work.columns.taps))
         return [_pack_weights(dense, part, self.config) for part in self.parts]
 
     def bias_data(self) -> list[bytes]:

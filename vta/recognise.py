@@ -14,7 +14,7 @@ part. `recognise` gives the `Work` that a kernel is, or raises `Unsuitable`, who
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
@@ -98,19 +98,20 @@ def _in_int32(lo: int, hi: int) -> Range:
 
 @dataclass(frozen=True, eq=False)
 class Weights:
-    """Where the weights of a product come from: input number `operand` (None: all ones), and for each output channel,
-    input channel and tap that has one, its position in that input's array."""
+    """Where the weights of a product come from: input number `operand` (None: all are `Work.factor`), and for each
+    output channel, input channel and tap that has one, its position in that input's array."""
 
     operand: int | None
     outputs: NDArray[np.int64]
     inputs: NDArray[np.int64]
     source: NDArray[np.int64]
 
-    def dense(self, values: NDArray[np.integer] | None, shape: tuple[int, int, int, int]) -> NDArray[np.int64]:
-        """`[outputs, inputs, row taps, column taps]`, zeros where an output does not read an input."""
+    def dense(self, values: NDArray[np.integer] | int, shape: tuple[int, int, int, int]) -> NDArray[np.int64]:
+        """`[outputs, inputs, row taps, column taps]` of an array's values or of one number; zeros where an output does
+        not read an input."""
         found = np.zeros(shape, np.int64)
         rows, columns = (np.arange(n).reshape(s) for n, s in ((shape[2], (-1, 1)), (shape[3], (1, -1))))
-        given = np.ones_like(self.source) if values is None else values.reshape(-1)[self.source]
+        given = values if isinstance(values, int) else values.reshape(-1)[self.source]
         found[self.outputs[..., None, None], self.inputs[..., None, None], rows, columns] = given
         return found
 
@@ -120,8 +121,9 @@ class Work:
     """A kernel as the accelerator computes it, for any size of its blocks.
 
     `source`: number and view of the input that windows move over; `result`: the output's view. `weights`: None where
-    channels stay apart and every tap counts once (then `kind` may be "max"; `zeros`: padding is zeros to it). `groups`:
-    equal runs of channels that are apart. `addends`: views of the operands that are added.
+    channels stay apart and all taps count alike (then `kind` may be "max"; `zeros`: padding is zeros to it). `factor`:
+    what everything is multiplied by if no operand says so. `groups`: equal runs of channels that are apart. `addends`:
+    views of the operands that are added.
     """
 
     source: tuple[int, View]
@@ -131,6 +133,7 @@ class Work:
     kind: Literal["sum", "max"]
     zeros: bool
     weights: Weights | None
+    factor: int
     groups: int
     epilogue: tuple[Operation, ...]
     addends: Mapping[int, View] = field(default_factory=dict)
@@ -171,17 +174,20 @@ def _widens(s: Cast) -> bool:
 # --- recognition -------------------------------------------------------------------------------------
 
 
-def recognise(expr: TensorExpr, config: Config, constants: Arrays | None = None) -> Work:
-    """The work that a kernel is for a configuration. `constants`: the arrays of inputs that are known.
+def recognise(
+    expr: TensorExpr, config: Config, constants: Arrays | None = None, narrow: Collection[int] = ()
+) -> Work:
+    """The work that a kernel is for a configuration. `constants`: the arrays of inputs that are known; `narrow`: inputs
+    of a wider type whose values are known to fit the accelerator's inputs.
 
     Raises `Unsuitable`, saying why, if the accelerator cannot compute it.
     """
-    return _Recognition(expr, config, constants or {}).work()
+    return _Recognition(expr, config, constants or {}, narrow).work()
 
 
 class _Recognition:
-    def __init__(self, expr: TensorExpr, config: Config, constants: Arrays) -> None:
-        self.expr, self.config, self.constants = expr, config, constants
+    def __init__(self, expr: TensorExpr, config: Config, constants: Arrays, narrow: Collection[int]) -> None:
+        self.expr, self.config, self.constants, self.narrow = expr, config, constants, narrow
         floats = sorted({t.dtype for t in (*expr.inputs, expr.type) if DTYPES[t.dtype].kind == "float"})
         _require(not floats, f"computes in {', '.join(floats)}; the accelerator has integers only")
         try:
@@ -199,7 +205,7 @@ class _Recognition:
         k = self.kernel
         base, steps = self._chain(k.epilogue)
         product = self._product(k.update if isinstance(base, Read) and base.input == ACCUMULATOR else base)
-        x, w = product
+        x, w, factor = product
         self.x, self.w = x, w
         self._check_padding(x)
         self.in_w = {a for i in w.read.index for a in i.axes} if w else set()
@@ -209,19 +215,23 @@ class _Recognition:
         result = self._result(source, dims)
         weights, groups = self._weights(source, result, rows, columns)
         work = Work(
-            (x.read.input, source), result, rows, columns, self.kind, x.outside == 0, weights, groups, (), {}
+            (x.read.input, source), result, rows, columns, self.kind, x.outside == 0, weights, factor, groups, (), {}
         )
         return self._with_epilogue(work, steps)
 
     # --- the product ------------------------------------------------------------------------------
 
-    def _product(self, s: Scalar | None) -> tuple[_Operand, _Operand | None]:
-        """x and w of GEMM's sum(x · w); of a window's sum or maximum, or an elementwise operator, x alone."""
-        single = _operand(s) if s is not None else None
+    def _product(self, s: Scalar | None) -> tuple[_Operand, _Operand | None, int]:
+        """x and w of GEMM's sum(x · w); of a window's sum or maximum, or an elementwise operator, x and a number."""
+        assert s is not None
+        s, factor = _scaled(s) if self.kind == "sum" else (s, 1)
+        single, limit = _operand(s), 1 << (self.config.wgt_bits - 1)
         if single is not None:
             _require(single.read.input not in self.constants, "computes on constants only")
             self._require_narrow(single.read)
-            return single, None
+            reason = f"weights {factor} … {factor} do not fit {self.config.wgt_bits} bits"
+            _require(-limit <= factor < limit, reason)
+            return single, None, factor
         _require(self.kind == "sum", "takes the maximum of something computed")
         pair = [_operand(a) for a in s.args] if isinstance(s, Apply) and s.fn == "mul" else [None]
         operands = [o for o in pair if o is not None]
@@ -237,16 +247,15 @@ class _Recognition:
         if values is None:
             self._require_narrow(w.read)
         else:
-            limit = 1 << (self.config.wgt_bits - 1)
             found = (int(values.min()), int(values.max())) if values.size else (0, 0)
             reason = f"weights {found[0]} … {found[1]} do not fit {self.config.wgt_bits} bits"
             _require(-limit <= found[0] and found[1] < limit, reason)
-        return x, w
+        return x, w, 1
 
     def _require_narrow(self, read: Read) -> None:
         dtype, most = DTYPES[read.dtype], max(8, self.config.inp_bits)
-        narrow = dtype.kind == "int" and dtype.size * 8 <= most
-        _require(narrow, f"operand x{read.input} is {read.dtype}; the accelerator takes signed integers of {most} bits")
+        fits = dtype.kind == "int" and (dtype.size * 8 <= most or read.input in self.narrow)
+        _require(fits, f"operand x{read.input} is {read.dtype}; the accelerator takes signed integers of {most} bits")
 
     def _check_padding(self, x: _Operand) -> None:
         lowest = -(1 << (self.config.inp_bits - 1))
@@ -405,11 +414,9 @@ class _Recognition:
             return None
         _require(isinstance(s, Apply), f"computes {type(s).__name__.lower()} of its results")
         assert isinstance(s, Apply)
+        if self.kernel.update is None and s.fn == "mul" and all(_operand(a) or _number(a) is not None for a in s.args):
+            return None
         reaching = [a for a in s.args if self._reaches(a)]
-        if self.kernel.update is None and s.fn == "mul" and len(reaching) != 1:
-            return None
-        if self.kernel.update is None and s.fn == "mul" and _operand(s.args[0]) and _operand(s.args[1]):
-            return None
         if len(reaching) > 1 and self.kernel.update is None:  # two tensors: the longer chain is the base
             reaching.sort(key=lambda a: -sum(1 for _ in walk(a)))
         _require(bool(reaching), "computes on constants only")
@@ -449,9 +456,10 @@ class _Recognition:
         lo, hi = -half, half - 1
         taps = work.rows.taps * work.columns.taps
         if work.weights is None:
-            return (lo, hi) if work.kind == "max" else _in_int32(lo * taps, hi * taps)
-        values = None if work.weights.operand is None else self.constants.get(work.weights.operand)
-        if work.weights.operand is not None and values is None:
+            ends = (lo, hi) if work.kind == "max" else (lo * taps * work.factor, hi * taps * work.factor)
+            return _in_int32(min(ends), max(ends))
+        values = work.factor if work.weights.operand is None else self.constants.get(work.weights.operand)
+        if values is None:
             count = work.weights.source.size // max(1, work.result.sizes[1])
             most = count * half << (self.config.wgt_bits - 1)
             return _in_int32(-most, most)
@@ -572,13 +580,21 @@ def _grid(axes: Sequence[Axis]) -> dict[Axis, NDArray[np.int64]]:
     }
 
 
+def _number(s: Scalar) -> int | None:
+    """The value of a constant, converted to wider integers or not."""
+    if isinstance(s, Cast) and _widens(s):
+        return _number(s.arg)
+    return int(s.value) if isinstance(s, Const) else None
+
+
 def _scaled(s: Scalar) -> tuple[Scalar, int]:
     """An operand times a constant: the operand and the constant."""
-    if isinstance(s, Apply) and s.fn in ("mul", "shl") and isinstance(s.args[-1], Const):
-        value = int(s.args[-1].value)
-        return s.args[0], value if s.fn == "mul" else 1 << value
-    if isinstance(s, Apply) and s.fn == "mul" and isinstance(s.args[0], Const):
-        return s.args[1], int(s.args[0].value)
+    if isinstance(s, Apply) and s.fn in ("mul", "shl"):
+        left, right = (_number(a) for a in s.args)
+        if right is not None:
+            return s.args[0], right if s.fn == "mul" else 1 << right
+        if left is not None and s.fn == "mul":
+            return s.args[1], left
     return s, 1
 
 

@@ -7,8 +7,8 @@ from hypothesis import assume, given, reject, settings
 from hypothesis import strategies as st
 
 from nestegg.ir.attrs import EMPTY, Attrs
-from nestegg.ir.compose import compose
-from nestegg.ir.expr import TensorExpr, apply, cast
+from nestegg.ir.compose import compose, merge_inputs
+from nestegg.ir.expr import Const, Read, Scalar, TensorExpr, apply, cast, rebuild
 from nestegg.ir.operator import operator
 from nestegg.ir.reference import evaluate_expr
 from nestegg.ir.types import DTYPES, TensorType
@@ -167,6 +167,19 @@ def test_residual_and_bias(config):
 
 def widened_last(expr: TensorExpr) -> TensorExpr:
     return compose(expr, len(expr.inputs) - 1, _cast(expr.inputs[-1].shape))
+
+
+def test_weights_that_are_one_number_need_no_operand():
+    for channels, filters, groups, number in ((1, 1, 1, 1), (5, 5, 5, -3), (18, 1, 1, 2)):
+        expr = conv((1, channels, 5, 5), (filters, channels // groups, 3, 3), groups=groups)
+        filled = TensorExpr(expr.inputs, expr.axes, with_constant(expr.body, 1, Const(number, "i8")))
+        assert_computes(then(merge_inputs(filled, {1: 0}), ("shr", 6)), DEFAULT)
+
+
+def with_constant(s: Scalar, number: int, value: Const) -> Scalar:
+    if isinstance(s, Read) and s.input == number:
+        return value
+    return rebuild(s, lambda c: with_constant(c, number, value), lambda i: i)
 
 
 def test_products_of_two_activations():
