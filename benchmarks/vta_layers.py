@@ -21,45 +21,47 @@ import numpy as np
 from nestegg.vta import functional, isa, vectors
 from nestegg.vta.choose import Choice, choose
 from nestegg.vta.config import DEFAULT, Memory
-from nestegg.vta.conv import Conv2d, Tiling, convolution_program, macs
+from nestegg.vta.conv import Tiling, layer_program
 from nestegg.vta.errors import EncodingError, ProgramError
 from nestegg.vta.isa import AluOp
+from nestegg.vta.layer import Immediate, Layer
 from nestegg.vta.lower import CompiledLayer, conv2d
 from nestegg.vta.program import Program
 from nestegg.vta.schedules import RULES, Space, build
-from nestegg.vta.timing import simulate
+from nestegg.vta.timing import SIM, simulate
 
-CLIP = [(AluOp.SHR, 8), (AluOp.MAX, -127), (AluOp.MIN, 127)]
+CLIP = [Immediate(AluOp.SHR, 8), Immediate(AluOp.MAX, -127), Immediate(AluOp.MIN, 127)]
 #: Smaller tiles are not tried: reset, ALU operations and micro-op loads would take more than products.
 SMALLEST = 150
 
 
-def empty(layer: Conv2d) -> tuple[bytes, bytes]:
+def empty(layer: Layer) -> tuple[bytes, bytes]:
     """Inputs and weights of zeros: data play no part in the timing."""
-    sizes = (layer.inputs * layer.height * layer.width, layer.inputs * layer.outputs * layer.kernel**2)
+    sizes = (layer.inputs * layer.rows.size * layer.columns.size, layer.inputs * layer.outputs * layer.taps)
     return bytes(sizes[0] * DEFAULT.element_bytes(Memory.INP)), bytes(sizes[1] * DEFAULT.element_bytes(Memory.WGT))
 
 
-def cycles(layer: Conv2d, tiling: Tiling) -> int:
-    return simulate(convolution_program(layer, tiling, *empty(layer), CLIP).stream).cycles
+def cycles(layer: Layer, tiling: Tiling) -> int:
+    return simulate(layer_program(layer, tiling, *empty(layer), CLIP).stream).cycles
 
 
-def tilings(layer: Conv2d) -> Iterator[Tiling]:
+def tilings(layer: Layer) -> Iterator[Tiling]:
     def parts(n: int) -> list[int]:
         return [d for d in range(1, n + 1) if n % d == 0]
 
-    tiles = itertools.product(parts(layer.outputs), parts(layer.out_height), parts(layer.out_width), (1, 2, 4, 8))
+    extents = layer.outputs, layer.rows.outputs, layer.columns.outputs
+    tiles = itertools.product(*map(parts, extents), (1, 2, 4, 8))
     for co, h, w, ci in tiles:
         fits = SMALLEST <= co * h * w and 2 * co * h * w <= DEFAULT.depth(Memory.ACC) and layer.inputs % ci == 0
-        for skip in (False, True) if fits and layer.kernel == 1 and layer.stride > 1 else (False,) * fits:
+        for skip in (False, True) if fits and layer.rows.taps == 1 and layer.rows.stride > 1 else (False,) * fits:
             if 2 * co <= layer.outputs:
                 yield Tiling(co, h, w, ci, 2, "oc", False, skip)
                 yield Tiling(co, h, w, ci, 2, "oc", True, skip)
-            if 2 * h <= layer.out_height:
+            if 2 * h <= layer.rows.outputs:
                 yield Tiling(co, h, w, ci, 2, "h", False, skip)
 
 
-def best(layer: Conv2d) -> tuple[int, Tiling]:
+def best(layer: Layer) -> tuple[int, Tiling]:
     found = []
     for tiling in tilings(layer):
         try:
@@ -74,12 +76,12 @@ def layers(content: list[dict]) -> None:
     heads = "".join(f"{head:>10}" for head in ("recorded", "1 thread", "2 threads", "best"))
     print(f"{'layer':<22}{heads}{'busy':>8}{'at most':>8}  tiling")
     for v in content[::3]:
-        layer = Conv2d(v["ci_blocks"], v["co_blocks"], v["h"], v["h"], v["k"], v["stride"], v["pad"])
+        layer = Layer.square(v["ci_blocks"], v["co_blocks"], v["h"], v["h"], v["k"], v["stride"], v["pad"])
         one = cycles(layer, Tiling(v["tco"], v["th"], v["tw"]))
         two = cycles(layer, Tiling(v["tco"], v["th"], v["tw"], 1, 2, v["axis"]))
         least, tiling = best(layer)
-        recorded, ideal = v["cycles"]["16,1"], macs(layer)
-        overhead = (1 + len(CLIP)) * layer.outputs * layer.out_height * layer.out_width
+        recorded, ideal = v["cycles"]["16,1"], layer.macs
+        overhead = (1 + len(CLIP)) * layer.outputs * layer.rows.outputs * layer.columns.outputs
         shares = f"{ideal / least:>8.1%}{ideal / (ideal + overhead):>8.1%}"
         print(f"{v['layer']:<22}{recorded:>10,}{one:>10,}{two:>10,}{least:>10,}{shares}  {tiling}", flush=True)
         gains.append(recorded / least)
@@ -89,8 +91,8 @@ def layers(content: list[dict]) -> None:
 def without_threads(compiled: CompiledLayer) -> Choice:
     """The best schedule of an e-graph without the rule for two virtual threads."""
     layer = compiled.layer
-    egraph = build(Space(layer, DEFAULT), [r for r in RULES if r.name != "two_threads"])
-    return choose(egraph, len(CLIP), lambda t: convolution_program(layer, t, *empty(layer), CLIP), compiled.board)
+    egraph = build(Space(layer, DEFAULT, tuple(CLIP)), [r for r in RULES if r.name != "two_threads"])
+    return choose(egraph, lambda t: layer_program(layer, t, *empty(layer), CLIP), SIM)
 
 
 def extracted(content: list[dict]) -> None:

@@ -206,12 +206,36 @@ def described(kernel: Lowered, nest: Nest) -> str:
 
 def lower(expr: TensorExpr) -> Lowered:
     """The loop computation of a tensor expression. Raises `UnsupportedError` if it has none (`stages.py` says when)."""
+    found = _one_reduction(expr)
+    if not isinstance(found, LoopKernel):
+        return _lower_stages(expr.canonical, *found)
+    kernel = _map_reads(found, lambda r: Read(r.input, (_flat(r.index, expr.inputs[r.input].strides),), r.dtype))
+    flat = replace(kernel, inputs=tuple(map(_flat_type, expr.inputs)), out_type=_flat_type(expr.type))
+    (split,), _ = _split_axes([flat], ())
+    (merged,), _ = _merge_axes([split], ())
+    return _canonical(merged, ())
+
+
+def by_dimension(expr: TensorExpr) -> LoopKernel:
+    """As `lower`, but every read has an index for each dimension of its buffer, and axes are not merged.
+
+    Raises `UnsupportedError` for a computation of several stages.
+    """
+    found = _one_reduction(expr)
+    if not isinstance(found, LoopKernel):
+        raise UnsupportedError(f"several reductions, one after the other: {expr}")
+    (split,), _ = _split_axes([found], ())
+    return split
+
+
+def _one_reduction(expr: TensorExpr) -> LoopKernel | tuple[Scalar, tuple[Axis, ...], Index, Const | None]:
+    """The loop computation with an index for each dimension; or, of one that takes stages, what they are made of."""
     expr = expr.canonical
     interior, out_index, axes, fill = _interior(expr)
     interior = _without_empty_reductions(interior)
     out = _flat(out_index, expr.type.strides)
     if needs_stages(interior, axes):
-        return _lower_stages(expr, interior, axes, out, fill)
+        return interior, axes, out, fill
     update: Scalar | None = None
     kind, reduce_axes = "", ()
     epilogue = interior
@@ -221,12 +245,7 @@ def lower(expr: TensorExpr) -> Lowered:
         epilogue = _replace(interior, found, Read(ACCUMULATOR, (), found.dtype))
         if {a for s in walk(epilogue) for a in _axes_of(s)} & set(reduce_axes):
             raise UnsupportedError(f"a reduction axis escapes its reduction: {expr}")
-    kernel = LoopKernel(expr.inputs, axes, reduce_axes, kind, update, epilogue, out, expr.type, fill)
-    kernel = _map_reads(kernel, lambda r: Read(r.input, (_flat(r.index, expr.inputs[r.input].strides),), r.dtype))
-    flat = replace(kernel, inputs=tuple(map(_flat_type, expr.inputs)), out_type=_flat_type(expr.type))
-    (split,), _ = _split_axes([flat], ())
-    (merged,), _ = _merge_axes([split], ())
-    return _canonical(merged, ())
+    return LoopKernel(expr.inputs, axes, reduce_axes, kind, update, epilogue, out, expr.type, fill)
 
 
 def _without_empty_reductions(body: Scalar) -> Scalar:

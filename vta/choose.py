@@ -15,6 +15,7 @@ from math import ceil
 from .config import Memory
 from .conv import Tiling
 from .errors import EncodingError, ProgramError
+from .layer import Window, addends, cycles_a_result, products_a_result
 from .program import Program
 from .schedules import AXES, CHANNELS, COLUMNS, REDUCED, ROWS, Node, ScheduleEGraph, Space
 from .timing import BEAT_BYTES, LOAD_OVERHEAD, PIPELINE, Board, simulate
@@ -70,8 +71,8 @@ class Choice:
 
 
 class _Extraction:
-    def __init__(self, egraph: ScheduleEGraph, operations: int, board: Board) -> None:
-        self.egraph, self.operations, self.board = egraph, operations, board
+    def __init__(self, egraph: ScheduleEGraph, board: Board) -> None:
+        self.egraph, self.board = egraph, board
         self.space: Space = egraph.space
         self.found: dict[int, list[Estimate]] = {}
 
@@ -148,32 +149,34 @@ class _Extraction:
         return self._average(CHANNELS, t.co) * self._average(ROWS, t.h) * self._average(COLUMNS, t.w)
 
     def _epilogue(self, t: Tiling) -> float:
-        """Reset, and the ALU's operations, of which a bias takes two cycles a result."""
-        bias = 2 * self._results(t) + PIPELINE + 1 if self.space.bias else 0
-        return (1 + self.operations) * (self._results(t) + PIPELINE + 1) + bias
+        """Reset, and what follows the products, of all images."""
+        space = self.space
+        cycles = cycles_a_result(space.layer, space.epilogue)
+        return space.layer.images * (cycles * self._results(t) + (1 + len(space.epilogue)) * (PIPELINE + 1))
 
     def _tile(self, slots: int, inputs: int, skip: int, co: int, h: int, w: int, ci: int) -> Estimate:
         t, layer, config = Tiling(co, h, w, ci, skip_rows=bool(skip)), self.space.layer, self.space.config
-        area = layer.kernel**2
         channels, steps = self._average(CHANNELS, co), self._average(REDUCED, ci)
-        rows = self._read(ROWS, h, layer.height) / (layer.stride if skip else 1)
-        columns = self._read(COLUMNS, w, layer.width)
-        inp = steps * self._load(Memory.INP, rows * columns, rows)
-        wgt = self._load(Memory.WGT, channels * steps * area, channels)
+        rows = self._read(layer.rows, h) / (layer.rows.stride if skip else 1)
+        columns = self._read(layer.columns, w)
+        planes = steps * ceil(channels / layer.group_outputs) * layer.images
+        inp = planes * self._load(Memory.INP, rows * columns, rows)
+        wgt = self._load(Memory.WGT, 1 if layer.uniform else channels * steps * layer.taps, channels)
+        results = self._results(t) * layer.images
+        extra = addends(self.space.epilogue) * channels * layer.images
+        inp += extra * self._load(Memory.INP, self._results(t) / channels, self._average(ROWS, h))
         beats = max(1, config.element_bytes(Memory.OUT) // BEAT_BYTES)
-        store = self._results(t) * (beats + 1) + channels * (3 + 1)
-        gemm = self._results(t) * steps * area + PIPELINE + 1
-        return Estimate(t, gemm, inp, wgt, store, inp + wgt, store, True, True)
+        store = results * (beats + 1) + layer.images * channels * (3 + 1)
+        products = products_a_result(layer) * steps / layer.group_inputs
+        gemm = results * products + (PIPELINE + 1) * layer.images
+        once = layer.images == 1
+        wgt *= 1 if once or ci == layer.group_inputs else layer.images
+        return Estimate(t, gemm, inp, wgt, store, inp + wgt, store, once, True)
 
-    def _read(self, axis: int, size: int, extent: int) -> float:
-        """Input rows (or columns) that exist, on the average over the tiles of an axis."""
-        layer, outputs = self.space.layer, self.space.extents[axis]
-        total = 0
-        for first in range(0, outputs, size):
-            begin = first * layer.stride - layer.pad
-            end = begin + (min(size, outputs - first) - 1) * layer.stride + layer.kernel
-            total += min(end, extent) - max(begin, 0)
-        return total / ceil(outputs / size)
+    def _read(self, window: Window, size: int) -> float:
+        """Inputs that exist along a window's axis, on the average over tiles of so many outputs."""
+        tiles = range(0, window.outputs, size)
+        return sum(window.load(first, min(size, window.outputs - first))[1] for first in tiles) / len(tiles)
 
     def _load(self, memory: Memory, elements: float, rows: float) -> float:
         beats = elements * self.space.config.element_bytes(memory) / BEAT_BYTES
@@ -183,13 +186,12 @@ class _Extraction:
 Make = Callable[[Tiling], Program]
 
 
-def choose(egraph: ScheduleEGraph, operations: int, make: Make, board: Board, effort: int = EFFORT) -> Choice:
+def choose(egraph: ScheduleEGraph, make: Make, board: Board, effort: int = EFFORT) -> Choice:
     """The schedule with the least cycles of the timing model among the `effort` that are best by estimate.
 
-    `operations`: ALU operations with an immediate on every result; `make` builds the program of a tiling. Raises
-    `ProgramError` if no schedule fits the accelerator.
+    `make` builds the program of a tiling. Raises `ProgramError` if no schedule fits the accelerator.
     """
-    candidates = _Extraction(egraph, operations, board).candidates(effort)
+    candidates = _Extraction(egraph, board).candidates(effort)
     refused, best = 0, None
     for e in candidates:
         try:

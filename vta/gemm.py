@@ -5,7 +5,7 @@ One micro-op of GEMM is, for the default configuration, the tensor expression
     (x0: i8[1,16], x1: i8[16,16]) -> i32[1,16]: out[n, o] = sum(i) i32(x0[n, i]) * i32(x1[o, i])
 
 over elements of the input and the weight buffer. A kernel whose update is that, with operands that lie in whole
-elements, is one for the accelerator: layers are written over blocked layouts (`convolution`), and which of the lowered
+elements, is one for the accelerator: layers are written over blocked layouts (`sums`), and which of the lowered
 kernel's axes the instruction covers follows from the expressions. Padding is no part of the instruction: LOAD writes
 the zeros.
 """
@@ -21,7 +21,7 @@ from ..ir.intrinsic import Axes, places
 from ..ir.loops import LoopKernel, lower
 from ..ir.types import TensorType
 from .config import Config
-from .conv import Conv2d
+from .layer import Layer, Window
 
 ACCUMULATOR = "i32"
 
@@ -42,21 +42,23 @@ def gemm(config: Config) -> TensorExpr:
     return TensorExpr.build([inp, wgt], (config.batch, n), element)
 
 
-def convolution(layer: Conv2d, config: Config) -> TensorExpr:
-    """The sums of a convolution over blocked layouts: `[C][H][W][batch][block]` of inputs and `[O][C][K][K][block]
-    [block]` of weights to `[O][H'][W'][batch][block]` of int32."""
-    n, k = config.block, layer.kernel
-    x_shape = (layer.inputs, layer.height, layer.width, config.batch, n)
+def sums(layer: Layer, config: Config) -> TensorExpr:
+    """The sums of one image and one group of a layer over blocked layouts: `[C][H][W][batch][block]` of inputs and
+    `[O][C][KH][KW][block][block]` of weights to `[O][H'][W'][batch][block]` of int32."""
+    n, outputs, inputs, rows, columns = config.block, layer.group_outputs, layer.group_inputs, layer.rows, layer.columns
     types = [
-        TensorType(x_shape, _dtype(config.inp_bits)),
-        TensorType((layer.outputs, layer.inputs, k, k, n, n), _dtype(config.wgt_bits)),
+        TensorType((inputs, rows.size, columns.size, config.batch, n), _dtype(config.inp_bits)),
+        TensorType((outputs, inputs, rows.taps, columns.taps, n, n), _dtype(config.wgt_bits)),
     ]
-    c, dy, dx, i = Axis("c", layer.inputs), Axis("dy", k), Axis("dx", k), Axis("i", n)
+    c, dy, dx, i = Axis("c", inputs), Axis("dy", rows.taps), Axis("dx", columns.taps), Axis("i", n)
+
+    def place(window: Window, output: Index, tap: Axis) -> Index:
+        return output * window.stride + Index.of(tap) * window.spread - window.pad
 
     def element(x: Operand, w: Operand) -> Callable[..., Scalar]:
         def result(o: Index, y: Index, x_: Index, b: Index, j: Index) -> Scalar:
-            row, column = y * layer.stride + Index.of(dy) - layer.pad, x_ * layer.stride + Index.of(dx) - layer.pad
-            inside = [(row, 0, layer.height), (column, 0, layer.width)]
+            row, column = place(rows, y, dy), place(columns, x_, dx)
+            inside = [(row, 0, rows.size), (column, 0, columns.size)]
             read = x[Index.of(c), row, column, b, i]
             padded = when(inside, read, Const(0, read.dtype))
             weight = w[o, Index.of(c), Index.of(dy), Index.of(dx), j, i]
@@ -64,7 +66,7 @@ def convolution(layer: Conv2d, config: Config) -> TensorExpr:
 
         return result
 
-    return TensorExpr.build(types, (layer.outputs, layer.out_height, layer.out_width, config.batch, n), element)
+    return TensorExpr.build(types, (outputs, rows.outputs, columns.outputs, config.batch, n), element)
 
 
 @dataclass(frozen=True)

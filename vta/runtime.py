@@ -255,6 +255,20 @@ class Builder:
         memory = {Unit.LOAD: Memory.INP, Unit.COMPUTE: Memory.UOP, Unit.STORE: Memory.OUT}[unit]
         self._append(unit, {"opcode": opcode, "memory": memory})
 
+    def drain(self, waiting: Sequence[Queue]) -> None:
+        """Wait for all units, so that what follows may use any place again. `waiting`: all tokens that are still in
+        their queues."""
+        for queue in waiting:
+            self.pop(queue)
+        # What compute does next comes after all loads and stores; load and store units go on when it has begun.
+        for into in (Queue.L2C, Queue.S2C):
+            if self._last.get(PRODUCER[into]) is not None:
+                self.push(into)
+                self.pop(into)
+        for queue in (Queue.C2L, Queue.C2S):
+            self.push(queue)
+            self.pop(queue)
+
     # --- closing ----------------------------------------------------------------------------------
 
     @property

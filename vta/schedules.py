@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from ..rewrite.loop_language import Size
 from ..rewrite.saturate import EggRule, Engine, Limits, SaturationReport, saturate
 from .config import Config, Memory
-from .conv import Conv2d
+from .layer import Epilogue, Layer, Window, addends, biases, identity_elements
 
 #: Axes by number: output channel blocks, rows, columns, input channel blocks.
 AXES = ("co", "h", "w", "ci")
@@ -31,19 +31,22 @@ LIMITS = Limits(nodes=400_000, iterations=16, seconds=30.0)
 
 @dataclass(frozen=True)
 class Space:
-    """What rules may ask of layer and accelerator. `bias`: room for one element a channel beside the results."""
+    """What rules may ask of layer, epilogue and accelerator."""
 
-    layer: Conv2d
+    layer: Layer
     config: Config
-    bias: bool = False
+    epilogue: Epilogue = ()
 
     @property
     def extents(self) -> tuple[int, int, int, int]:
-        return self.layer.outputs, self.layer.out_height, self.layer.out_width, self.layer.inputs
+        """Of the axes; input channels are those of a group."""
+        layer = self.layer
+        return layer.outputs, layer.rows.outputs, layer.columns.outputs, layer.group_inputs
 
     @property
     def may_skip_rows(self) -> bool:
-        return self.layer.kernel == 1 and self.layer.pad == 0 and self.layer.stride > 1
+        rows = self.layer.rows
+        return rows.taps == 1 and rows.pad == 0 and rows.stride > 1
 
 
 @dataclass
@@ -75,31 +78,50 @@ class Block:
         return new
 
     def results(self) -> Size:
+        """Accumulators of the block: results, biases, and of a maximum a copy of one element of each window."""
         o, y, x, _ = self.extents
-        return o * (y * x + int(self.space.bias))
+        return o * (y * x * (2 if self.space.layer.kind == "max" else 1) + biases(self.space.epilogue))
 
     def window(self, channels: Size, skip: int = 0) -> Size:
-        """Input elements of the block, with their padding."""
-        _, y, x, _ = self.extents
-        k, s = self.space.layer.kernel, self.space.layer.stride
-        return channels * ((y - 1) * (1 if skip else s) + k) * ((x - 1) * s + k)
+        """Input elements of the block, with their padding, of so many input channels of each group."""
+        o, y, x, _ = self.extents
+        layer = self.space.layer
+        groups = (o + (layer.group_outputs - 1)) // layer.group_outputs if layer.groups > 1 else Size.of(1)
+        rows = replace(layer.rows, stride=1) if skip else layer.rows
+        return groups * channels * _reach(rows, y) * _reach(layer.columns, x)
+
+    def addends(self) -> Size:
+        o, y, x, _ = self.extents
+        return o * y * x * addends(self.space.epilogue)
 
     def weights(self, channels: Size) -> Size:
-        return self.extents[CHANNELS] * channels * self.space.layer.kernel**2
+        return Size.of(1) if self.space.layer.uniform else self.extents[CHANNELS] * channels * self.space.layer.taps
 
     def fits(self, channels: Size, skip: int = 0) -> list[str]:
         """The block's data, as often as virtual threads need them, and so many input channels fit their buffers."""
         depth = self.space.config.depth
+        inputs = self.window(channels, skip) * self.inputs + self.addends() * self.slots
+        weights = self.weights(channels) * self.slots + len(identity_elements(self.space.epilogue))
         return [
             self.results() * self.slots <= depth(Memory.ACC),
-            self.window(channels, skip) * self.inputs <= depth(Memory.INP),
-            self.weights(channels) * self.slots <= depth(Memory.WGT),
+            inputs <= depth(Memory.INP),
+            weights <= depth(Memory.WGT),
         ]
+
+    def whole_groups(self) -> str:
+        """The block's output channels are whole groups, or equal parts of one."""
+        o, group = self.extents[CHANNELS], self.space.layer.group_outputs
+        return ((o % group) * (Size.of(group) % o)).equals(0)
 
     @property
     def text(self) -> str:
         parts = (self.slots, self.inputs, *self.extents)
         return f"(Block {PHASES.index(self.phase)} {' '.join(p.text for p in parts)})"
+
+
+def _reach(window: Window, outputs: Size) -> Size:
+    """`Window.reach` of a symbolic number of outputs."""
+    return (outputs - 1) * window.stride + window.reach(1)
 
 
 @dataclass(frozen=True)
@@ -154,6 +176,8 @@ def two_threads(b: Block, axis: int, share: int) -> str:
     # An odd block can be halved only where it is the whole axis: then the second thread's tile is the smaller one.
     b.require(e > 1, ((e % 2) * (Size.of(whole) - e)).equals(0))
     inner = b.resized(axis, (e + 1) // 2).into("steps", 2, 2)
+    if b.space.layer.groups > 1:
+        b.require(inner.whole_groups())
     b.require(*inner.fits(Size("1"), int(b.space.may_skip_rows)))
     return f"(Threads 2 {axis} {share} {inner.text})"
 
@@ -176,13 +200,18 @@ def compute(b: Block, skip: int) -> str:
 
 def useful(space: Space, axis: int) -> list[int]:
     """Sizes that cut an axis into equal parts, the last one possibly smaller: one size for each number of parts, and
-    even ones for two threads."""
-    n = space.extents[axis]
-    counts = range(1, n + 1)
-    equal = {-(-n // t) for t in counts}
-    pairs = {2 * -(-n // (2 * t)) for t in counts} if axis in (CHANNELS, ROWS) else set()
+    even ones for two threads. Channels of groups are cut into whole groups, and a group into divisors."""
+    n, group = space.extents[axis], space.layer.group_outputs
+    if axis == CHANNELS and space.layer.groups > 1:
+        parts = {f for f in range(1, group) if group % f == 0}
+        return sorted(parts | {group * f for f in _equal_parts(space.layer.groups, pairs=True) if group * f < n})
     whole = {n} if axis == REDUCED else set()
-    return sorted({f for f in equal | pairs if f < n} | whole)
+    return sorted({f for f in _equal_parts(n, pairs=axis in (CHANNELS, ROWS)) if f < n} | whole)
+
+
+def _equal_parts(n: int, pairs: bool) -> set[int]:
+    counts = range(1, n + 1)
+    return {-(-n // t) for t in counts} | ({2 * -(-n // (2 * t)) for t in counts} if pairs else set())
 
 
 DECLARATIONS = """

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from nestegg.vta.check import check
 from nestegg.vta.config import DEFAULT, Config, Memory
-from nestegg.vta.conv import DISTANCE, Axis, Conv2d, Tiling, convolution_program, fold, macs
+from nestegg.vta.conv import DISTANCE, Axis, Tiling, fold, layer_program
 from nestegg.vta.errors import ProgramError
 from nestegg.vta.functional import run
 from nestegg.vta.isa import AluOp
+from nestegg.vta.layer import Immediate, Layer
 from nestegg.vta.layout import pack
 from nestegg.vta.program import Program
 from nestegg.vta.timing import simulate
@@ -27,23 +28,23 @@ WRITTEN_BYTES = [200704, 100352, 100352, 100352, 50176, 50176, 50176, 25088, 250
 INT4 = Config(log_inp_width=2, log_wgt_width=2, log_inp_buff_size=14, log_wgt_buff_size=17)
 
 
-def build(layer: Conv2d, tiling: Tiling, config: Config = DEFAULT) -> tuple[Program, bytes]:
+def build(layer: Layer, tiling: Tiling, config: Config = DEFAULT) -> tuple[Program, bytes]:
     """A program on random data, and the output it must give: shifted right by 4, not below 0, as many bits as fit."""
     rng, block = np.random.default_rng(0), config.block
     low_x, low_w = -(1 << (config.inp_bits - 1)), -(1 << (config.wgt_bits - 1))
-    x = rng.integers(low_x, -low_x, (layer.inputs * block, layer.height, layer.width))
-    w = rng.integers(low_w, -low_w, (layer.outputs * block, layer.inputs * block, layer.kernel, layer.kernel))
-    y = np.maximum(convolution(x, w, layer.stride, layer.pad) >> 4, 0)
-    shape = (layer.outputs, block, layer.inputs, block, layer.kernel, layer.kernel)
+    x = rng.integers(low_x, -low_x, (layer.inputs * block, layer.rows.size, layer.columns.size))
+    w = rng.integers(low_w, -low_w, (layer.outputs * block, layer.inputs * block, layer.rows.taps, layer.rows.taps))
+    y = np.maximum(convolution(x, w, layer.rows.stride, layer.rows.pad) >> 4, 0)
+    shape = (layer.outputs, block, layer.inputs, block, layer.rows.taps, layer.rows.taps)
     weights = pack(w.reshape(shape).transpose(0, 2, 4, 5, 1, 3), config, Memory.WGT)
-    epilogue = [(AluOp.SHR, 4), (AluOp.MAX, 0)]
+    epilogue = [Immediate(AluOp.SHR, 4), Immediate(AluOp.MAX, 0)]
     inputs = pack(blocked(x, block), config, Memory.INP)
-    program = convolution_program(layer, tiling, inputs, weights, epilogue, config)
+    program = layer_program(layer, tiling, inputs, weights, epilogue, config)
     return program, pack(blocked(y, block), config, Memory.OUT)
 
 
 def test_the_smallest_convolution():
-    program, expected = build(Conv2d(1, 1, 4, 4, 3, pad=1), Tiling(1, 4, 4))
+    program, expected = build(Layer.square(1, 1, 4, 4, 3, pad=1), Tiling(1, 4, 4))
     out = program.outputs[0]
     assert check(program) == []
     assert run(program).dram[out.address : out.address + out.size].tobytes() == expected
@@ -55,11 +56,11 @@ def test_any_shape_and_tiling(data):
         return data.draw(st.integers(low, high))
 
     kernel = pick(1, 4)
-    layer = Conv2d(pick(1, 3), pick(1, 3), pick(1, 9), pick(1, 9), kernel, pick(1, 3), pick(0, kernel - 1))
-    assume(layer.out_height > 0 and layer.out_width > 0)
+    layer = Layer.square(pick(1, 3), pick(1, 3), pick(1, 9), pick(1, 9), kernel, pick(1, 3), pick(0, kernel - 1))
+    assume(layer.rows.outputs > 0 and layer.columns.outputs > 0)
     axis, threads = data.draw(st.sampled_from(["oc", "h"])), pick(1, 2)
-    sizes = (pick(1, layer.outputs), pick(1, layer.out_height), pick(1, layer.out_width), pick(1, layer.inputs))
-    skip = kernel == 1 and layer.pad == 0 and data.draw(st.booleans())
+    sizes = (pick(1, layer.outputs), pick(1, layer.rows.outputs), pick(1, layer.columns.outputs), pick(1, layer.inputs))
+    skip = kernel == 1 and layer.rows.pad == 0 and data.draw(st.booleans())
     order = data.draw(st.permutations(Tiling.order))
     tiling = Tiling(*sizes, threads, axis, data.draw(st.booleans()), skip, (order[0], order[1], order[2]))
     program, expected = build(layer, tiling, data.draw(st.sampled_from([DEFAULT, INT4, Config(log_block=5)])))
@@ -72,13 +73,13 @@ def test_any_shape_and_tiling(data):
 def test_published_tilings(number):
     """Their traffic is the board's, and their time is not above the recorded one; a shared input saves traffic."""
     v = LAYERS[3 * number]
-    layer = Conv2d(v["ci_blocks"], v["co_blocks"], v["h"], v["h"], v["k"], v["stride"], v["pad"])
-    assert macs(layer) == v["ideal"]
-    epilogue = [(AluOp.SHR, 8), (AluOp.MAX, -127), (AluOp.MIN, 127)]
+    layer = Layer.square(v["ci_blocks"], v["co_blocks"], v["h"], v["h"], v["k"], v["stride"], v["pad"])
+    assert layer.macs == v["ideal"]
+    epilogue = [Immediate(AluOp.SHR, 8), Immediate(AluOp.MAX, -127), Immediate(AluOp.MIN, 127)]
     empty = bytes(layer.inputs * v["h"] ** 2 * 16), bytes(layer.inputs * layer.outputs * v["k"] ** 2 * 256)
 
     def counted(tiling: Tiling) -> tuple[int, int, int]:
-        program = convolution_program(layer, tiling, *empty, epilogue)
+        program = layer_program(layer, tiling, *empty, epilogue)
         assert check(program) == []
         counters = run(program).counters
         assert counters.gemm_uops == v["ideal"]
@@ -133,7 +134,7 @@ def test_loops_that_are_one_are_merged():
 
 
 def test_what_is_on_chip_is_not_loaded_again():
-    layer, size = Conv2d(1, 2, 8, 8, 1), 256
+    layer, size = Layer.square(1, 2, 8, 8, 1), 256
     outer, inner = (Tiling(1, 2, 8, order=("co", "h", "w")), Tiling(1, 2, 8, order=("h", "w", "co")))
     loaded = []
     for tiling in (outer, inner):
@@ -145,15 +146,15 @@ def test_what_is_on_chip_is_not_loaded_again():
 
 
 def test_rows_that_are_not_read_are_not_loaded():
-    layer = Conv2d(1, 1, 8, 8, 1, stride=2)
+    layer = Layer.square(1, 1, 8, 8, 1, stride=2)
     (all_rows, _), (some, expected) = build(layer, Tiling(1, 4, 4)), build(layer, Tiling(1, 4, 4, skip_rows=True))
     result, out = run(some), some.outputs[0]
     assert result.dram[out.address : out.address + out.size].tobytes() == expected
     assert (run(all_rows).counters.inp_bytes, result.counters.inp_bytes) == (7 * 7 * 16, 4 * 7 * 16)
-    with pytest.raises(ProgramError, match="only a 1x1 convolution without padding"):
-        build(Conv2d(1, 1, 8, 8, 3, stride=2), Tiling(1, 2, 2, skip_rows=True))
+    with pytest.raises(ProgramError, match="only windows of one row without padding"):
+        build(Layer.square(1, 1, 8, 8, 3, stride=2), Tiling(1, 2, 2, skip_rows=True))
 
 
 def test_a_tile_that_does_not_fit_is_refused():
-    with pytest.raises(ProgramError, match="ACC: 2 x 2048 elements do not fit 2048"):
-        convolution_program(Conv2d(1, 2, 32, 32, 1), Tiling(2, 32, 32, threads=2, axis="h"), b"", b"")
+    with pytest.raises(ProgramError, match="ACC: 4096 elements do not fit 2048"):
+        layer_program(Layer.square(1, 2, 32, 32, 1), Tiling(2, 32, 32, threads=2, axis="h"), b"", b"")

@@ -17,9 +17,10 @@ from nestegg.ir.loops import lower
 from nestegg.ir.types import TensorType
 from nestegg.vta.check import check, errors
 from nestegg.vta.config import DEFAULT, Config
-from nestegg.vta.conv import Conv2d, Tiling
+from nestegg.vta.conv import Tiling
 from nestegg.vta.errors import ProgramError
-from nestegg.vta.gemm import convolution, fit, gemm
+from nestegg.vta.gemm import fit, gemm, sums
+from nestegg.vta.layer import Layer
 from nestegg.vta.lower import CompiledLayer, conv2d, dense
 from nestegg.vta.schedules import Space, build
 from nestegg.vta.vectors import convolution as reference
@@ -44,7 +45,7 @@ def assert_sound(compiled: CompiledLayer) -> None:
     assert errors(check(compiled.program)) == []
     report = compiled.report()
     assert report["schedules"] >= report["timed"] >= 1
-    assert report["cycles"] >= compiled.gemm.trips
+    assert report["cycles"] >= compiled.layer.macs
     assert 0 < report["utilisation"] <= 1
 
 
@@ -101,11 +102,11 @@ def test_resnet18_is_at_least_as_fast_as_published():
 
 
 def test_gemm_covers_the_blocks_of_a_layer():
-    found = fit(lower(convolution(Conv2d(4, 4, 56, 56, 3, pad=1), DEFAULT)), DEFAULT)
+    found = fit(lower(sums(Layer.square(4, 4, 56, 56, 3, pad=1), DEFAULT)), DEFAULT)
     assert found is not None
     assert (len(found.covered), found.trips) == (2, 4 * 4 * 56 * 56 * 9)
     batched = Config(log_batch=1)
-    assert len(fit(lower(convolution(Conv2d(4, 4, 56, 56, 3, pad=1), batched)), batched).covered) == 3
+    assert len(fit(lower(sums(Layer.square(4, 4, 56, 56, 3, pad=1), batched)), batched).covered) == 3
     assert "(i32(x0[0, r0]) * i32(x1[i1, r0]))" in str(gemm(DEFAULT))
 
 
@@ -124,12 +125,12 @@ def test_other_layouts_and_types_are_no_gemm():
 
 
 def test_what_the_egraph_holds():
-    egraph = build(Space(Conv2d(2, 2, 4, 4, 3, pad=1), DEFAULT))
+    egraph = build(Space(Layer.square(2, 2, 4, 4, 3, pad=1), DEFAULT))
     assert egraph.report.stopped_by == "saturated"
     tiles = [n.numbers for nodes in egraph.nodes.values() for n in nodes if n.op == "Tile"]
     assert (1, 1, 0, 2, 4, 4, 2) in tiles, "the whole layer at once"
     assert (2, 2, 0, 1, 4, 4, 1) in tiles, "two threads along channels, in steps of one input block"
-    crowded = build(Space(Conv2d(2, 2, 16, 16, 3, pad=1), SMALL))
+    crowded = build(Space(Layer.square(2, 2, 16, 16, 3, pad=1), SMALL))
     for slots, inputs, _, o, y, x, c in (n.numbers for ns in crowded.nodes.values() for n in ns if n.op == "Tile"):
         assert slots * o * y * x <= 128
         assert inputs * c * (y + 2) * (x + 2) <= 256
@@ -150,7 +151,7 @@ def test_what_is_refused():
     ):
         with pytest.raises(ProgramError, match=message):
             conv2d(**({"weights": w, "size": (8, 8)} | arguments))
-    with pytest.raises(ProgramError, match="the layer takes"):
+    with pytest.raises(ProgramError, match="the kernel takes"):
         conv2d(w, (8, 8), effort=1)(np.zeros((1, 16, 8, 7), np.int8))
     tiny = Config(log_wgt_buff_size=8, log_inp_buff_size=8, log_acc_buff_size=10)
     with pytest.raises(ProgramError, match="no tiling"):
