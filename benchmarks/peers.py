@@ -114,7 +114,7 @@ def nestegg(case: Case, threads: int) -> list[Contestant | Timing]:
 
         program = case.source.program()
         begun = time.perf_counter()
-        compiled = nestegg.optimize(program, *case.source.inputs, threads=threads)
+        compiled = nestegg.optimize(program, *case.source.inputs, threads=threads, cache=False)
         seconds = time.perf_counter() - begun
     except Exception as error:
         return [Timing(column, variant, error=first_line(error)) for column, variant in columns]
