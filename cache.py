@@ -65,7 +65,9 @@ def _pieces(part: bytes | str | np.ndarray) -> list[memoryview]:
 
 
 def _view(part: bytes | np.ndarray) -> memoryview:
-    return np.ascontiguousarray(part).reshape(-1).view(np.uint8).data if isinstance(part, np.ndarray) else memoryview(part)
+    if isinstance(part, np.ndarray):
+        part = np.ascontiguousarray(part).reshape(-1).view(np.uint8).data
+    return memoryview(part)
 
 
 def _sha256(piece: memoryview) -> bytes:
