@@ -113,6 +113,7 @@ def found_by(graph: Graph, egraph: GraphEGraph, choice: GraphChoice, program: Pr
         "extraction": {
             "method": e.method,
             "cost": e.cost,
+            "greedy_cost": choice.greedy_cost,
             "bound": e.bound,
             "gap": e.gap,
             "optimal": e.optimal,
