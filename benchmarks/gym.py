@@ -3,8 +3,8 @@
     python benchmarks/gym.py FOLDER [--time-limit 20] [--markdown]
 
 FOLDER holds e-graphs in the extraction-gym JSON format and, if known, a README.md with a table whose first column is
-the file's name and that has a column `best known DAG`. Exit code 1 if an extraction is not valid, or dearer than tree or
-greedy extraction, or than the best known cost.
+the file's name and that has a column `best known DAG`. Exit code 1 if an extraction is not valid, or dearer than tree
+or greedy extraction, or than the best known cost.
 """
 
 from __future__ import annotations
