@@ -27,6 +27,7 @@ from .ir.errors import ImportFailure, NesteggError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from .cache import Usage
     from .compiler import Compiled
     from .ir.imported import ImportedProgram
 
@@ -114,6 +115,7 @@ def optimize(
     shape: Annotated[
         list[str] | None, typer.Option(metavar="NAME=1,3,224,224", help="Shape of an ONNX input.")
     ] = None,
+    cache: Annotated[bool, typer.Option(help="Load what was compiled before, and keep what is compiled.")] = True,
     seed: Annotated[int, typer.Option(help="Seed of the random inputs that verify the result.")] = 0,
 ) -> None:
     """Optimize a model, verify it against float64, and say what was done.
@@ -131,7 +133,7 @@ def optimize(
         from .report_text import described
 
         compiled = compile_model(
-            imported, target=target, threads=threads, rules=tuple(rules or ()), progress=progress
+            imported, target=target, threads=threads, rules=tuple(rules or ()), cache=cache, progress=progress
         )
         progress("verifying")
         compiled.verify(seed=seed)
@@ -437,6 +439,43 @@ def zoo(
             r["name"], _plain(", ".join(r["inputs"])), f"{r['parameters']:,}", f"{r['macs']:,}", r["doc"]
         )
     _console().print(table)
+
+
+# --- cache ----------------------------------------------------------------------------------------
+
+cache_app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="The folder of compiled programs and kernels' schedules."
+)
+app.add_typer(cache_app, name="cache")
+
+
+@cache_app.command()
+def info(as_json: Json = False) -> None:
+    """Say where the cache is and what it holds."""
+    from .cache import Cache
+
+    cache = Cache()
+    _print_usage(cache.usage(), cache.limit, as_json)
+
+
+@cache_app.command()
+def clear(as_json: Json = False) -> None:
+    """Remove everything from the cache; prints what there was."""
+    from .cache import Cache
+
+    cache = Cache()
+    _print_usage(cache.clear(), cache.limit, as_json)
+
+
+def _print_usage(usage: Usage, limit: int, as_json: bool) -> None:
+    if as_json:
+        typer.echo(_json({"folder": str(usage.folder), "entries": usage.entries, "bytes": usage.bytes, "limit": limit}))
+        return
+    from .report_text import size
+
+    for kind, count in usage.entries.items():
+        typer.echo(f"{kind:<10} {count:>7,} {size(usage.bytes[kind]):>11}")
+    typer.echo(f"{'folder':<10} {usage.folder} (kept below {size(limit)})")
 
 
 # --- printing -------------------------------------------------------------------------------------

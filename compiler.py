@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from .arguments import as_array, is_jax
+from .cache import Cache
 from .codegen.pool import MAX_THREADS
-from .codegen.program import Buffer, Executable, KernelCall, Program
+from .codegen.program import Buffer, Executable, KernelCall, MachineCode, Program
 from .costmodel.roofline import Roofline
 from .extract.choose import GraphChoice, Step, choose, constant_values
 from .extract.search import KernelSearch
@@ -32,13 +33,15 @@ from .ir.reference import apply_reference, evaluate, xla
 from .ir.target import Target, available_cpus, require_runnable
 from .ir.target import target as target_named
 from .ir.types import DTYPES, TensorType, dtype_of
-from .report import Report, Verification
+from .report import Report, Verification, found_by
+from .rewrite.fusion_rules import FusionRule
 from .rewrite.graph_egraph import GRAPH_LIMITS, GraphEGraph, build
 from .rewrite.graph_rules import graph_rules
 from .rewrite.loop_language import LoopRule
 from .rewrite.loop_rules import LOOP_RULES
 from .rewrite.rule import GraphRule, load_rules
 from .rewrite.saturate import Limits
+from .stored import ProgramStore, ScheduleStore, context
 
 Progress = Callable[[str], None]
 
@@ -58,6 +61,7 @@ class Options:
     graph_limits: Limits = GRAPH_LIMITS
     extraction: str = "ilp"
     time_limit: float = 4.0
+    cache: bool = True
 
     @property
     def workers(self) -> int:
@@ -101,27 +105,30 @@ def import_program(source: Any, *example_args: Any, shapes: Any = None, constant
 class Compiled:
     """An optimized program. Call it like the original, from any number of threads.
 
-    graph: the imported graph. egraph: the saturated graph e-graph. choice: the extracted graph program. program: the
-    kernels with their nests and buffers (prints as text). Not to be built directly: see `optimize`.
+    graph: the imported graph. program: the kernels with their nests and buffers (prints as text). found: figures of
+    the e-graphs and the extraction (`report`); texts: both as text. cached: whether it was loaded from the cache, and
+    if not why. Not to be built directly: see `optimize`.
     """
 
     def __init__(
         self,
         imported: ImportedProgram,
-        egraph: GraphEGraph,
-        choice: GraphChoice,
         program: Program,
-        search: KernelSearch,
+        found: dict[str, Any],
+        texts: dict[str, str],
         seconds: dict[str, float],
+        cached: dict[str, Any],
+        code: MachineCode | None = None,
     ) -> None:
-        self.imported, self.graph, self.egraph = imported, imported.graph, egraph
-        self.choice, self.program, self.search, self.seconds = choice, program, search, seconds
+        self.imported, self.graph, self.program = imported, imported.graph, program
+        self.found, self.texts, self.seconds, self.cached = found, texts, seconds, cached
         self._takes_arrays, self._returns = imported.takes_arrays, imported.returns
         self._jax_function: Callable[..., Any] | None = None
         self._verified: Verification | None = None
         begun = time.perf_counter()
         graph = imported.graph
-        self.executable = Executable(program, graph.input_types, graph.output_types, bare=self._returns == "array")
+        bare = self._returns == "array"
+        self.executable = Executable(program, graph.input_types, graph.output_types, bare, code)
         self.seconds["codegen"] = time.perf_counter() - begun
 
     @property
@@ -203,12 +210,12 @@ class Compiled:
         where = Path(folder)
         where.mkdir(parents=True, exist_ok=True)
         (where / "graph.txt").write_text(str(self.graph) + "\n")
-        (where / "egraph.txt").write_text(_egraph_text(self.egraph) + "\n")
-        (where / "chosen.txt").write_text(_chosen_text(self.choice) + "\n")
+        for name, text in self.texts.items():
+            (where / name).write_text(text + "\n")
         (where / "kernels.txt").write_text(str(self.program) + "\n")
         (where / "module.ll").write_text(self.program.llvm)
         (where / "module.s").write_text(assembly(self.program.llvm, self.program.target))
-        (where / "module.o").write_bytes(self.program.object)
+        (where / "module.o").write_bytes(self.executable.code.object)
 
 
 def _egraph_text(egraph: GraphEGraph) -> str:
@@ -244,15 +251,17 @@ def optimize(
     options: Options | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
     constants: Mapping[str, np.ndarray] | None = None,
+    cache: bool = True,
     progress: Progress = lambda message: None,
 ) -> Compiled:
     """Optimize a JAX function (with example arguments), an `.onnx` file, or `zoo:NAME` into a `Compiled` program.
 
-    Of an ONNX model, `shapes` gives open dimensions of inputs by name, and `constants` fixes inputs to arrays.
+    Of an ONNX model, `shapes` gives open dimensions of inputs by name, and `constants` fixes inputs to arrays. A
+    program that was compiled before is loaded from disk, unless `cache` is false.
 
     Raises `NesteggError` (a subclass that says where and what to do) for what cannot be imported or compiled.
     """
-    chosen = options or Options(target, threads, tuple(rules))
+    chosen = options or Options(target, threads, tuple(rules), cache=cache)
     progress("importing")
     imported = import_program(source, *example_args, shapes=shapes, constants=constants)
     return compile_graph(imported, chosen, progress)
@@ -262,6 +271,40 @@ def compile_graph(imported: ImportedProgram, options: Options, progress: Progres
     """From an imported graph to a compiled program."""
     machine = require_runnable(target_named(options.target))
     extra = list(_load(options.rules))
+    mine = [r for r in extra if isinstance(r, (GraphRule, FusionRule))]
+    loops = [r for r in extra if isinstance(r, LoopRule)]
+    if not options.cache:
+        return _compile(imported, options, machine, mine, loops, progress, None, "it was not asked")
+    begun = time.perf_counter()
+    progress("looking in the cache")
+    where = context(machine, options.workers, _deciding(options), mine, loops)
+    programs = ProgramStore(Cache(), imported.graph, where)
+    stored = programs.get()
+    if stored is None:
+        schedules = ScheduleStore(programs.cache, where)
+        compiled = _compile(imported, options, machine, mine, loops, progress, schedules, programs.why_missing())
+        programs.put(compiled.program, compiled.executable.code, compiled.found, compiled.texts)
+        return compiled
+    seconds = {"cache": time.perf_counter() - begun}
+    cached = {"hit": True, "why": "", "entry": programs.name}
+    return Compiled(imported, stored.program, stored.found, stored.texts, seconds, cached, stored.machine_code)
+
+
+def _deciding(options: Options) -> dict[str, Any]:
+    """The options that have no part of their own in the cache's context."""
+    return {k: v for k, v in vars(options).items() if k not in ("target", "threads", "rules", "cache")}
+
+
+def _compile(
+    imported: ImportedProgram,
+    options: Options,
+    machine: Target,
+    mine: Sequence[GraphRule | FusionRule],
+    loops: Sequence[LoopRule],
+    progress: Progress,
+    schedules: ScheduleStore | None,
+    why: str,
+) -> Compiled:
     lanes = machine.lanes()
     seconds: dict[str, float] = {}
     begun = time.perf_counter()
@@ -272,12 +315,12 @@ def compile_graph(imported: ImportedProgram, options: Options, progress: Progres
         begun = time.perf_counter()
 
     progress("saturating the graph e-graph")
-    mine = [r for r in extra if isinstance(r, GraphRule)]
-    egraph = build(imported.graph, [*mine, *graph_rules(lanes, _useful(machine, imported.graph))], options.graph_limits)
+    shipped = graph_rules(lanes, _useful(machine, imported.graph))
+    egraph = build(imported.graph, [*mine, *shipped], options.graph_limits)
     lap("graph saturation")
-    loops = [r for r in extra if isinstance(r, LoopRule)]
+    model = Roofline(machine, options.workers)
     search = KernelSearch(
-        Roofline(machine, options.workers), machine, options.workers, [*LOOP_RULES, *loops], progress=progress
+        model, machine, options.workers, [*LOOP_RULES, *loops], progress=progress, store=schedules
     )
     choice = choose(egraph, search, method=options.extraction, time_limit=options.time_limit)
     lap("extraction and scheduling")
@@ -285,7 +328,9 @@ def compile_graph(imported: ImportedProgram, options: Options, progress: Progres
     program = plan_program(imported.graph, egraph, choice, search, machine, options.workers)
     lap("constants")
     progress("generating machine code")
-    return Compiled(imported, egraph, choice, program, search, seconds)
+    found = found_by(imported.graph, egraph, choice, program, search)
+    texts = {"egraph.txt": _egraph_text(egraph), "chosen.txt": _chosen_text(choice)}
+    return Compiled(imported, program, found, texts, seconds, {"hit": False, "why": why, "entry": None})
 
 
 def _useful(machine: Target, graph: Graph) -> list[Intrinsic]:

@@ -15,7 +15,14 @@ from .extract.choose import SLACK
 from .ir.nest import parallel
 
 if TYPE_CHECKING:
+    from .codegen.program import KernelCall, Program
     from .compiler import Compiled
+    from .extract.choose import GraphChoice
+    from .extract.search import KernelSchedule, KernelSearch
+    from .ir.graph import Graph
+    from .rewrite.graph_egraph import GraphEGraph
+
+Json = dict[str, Any]
 
 #: A compiled model may be this many times less accurate than XLA in the same precision.
 ACCURACY_FACTOR = 4.0
@@ -59,59 +66,18 @@ class Report:
 
     @staticmethod
     def of(compiled: Compiled, verification: Verification | None) -> Report:
-        c = compiled
-        graph, loops = c.egraph.report, c.search.report
+        c, kernels = compiled, compiled.found["kernels"]
         memory = c.program.memory
-        found = c.search.schedules
-        kernels = [
-            {
-                "name": call.name,
-                "expression": str(call.kernel),
-                "enodes": found[call.kernel].enodes,
-                "programs": found[call.kernel].programs,
-                "points": call.kernel.points,
-                "schedule": call.schedule,
-                "parallel": parallel(call.nest),
-                "stopped_by": found[call.kernel].stopped_by,
-                "predicted_us": call.seconds * 1e6,
-            }
-            for call in c.program.calls
-        ]
-        e = c.choice.extraction
         return Report(
             {
                 "source": c.imported.source,
                 "target": c.program.target.cpu,
                 "threads": c.program.threads,
                 "verify": None if verification is None else vars(verification),
-                "graph": {
-                    "operators": c.graph.operator_counts,
-                    "enodes": c.egraph.enodes,
-                    "eclasses": len(c.egraph.classes),
-                    "seconds": graph.seconds,
-                    "stopped_by": graph.stopped_by,
-                    "growth": graph.growth,
-                    "rules": [vars(s) for s in graph.rules.values()],
-                },
-                "loops": {
-                    "enodes": loops.enodes,
-                    "seconds": loops.seconds,
-                    "stopped_by": loops.stopped_by,
-                    "kernels_searched": len(found),
-                    "rules": [vars(s) for s in loops.rules.values()],
-                },
-                "kernels": kernels,
-                "extraction": {
-                    "method": e.method,
-                    "cost": e.cost,
-                    "bound": e.bound,
-                    "gap": e.gap,
-                    "optimal": e.optimal,
-                    "rounds": c.choice.rounds,
-                    "slack": SLACK,
-                },
+                **c.found,
                 "memory": {"peak": memory.peak, "largest_live_set": memory.live, "sum_of_tensors": memory.total},
                 "predicted_us": sum(k["predicted_us"] for k in kernels),
+                "cache": c.cached,
                 "seconds": c.seconds,
                 "compile_s": c.compile_s,
                 "fallbacks": [],
@@ -120,3 +86,52 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         return self.json
+
+
+def found_by(graph: Graph, egraph: GraphEGraph, choice: GraphChoice, program: Program, search: KernelSearch) -> Json:
+    """What both e-graphs and the extraction came to, as JSON: the part of a report that the cache keeps."""
+    loops, schedules, e = search.report, search.schedules, choice.extraction
+    return {
+        "graph": {
+            "operators": graph.operator_counts,
+            "enodes": egraph.enodes,
+            "eclasses": len(egraph.classes),
+            "seconds": egraph.report.seconds,
+            "stopped_by": egraph.report.stopped_by,
+            "growth": egraph.report.growth,
+            "rules": [vars(s) for s in egraph.report.rules.values()],
+        },
+        "loops": {
+            "enodes": loops.enodes,
+            "seconds": loops.seconds,
+            "stopped_by": loops.stopped_by,
+            "kernels_searched": choice.searched,
+            "kernels_remembered": search.remembered,
+            "rules": [vars(s) for s in loops.rules.values()],
+        },
+        "kernels": [_kernel(call, schedules[call.kernel]) for call in program.calls],
+        "extraction": {
+            "method": e.method,
+            "cost": e.cost,
+            "greedy_cost": choice.greedy_cost,
+            "bound": e.bound,
+            "gap": e.gap,
+            "optimal": e.optimal,
+            "rounds": choice.rounds,
+            "slack": SLACK,
+        },
+    }
+
+
+def _kernel(call: KernelCall, schedule: KernelSchedule) -> Json:
+    return {
+        "name": call.name,
+        "expression": str(call.kernel),
+        "enodes": schedule.enodes,
+        "programs": schedule.programs,
+        "points": call.kernel.points,
+        "schedule": call.schedule,
+        "parallel": parallel(call.nest),
+        "stopped_by": schedule.stopped_by,
+        "predicted_us": call.seconds * 1e6,
+    }

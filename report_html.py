@@ -49,7 +49,7 @@ def render(compiled: Compiled, found: dict[str, Any]) -> str:
         graph_text=str(compiled.graph),
         calls=[(k, wiring(compiled.program, n)) for n, k in enumerate(found["kernels"])],
         constants=sum(c.nbytes for c in compiled.program.constants),
-        searched=compiled.choice.searched,
+        searched=found["loops"]["kernels_searched"],
     )
 
 

@@ -133,7 +133,8 @@ def accounted(r: Json) -> list[tuple[str, str]]:
     lines.append(("memory", f"{arena} arena for {all_of_them} of temporaries"))
     lines.append(("predicted", f"{r['predicted_us']:,.1f} us a run" + measured(r)))
     stages = ", ".join(f"{name} {s:.2f}" for name, s in r["seconds"].items())
-    lines.append(("compiled", f"in {r['compile_s']:.2f} s ({stages})"))
+    how = "loaded from the cache" if r["cache"]["hit"] else f"not from the cache: {r['cache']['why']}"
+    lines.append(("compiled", f"in {r['compile_s']:.2f} s ({stages}); {how}"))
     return lines
 
 

@@ -1,10 +1,11 @@
 """Whole models of the zoo against their peers, in interleaved rounds of one run; compile times beside.
 
-    python benchmarks/models.py mlp dqn resnet18 [--threads 1] [--peers jax,onnxruntime,openvino] [--json]
+    python benchmarks/models.py mlp dqn resnet18 [--threads 1] [--peers jax,onnxruntime,openvino,tvm] [--json]
 
 Everyone has the same weights and the same input. Results are checked against JAX in float64. The milliseconds
 include each contestant's Python call. `ratio` is the best peer's time over nestegg's (above 1: nestegg is
-faster).
+faster). `--memory` prepares and runs each contestant in a process of its own besides: what stays resident, and the most
+that ever was, above what the process held before (the model with its weights included).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from harness import Timing
     from peers import Case
 
-PEERS = ("jax", "onnxruntime", "openvino")
+PEERS = ("jax", "onnxruntime", "openvino", "tvm")
 
 
 def case(name: str) -> Case:
@@ -93,6 +94,39 @@ def measure(name: str, pinned: Pinned, peers: list[str], rounds: int, gap_us: fl
     }
 
 
+def memory(name: str, who: str, threads: int) -> dict[str, float] | None:
+    """MiB that a contestant adds to a process of its own, or None if it fails there."""
+    import multiprocessing
+
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        try:
+            return pool.apply(_memory, (name, who, threads))
+        except Exception:
+            return None
+
+
+def _memory(name: str, who: str, threads: int) -> dict[str, float]:
+    import peers as makers
+
+    this = case(name)
+    for form in this.onnx:
+        form.model()
+    before = _resident()
+    first = makers.contestants(this, [who], threads)[0]
+    if not hasattr(first, "call"):
+        raise RuntimeError(first.error)
+    for _ in range(3):
+        first.call()
+    after = _resident()
+    peak = float(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
+    return {"resident_mib": round(after - before, 1), "peak_mib": round(peak - before, 1)}
+
+
+def _resident() -> float:
+    """MiB of this process in memory."""
+    return float(Path("/proc/self/status").read_text().split("VmRSS:")[1].split()[0]) / 1024
+
+
 def _setup(t: Timing) -> float:
     return round(t.setup_s, 3)
 
@@ -127,6 +161,9 @@ def table(report: dict[str, Any]) -> tuple[str, list[str], list[list[str]], list
     ]
     for m in report["models"]:
         notes += [f"{m['name']}: {who} failed: {why}" for who, why in m["errors"].items()]
+        if m.get("memory"):
+            held = {who: f"{v['resident_mib']:.0f} (peak {v['peak_mib']:.0f})" for who, v in m["memory"].items() if v}
+            notes.append(f"{m['name']}: MiB resident: " + ", ".join(f"{who} {text}" for who, text in held.items()))
         if m["disturbed"]:
             notes.append(f"{m['name']}: {sum(m['disturbed'].values())} samples disturbed by other processes")
     return "models: batch 1, float32", header, rows, notes
@@ -138,6 +175,7 @@ def main(
     peers: Annotated[str, typer.Option(help="comma-separated")] = ",".join(PEERS),
     rounds: Annotated[int, typer.Option(help="samples a contestant")] = 15,
     gap_us: Annotated[float, typer.Option(help="microseconds of idleness before every call")] = 0,
+    with_memory: Annotated[bool, typer.Option("--memory", help="measure memory, each in its own process")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else")] = False,
     as_markdown: Annotated[
         bool, typer.Option("--markdown", help="print a table for docs/results.md")
@@ -163,6 +201,9 @@ def main(
         raise typer.BadParameter(str(error)) from None
     peak = limits.measure(pinned, bandwidth=False).peaks["f32"]
     found = [measure(name, pinned, wanted, rounds, gap_us) for name in names]
+    if with_memory:
+        for m in found:
+            m["memory"] = {who: memory(m["name"], who, threads) for who in ("nestegg", *wanted)}
     ratios = [m["ratio_best_peer"] for m in found if m["ratio_best_peer"]]
     report = {
         "command": " ".join(["python", "benchmarks/models.py", *sys.argv[1:]]),
@@ -170,7 +211,7 @@ def main(
         "threads": threads,
         "peers": wanted,
         "peak_gflops": round(peak, 1),
-        "versions": harness.versions("numpy", "jax", "onnxruntime", "openvino", "llvmlite"),
+        "versions": harness.versions("numpy", "jax", "onnxruntime", "openvino", "apache-tvm", "llvmlite"),
         "models": found,
         "geomean_ratio": round(harness.geomean(ratios), 3) if ratios else None,
     }

@@ -167,7 +167,8 @@ def _results(model: Any, inputs: list[Any], reference: bool, out: Outcome) -> li
     from nestegg.compiler import Options, compile_graph
     from nestegg.rewrite.saturate import Limits
 
-    light = Options(graph_limits=Limits(nodes=2_000, iterations=6, seconds=5.0), extraction="greedy", time_limit=1.0)
+    limits = Limits(nodes=2_000, iterations=6, seconds=5.0)
+    light = Options(graph_limits=limits, extraction="greedy", time_limit=1.0, cache=False)
     results = compile_graph(program, light)(*args)
     return list(results) if isinstance(results, tuple) else [results]
 

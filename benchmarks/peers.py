@@ -6,11 +6,14 @@ jax            `jax.jit` on device arrays, weights as constants and as arguments
 numpy          functions with `out=`, where NumPy has them
 onnxruntime    a session with I/O bound to the arrays; for convolutions also between its own blocked layouts
 openvino       float32 precision (bf16: bfloat16), one stream, tensors shared with the arrays
+tvm            Relax from the ONNX model, weights as constants, `tvm.compile` with its default pipeline for this CPU: no
+               tuning (MetaSchedule takes hours for a model), so its kernels are the untuned schedules
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -114,7 +117,7 @@ def nestegg(case: Case, threads: int) -> list[Contestant | Timing]:
 
         program = case.source.program()
         begun = time.perf_counter()
-        compiled = nestegg.optimize(program, *case.source.inputs, threads=threads)
+        compiled = nestegg.optimize(program, *case.source.inputs, threads=threads, cache=False)
         seconds = time.perf_counter() - begun
     except Exception as error:
         return [Timing(column, variant, error=first_line(error)) for column, variant in columns]
@@ -339,10 +342,39 @@ def _openvino(form: OnnxForm, threads: int) -> Contestant:
     return Contestant("openvino", form.variant, call, lambda: (inputs, form.restore(out))[1])
 
 
+def tvm(case: Case, threads: int) -> list[Contestant | Timing]:
+    forms = [f for f in case.onnx if f.precision == "f32" and not f.blocked]
+    return [attempt("tvm", f.variant, lambda f=f: _tvm(f, threads)) for f in forms]
+
+
+def _tvm(form: OnnxForm, threads: int) -> Contestant:
+    os.environ["TVM_NUM_THREADS"] = str(threads)
+    import llvmlite.binding as llvm
+    import tvm
+    from tvm import relax
+    from tvm.relax.frontend.onnx import from_onnx
+
+    target = tvm.target.Target({"kind": "llvm", "mcpu": llvm.get_host_cpu_name(), "num-cores": threads})
+    module = from_onnx(form.model(), keep_params_in_input=False)
+    machine = relax.VirtualMachine(tvm.compile(module, target), tvm.cpu())
+    main, inputs = machine["main"], [tvm.runtime.tensor(a) for a in form.inputs]
+    last: list[Any] = [None]
+
+    def call() -> None:
+        last[0] = main(*inputs)
+
+    def output() -> np.ndarray:
+        first = last[0] if hasattr(last[0], "numpy") else last[0][0]
+        return form.restore(first.numpy())
+
+    return Contestant("tvm", form.variant, call, output)
+
+
 _MAKERS: dict[str, Callable[[Case, int], list[Contestant | Timing]]] = {
     "nestegg": nestegg,
     "jax": jax,
     "numpy": numpy,
     "onnxruntime": onnxruntime,
     "openvino": openvino,
+    "tvm": tvm,
 }

@@ -110,7 +110,7 @@ def _quality(case: Case, drawn: int, best: int, seed: int) -> dict[str, Any]:
     from nestegg.ir.target import host
     from nestegg.rewrite.loop_egraph import build
 
-    compiled = nestegg.optimize(case.source.program(), *case.source.inputs, threads=1)
+    compiled = nestegg.optimize(case.source.program(), *case.source.inputs, threads=1, cache=False)
     call = max(compiled.program.calls, key=lambda c: c.seconds)
     kernel = call.kernel
     egraph = build(kernel, host(), 1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate
 
 import numpy as np
 from llvmlite import ir
@@ -16,7 +17,7 @@ from ..ir.errors import CallError
 from ..ir.loops import Lowered, described
 from ..ir.nest import Nest, parallel
 from ..ir.target import Target
-from ..ir.types import TensorType
+from ..ir.types import DTYPES, TensorType
 from . import jit
 from .ctypes_entry import CtypesEntry
 from .kernel_code import KernelCode
@@ -56,6 +57,29 @@ class KernelCall:
 
 
 @dataclass(frozen=True, eq=False)
+class MachineCode:
+    """A program's object file and its constants, one block of bytes aligned to 64."""
+
+    object: bytes
+    constants: np.ndarray
+
+
+def offsets(sizes: Sequence[int]) -> tuple[int, ...]:
+    """Where arrays of these bytes begin in a block, and where the block ends."""
+    ends = accumulate((-(-n // ALIGNMENT) * ALIGNMENT for n in sizes), initial=0)
+    return tuple(ends)
+
+
+def unpacked(types: Sequence[TensorType], block: np.ndarray) -> tuple[np.ndarray, ...]:
+    """The arrays that a block of constants holds (views)."""
+    starts = offsets([t.nbytes for t in types])
+    return tuple(
+        block[start : start + t.nbytes].view(DTYPES[t.dtype].numpy).reshape(t.shape)
+        for t, start in zip(types, starts, strict=False)
+    )
+
+
+@dataclass(frozen=True, eq=False)
 class Program:
     """What extraction chose, ready to lower: buffers, calls in order, and the constants' arrays (by `Buffer.index`)."""
 
@@ -84,11 +108,7 @@ class Program:
 
     @cached_property
     def constant_offsets(self) -> tuple[int, ...]:
-        offsets, at = [], 0
-        for c in self.constants:
-            offsets.append(at)
-            at += -(-c.nbytes // ALIGNMENT) * ALIGNMENT
-        return (*offsets, at)
+        return offsets([c.nbytes for c in self.constants])
 
     @cached_property
     def module(self) -> ir.Module:
@@ -140,6 +160,14 @@ class Program:
         """The module as an object file."""
         return jit.compile_object(self.llvm, self.target)
 
+    @property
+    def machine_code(self) -> MachineCode:
+        """The object file, and the constants laid out as it reads them."""
+        block = aligned_bytes(max(self.constant_offsets[-1], 1))
+        for array, start in zip(self.constants, self.constant_offsets, strict=False):
+            block[start : start + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        return MachineCode(self.object, block)
+
     def load(self, code: bytes | None = None) -> jit.Loaded:
         """Its machine code (or `code`, an object made earlier) in this process, with the thread pool if it forks."""
         return jit.load_object(self.object if code is None else code, (ENTRY,), pool_symbols() if self.forks else {})
@@ -162,19 +190,23 @@ class Executable:
     """A program's machine code in this process, with its constants and arenas. Any number of threads may call it.
 
     inputs, outputs: the types of the arguments and results. bare: `entry.call` returns the only result itself.
+    code: the program's machine code, if it was made before.
     `entry` is how Python calls it; `entry.kind` says whether in machine code or, and why, by ctypes. `native`: where
     it lies, for other machine code.
     """
 
     def __init__(
-        self, program: Program, inputs: Sequence[TensorType], outputs: Sequence[TensorType], bare: bool = False
+        self,
+        program: Program,
+        inputs: Sequence[TensorType],
+        outputs: Sequence[TensorType],
+        bare: bool = False,
+        code: MachineCode | None = None,
     ) -> None:
-        loaded = program.load()
-        constants = aligned_bytes(max(program.constant_offsets[-1], 1))
-        for array, start in zip(program.constants, program.constant_offsets, strict=False):
-            constants[start : start + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        owner = (loaded, constants)
-        self.native = Native(loaded.symbols[ENTRY], constants.ctypes.data, program.memory.peak, owner)
+        self.code = code or program.machine_code
+        loaded = program.load(self.code.object)
+        owner = (loaded, self.code.constants)
+        self.native = Native(loaded.symbols[ENTRY], self.code.constants.ctypes.data, program.memory.peak, owner)
         self.program, self.inputs, self.outputs = program, tuple(inputs), tuple(outputs)
         why = unsupported()
         self.entry: PythonEntry | CtypesEntry = (

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -67,12 +67,16 @@ class Step:
 
 @dataclass(frozen=True)
 class GraphChoice:
-    """The chosen program: steps in order, and the extraction's figures (its cost is in seconds)."""
+    """The chosen program: steps in order, and the extraction's figures (its cost is in seconds).
+
+    `greedy_cost`: what greedy extraction makes of the same e-graph with the same costs.
+    """
 
     steps: tuple[Step, ...]
     extraction: Extraction
     rounds: int
     searched: int
+    greedy_cost: float
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,8 @@ def choose(egraph: GraphEGraph, costs: KernelCosts, *, method: str = "ilp", time
     steps = [
         Step(c.kernel, c.args, c.owner, *(found.get(c.kernel) or (None, 0.0))) for c in _ordered(chosen)
     ]
-    return GraphChoice(tuple(steps), extraction, rounds, len(found))
+    greedy = extraction if method == "greedy" else _extract(egraph, candidates, seconds, "greedy", time_limit)[0]
+    return GraphChoice(tuple(steps), extraction, rounds, len(found), greedy.cost)
 
 
 def _extract(
@@ -126,7 +131,7 @@ def _extract(
     time_limit: float,
 ) -> tuple[Extraction, list[_Candidate]]:
     b = EGraphBuilder()
-    for k, c in enumerate(candidates):
+    for k, c in _undominated(candidates, seconds):
         overhead = 0.0 if c.kernel.is_alias else CALL_OVERHEAD
         b.node(f"c{c.owner}", f"kernel{k}", (seconds[c.kernel] + overhead) * 1e6, [f"c{a}" for a in c.args], str(k))
     have = {c.owner for c in candidates}
@@ -146,6 +151,18 @@ def _extract(
         raise UnsupportedError("no kernel computes one of the tensors of this graph; see `graph` for its operators")
     chosen = [candidates[int(n)] for n in names if n != "leaf"]
     return replace(result, cost=result.cost * 1e-6, bound=result.bound * 1e-6), chosen
+
+
+def _undominated(
+    candidates: Sequence[_Candidate], seconds: dict[Lowered, float]
+) -> list[tuple[int, _Candidate]]:
+    """The candidates that may be part of a best program, numbered: none that reads all another reads and costs more."""
+    kept: dict[int, list[tuple[int, frozenset[int]]]] = {}
+    for k in sorted(range(len(candidates)), key=lambda k: (seconds[candidates[k].kernel], k)):
+        args, rivals = frozenset(candidates[k].args), kept.setdefault(candidates[k].owner, [])
+        if not any(read <= args for _, read in rivals):
+            rivals.append((k, args))
+    return [(k, candidates[k]) for k in sorted(k for rivals in kept.values() for k, _ in rivals)]
 
 
 def _ordered(chosen: Sequence[_Candidate]) -> list[_Candidate]:
@@ -170,6 +187,7 @@ def _ordered(chosen: Sequence[_Candidate]) -> list[_Candidate]:
 def _candidates(egraph: GraphEGraph) -> list[_Candidate]:
     """The lowerable kernel calls of every e-class that is not known at compile time, each once."""
     scalars = _uniform(egraph)
+    lowered: dict[Any, tuple[Lowered | None, tuple[int, ...]]] = {}  # repeated layers make the same kernels
     out: dict[tuple[int, Lowered, tuple[int, ...]], _Candidate] = {}
     for owner, e in enumerate(egraph.classes):
         if e.const or e.input is not None:
@@ -177,13 +195,25 @@ def _candidates(egraph: GraphEGraph) -> list[_Candidate]:
         for call in e.calls:
             if owner in call.args:
                 continue
-            expr, args = canonical_call(call, scalars)
-            try:
-                kernel = lower(expr)
-            except UnsupportedError:
-                continue
-            out.setdefault((owner, kernel, args), _Candidate(owner, kernel, args))
+            same = tuple(call.args.index(a) for a in call.args)
+            literals = tuple((k, scalars[a], type(scalars[a])) for k, a in enumerate(call.args) if a in scalars)
+            key = (call.kernel, same, literals)
+            if key not in lowered:
+                lowered[key] = _lowered(call, scalars)
+            kernel, order = lowered[key]
+            if kernel is not None:
+                args = tuple(call.args[k] for k in order)
+                out.setdefault((owner, kernel, args), _Candidate(owner, kernel, args))
     return list(out.values())
+
+
+def _lowered(call: CallNode, scalars: dict[int, float | int | bool]) -> tuple[Lowered | None, tuple[int, ...]]:
+    """The kernel of a call, if it has one, and the positions of the arguments it reads."""
+    expr, args = canonical_call(call, scalars)
+    try:
+        return lower(expr), tuple(call.args.index(a) for a in args)
+    except UnsupportedError:
+        return None, ()
 
 
 def _uniform(egraph: GraphEGraph) -> dict[int, float | int | bool]:

@@ -130,20 +130,26 @@ class LocalSearch:
         return saved
 
     def _best_swap(self, cls: int, nodes: Sequence[int]) -> None:
+        """Put the cheapest node into `cls`. What is new is taken before the old is let go, so that the parts that both
+        need are never walked: a swap costs what it changes, not the whole program under it."""
         current = self.choice[cls]
-        kids = self.egraph.child_sets
-        best, best_cost = current, self.cost[current] + self._free(kids[current])
-        old_cost = best_cost
+        best, best_change = current, -_TOLERANCE * (1.0 + abs(self.cost[current]))
         for node in nodes:
-            if node == current or self.cost[node] >= best_cost or self._reaches(node, cls):
+            if node == current or self._reaches(node, cls):
                 continue
-            paid = self.cost[node] + self._take(kids[node])
-            self._free(kids[node])
-            if paid < best_cost - _TOLERANCE * (1.0 + abs(best_cost)):
-                best, best_cost = node, paid
-        self.choice[cls] = best
-        self._take(kids[best])
-        self.total += best_cost - old_cost
+            change = self._exchange(current, node)
+            self._exchange(node, current)
+            if change < best_change:
+                best, best_change = node, change
+        if best != current:
+            self.choice[cls] = best
+            self.total += self._exchange(current, best)
+
+    def _exchange(self, old: int, new: int) -> float:
+        """Count the uses of `new`'s children instead of `old`'s; by how much the program gets dearer."""
+        kids = self.egraph.child_sets
+        paid = self.cost[new] + self._take(kids[new])
+        return paid - self.cost[old] - self._free(kids[old])
 
     def _reaches(self, node: int, cls: int) -> bool:
         """Whether the choices under `node` need `cls`: only its own strongly connected component can."""

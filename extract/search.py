@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from ..ir.loops import Lowered
 from ..ir.nest import Nest, Vec
@@ -30,8 +31,19 @@ class KernelSchedule:
     stopped_by: str
 
 
+class Schedules(Protocol):
+    """Schedules that were found before, by earlier compilations."""
+
+    def get(self, kernel: Lowered) -> KernelSchedule | None: ...
+
+    def put(self, kernel: Lowered, schedule: KernelSchedule) -> None: ...
+
+
 class KernelSearch:
-    """Searches kernels' loop e-graphs. `report` gathers the rules' figures over all of them."""
+    """Searches kernels' loop e-graphs. `report` gathers the rules' figures over all of them.
+
+    `store`: where schedules are looked up first, and kept; `remembered` is how many were found there.
+    """
 
     def __init__(
         self,
@@ -41,10 +53,12 @@ class KernelSearch:
         rules: Sequence[LoopRule] = LOOP_RULES,
         limits: Limits = LOOP_LIMITS,
         progress: Callable[[str], None] = lambda message: None,
+        store: Schedules | None = None,
     ) -> None:
         self.model, self.target, self.threads = model, target, threads
         self.rules, self.limits, self.progress = tuple(rules), limits, progress
         self.schedules: dict[Lowered, KernelSchedule] = {}
+        self.store, self.remembered = store, 0
         self.report = SaturationReport()
         self._spaces: dict[Space, LoopEGraph] = {}
 
@@ -59,13 +73,24 @@ class KernelSearch:
         if not kernel.points:  # an empty tensor: nothing to schedule
             self.schedules[kernel] = KernelSchedule(Vec(-1, 1), 0.0, 0, 1, "saturated")
         if kernel not in self.schedules:
-            self.progress(f"scheduling kernel {len(self.schedules) + 1} ({kernel.points} points)")
-            egraph = self._egraph(kernel)
-            best = extract_nests(egraph, self.model)[0]
-            self.schedules[kernel] = KernelSchedule(
-                best.nest, best.seconds, egraph.enodes, int(min(egraph.size, 1e300)), egraph.report.stopped_by
-            )
+            self.schedules[kernel] = self._remembered(kernel) or self._searched(kernel)
         return self.schedules[kernel]
+
+    def _remembered(self, kernel: Lowered) -> KernelSchedule | None:
+        found = None if self.store is None else self.store.get(kernel)
+        self.remembered += found is not None
+        return found
+
+    def _searched(self, kernel: Lowered) -> KernelSchedule:
+        self.progress(f"scheduling kernel {len(self.schedules) + 1} ({kernel.points} points)")
+        egraph = self._egraph(kernel)
+        best = extract_nests(egraph, self.model)[0]
+        found = KernelSchedule(
+            best.nest, float(best.seconds), egraph.enodes, int(min(egraph.size, 1e300)), egraph.report.stopped_by
+        )
+        if self.store is not None:
+            self.store.put(kernel, found)
+        return found
 
     def _egraph(self, kernel: Lowered) -> LoopEGraph:
         """The kernel's loop e-graph; kernels with the same space (epilogues differ, say) share one."""

@@ -14,6 +14,7 @@ from .language import lowering_rules
 from .loop_language import LoopRule
 from .loop_rules import LOOP_RULES
 from .rule import GraphRule, distinct
+from .substitution_rules import SUBSTITUTIONS
 
 __all__ = ["LoweringRule", "Rule", "all_rules", "distinct", "named"]
 
@@ -41,7 +42,7 @@ Rule = GraphRule | FusionRule | LoweringRule | LoopRule
 
 def all_rules(lanes: int = 16) -> list[Rule]:
     """Every shipped rule, for vectors of `lanes` elements: name, kind, level, condition, doc, where."""
-    return [*graph_rules(lanes, all_intrinsics(lanes)), LoweringRule(), *LOOP_RULES]
+    return [*graph_rules(lanes, all_intrinsics(lanes)), *SUBSTITUTIONS, LoweringRule(), *LOOP_RULES]
 
 
 def named(rules: Sequence[Rule], name: str) -> Rule:

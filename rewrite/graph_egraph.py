@@ -8,7 +8,7 @@ other e-classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,7 +35,7 @@ from .language import (
 from .rule import GraphRule, distinct
 from .saturate import Engine, Limits, SaturationReport, saturate
 
-GRAPH_LIMITS = Limits(nodes=20_000, iterations=24, seconds=20.0)
+GRAPH_LIMITS = Limits(nodes=50_000, iterations=24, seconds=20.0)
 
 
 @dataclass(frozen=True)
@@ -93,10 +93,19 @@ def _phases(rules: Sequence[GraphRule | FusionRule], host: Host) -> list[list[An
 
 def build(graph: Graph, rules: Sequence[GraphRule | FusionRule], limits: Limits = GRAPH_LIMITS) -> GraphEGraph:
     """Encode and saturate. Raises `RuleError` if a rule's function fails or its sides differ in type."""
+    return _saturated(graph, lambda host: _phases(distinct(rules), host), limits)
+
+
+def explore(graph: Graph, rules: Sequence[GraphRule], limits: Limits = GRAPH_LIMITS) -> GraphEGraph:
+    """Saturate with rules of operators alone: what terms a program may be, none of them made a kernel."""
+    return _saturated(graph, lambda host: [render(distinct(rules), host)], limits)
+
+
+def _saturated(graph: Graph, phases_in: Callable[[Host], list[list[Any]]], limits: Limits) -> GraphEGraph:
     engine = Engine()
     with Host() as host:
         engine.load(declarations(host), analyses(host))
-        phases = _phases(distinct(rules), host)
+        phases = phases_in(host)
         engine.load(*{r.name: r.text for phase in phases for r in phase}.values())
         constants = _encode(graph, engine, host)
         counted = {"Input", "Const", "Call"} | {constructor(n, k) for n in OPERATORS for k in arities(n)}

@@ -16,7 +16,7 @@ from __future__ import annotations
 import inspect
 import runpy
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -101,6 +101,27 @@ def rule(
             return _make(f, kind, when, tuple(const), tuple(varies), draw, file, line)
         except RuleError as e:
             raise RuleError(f"{file}:{line}: rule {f.__name__}: {e}") from None
+
+    return decorate
+
+
+def equation(
+    kind: str, *, when: Callable[..., bool] | None = None, draw: Callable[..., Environment] | None = None
+) -> Callable[[Callable[..., Rewrite]], tuple[GraphRule, GraphRule]]:
+    """Declare a rule and its converse, `NAME` and `NAME_back`: `left -> right` and `right -> left`.
+
+    Both sides must bind the same variables. Raises `RuleError` naming the file and line of a malformed one.
+    """
+
+    def decorate(f: Callable[..., Rewrite]) -> tuple[GraphRule, GraphRule]:
+        there = rule(kind, when=when, draw=draw)(f)
+        ((left, right),) = ((r.left, r.right) for r in there.rewrites)
+        missing = {*tensors(left), *records(left)} ^ {*tensors(right), *records(right)}
+        if missing or isinstance(right, Var) or any(True for _ in functions(right)):
+            names = ", ".join(sorted(missing)) or "a function"
+            raise RuleError(f"{there.where}: equation {there.name}: one side alone has {names}")
+        back = replace(there, name=f"{there.name}_back", doc=f"{there.doc} (backwards)", rewrites=(right >> left,))
+        return there, back
 
     return decorate
 

@@ -30,11 +30,20 @@ KINDS = (
 
 @dataclass(frozen=True)
 class Limits:
-    """When saturation stops. `nodes`: e-nodes; `iterations`: rounds over a phase's rules; `seconds`: the seat belt."""
+    """When saturation stops. `nodes`: e-nodes; `iterations`: rounds over a phase's rules; `seconds`: the seat belt.
+
+    `matches`: a rule that finds more in one round backs off: it sits out the next `BAN` rounds, and each time it
+    happens again, twice as many, at twice as many matches (Willsey et al., "egg", POPL 2021). 0: no rule backs off.
+    """
 
     nodes: int = 1_000_000
     iterations: int = 64
     seconds: float = 60.0
+    matches: int = 0
+
+
+#: Rounds that a rule sits out when it first finds too much.
+BAN = 2
 
 
 @dataclass(frozen=True)
@@ -49,13 +58,14 @@ class EggRule:
 
 @dataclass
 class RuleStats:
-    """What one rule did. `enodes` are rows it added to the e-graph."""
+    """What one rule did. `enodes` are rows it added to the e-graph; `banned`: how often it had to back off."""
 
     name: str
     kind: str
     matches: int = 0
     enodes: int = 0
     seconds: float = 0.0
+    banned: int = 0
 
 
 @dataclass
@@ -81,6 +91,7 @@ class SaturationReport:
             mine.matches += s.matches
             mine.enodes += s.enodes
             mine.seconds += s.seconds
+            mine.banned += s.banned
 
 
 #: Lines of egglog text parsed at a time.
@@ -133,6 +144,7 @@ def saturate(
         engine.run(settle)
     for phase in phases:
         steps = [(r, report.rules.setdefault(r.name, RuleStats(r.name, r.kind))) for r in phase]
+        resting = _BackOff(limits.matches)
         active = True
         rounds = 0
         while active:
@@ -143,7 +155,11 @@ def saturate(
             rounds += 1
             report.iterations += 1
             for r, stats in steps:
+                if resting.sits_out(r.name, rounds):
+                    continue
+                before = stats.matches
                 size, changed = _step(engine, r, stats, settle, counted, size)
+                resting.look_at(stats, stats.matches - before, rounds)
                 active |= changed
                 if after_step is not None:
                     after_step()
@@ -154,11 +170,35 @@ def saturate(
             report.growth.append(size)
             if report.stopped_by in ("nodes", "seconds"):
                 break
+            active = active or resting.wake(rounds)
         if report.stopped_by in ("nodes", "seconds"):
             break
     report.enodes = size
     report.seconds = time.perf_counter() - start
     return report
+
+
+class _BackOff:
+    """Which rules of a phase sit out, and until which round."""
+
+    def __init__(self, matches: int) -> None:
+        self.matches = matches
+        self.until: dict[str, int] = {}
+
+    def sits_out(self, rule: str, round: int) -> bool:
+        return round < self.until.get(rule, 0)
+
+    def look_at(self, stats: RuleStats, found: int, round: int) -> None:
+        """Ban the rule if it found too much in this round."""
+        if self.matches and found > self.matches << stats.banned:
+            self.until[stats.name] = round + 1 + (BAN << stats.banned)
+            stats.banned += 1
+
+    def wake(self, round: int) -> bool:
+        """Let all rules go on that sit out, as the others are done; whether there were any."""
+        waiting = any(round < until - 1 for until in self.until.values())
+        self.until.clear()
+        return waiting
 
 
 def _step(

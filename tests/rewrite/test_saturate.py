@@ -134,3 +134,21 @@ def test_every_phase_of_a_big_kernel_is_within_the_limits():
     assert egraph.report.stopped_by == "saturated"
     assert egraph.enodes < loop_egraph.LOOP_LIMITS.nodes
     assert egraph.programs[egraph.root] > 10**9
+
+
+def test_a_rule_that_finds_too_much_backs_off_and_comes_back():
+    engine = Engine()
+    engine.load("(sort N)", "(constructor Leaf (i64) N)", "(constructor Pair (N N) N)", "(ruleset pairs)")
+    pairs = EggRule("pairs", "algebra", "pairs", "(rule ((= a (Leaf i)) (= b (Leaf j))) ((Pair a b)) :ruleset pairs)")
+    grow = EggRule(
+        "grow", "algebra", "grow", "(ruleset grow)\n(rule ((= a (Leaf i)) (< i 20)) ((Leaf (+ i 1))) :ruleset grow)"
+    )
+    engine.load(pairs.text, grow.text, "(Leaf 0)")
+    report = saturate(engine, [[pairs, grow]], Limits(matches=10))
+    assert report.stopped_by == "saturated"
+    assert report.rules["pairs"].banned > 0 and report.rules["grow"].banned == 0
+    assert report.rules["pairs"].enodes == 21 * 21, "what it found while it sat out is found in the end"
+    free = Engine()
+    free.load("(sort N)", "(constructor Leaf (i64) N)", "(constructor Pair (N N) N)", "(ruleset pairs)")
+    free.load(pairs.text, grow.text, "(Leaf 0)")
+    assert saturate(free, [[pairs, grow]], Limits()).rules["pairs"].banned == 0
