@@ -65,9 +65,9 @@ def _pieces(part: bytes | str | np.ndarray) -> list[memoryview]:
 
 
 def _view(part: bytes | np.ndarray) -> memoryview:
-    if isinstance(part, np.ndarray):
-        part = np.ascontiguousarray(part).reshape(-1).view(np.uint8).data
-    return memoryview(part)
+    if isinstance(part, bytes):
+        return memoryview(part)
+    return np.ascontiguousarray(part).reshape(-1).view(np.uint8).data
 
 
 def _sha256(piece: memoryview) -> bytes:

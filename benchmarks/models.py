@@ -106,6 +106,7 @@ def memory(name: str, who: str, threads: int) -> dict[str, float] | None:
 
 
 def _memory(name: str, who: str, threads: int) -> dict[str, float]:
+    import harness
     import peers as makers
 
     this = case(name)
@@ -113,7 +114,7 @@ def _memory(name: str, who: str, threads: int) -> dict[str, float]:
         form.model()
     before = _resident()
     first = makers.contestants(this, [who], threads)[0]
-    if not hasattr(first, "call"):
+    if isinstance(first, harness.Timing):
         raise RuntimeError(first.error)
     for _ in range(3):
         first.call()

@@ -8,7 +8,7 @@ bound and a small allowance (`SLACK`), so that no program left aside is better b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -81,7 +81,10 @@ class GraphChoice:
 
 @dataclass(frozen=True)
 class _Candidate:
+    """A kernel that may make the e-class `owner` from the e-classes `args`; `number` counts the distinct kernels."""
+
     owner: int
+    number: int
     kernel: Lowered
     args: tuple[int, ...]
 
@@ -89,12 +92,9 @@ class _Candidate:
 def choose(egraph: GraphEGraph, costs: KernelCosts, *, method: str = "ilp", time_limit: float = 10.0) -> GraphChoice:
     """Extract the program with the least predicted time. Raises `NesteggError` if an output cannot be computed."""
     candidates = _candidates(egraph)
-    seconds: dict[Lowered, float] = {}
-    found: dict[Lowered, tuple[Nest, float]] = {}
-    for c in candidates:
-        if c.kernel not in seconds:
-            slack = 1.0 if isinstance(c.kernel, StagedKernel) else SLACK
-            seconds[c.kernel] = 0.0 if c.kernel.is_alias else costs.bound(c.kernel) * slack
+    kernels = {c.number: c.kernel for c in candidates}
+    seconds = {n: _at_least(k, costs) for n, k in kernels.items()}
+    found: dict[int, tuple[Nest, float]] = {}
     rounds = 0
 
     def settle(how: str, most: int) -> tuple[Extraction, list[_Candidate], bool]:
@@ -103,10 +103,9 @@ def choose(egraph: GraphEGraph, costs: KernelCosts, *, method: str = "ilp", time
         while True:
             rounds, most = rounds + 1, most - 1
             extraction, chosen = _extract(egraph, candidates, seconds, how, time_limit)
-            todo = list(dict.fromkeys(c.kernel for c in chosen if not c.kernel.is_alias and c.kernel not in found))
-            for kernel, result in zip(todo, costs.search(todo), strict=True):
-                found[kernel] = result
-                seconds[kernel] = result[1]
+            todo = list(dict.fromkeys(c.number for c in chosen if not c.kernel.is_alias and c.number not in found))
+            for n, result in zip(todo, costs.search([kernels[n] for n in todo]), strict=True):
+                found[n], seconds[n] = result, result[1]
             if not todo or not most:
                 return extraction, chosen, not todo
 
@@ -114,26 +113,33 @@ def choose(egraph: GraphEGraph, costs: KernelCosts, *, method: str = "ilp", time
     settle("greedy", GREEDY_ROUNDS)
     extraction, chosen, settled = settle(method, EXACT_ROUNDS)
     if not settled:  # the best program of the kernels searched so far
-        known = [c for c in candidates if c.kernel.is_alias or c.kernel in found]
+        known = [c for c in candidates if c.kernel.is_alias or c.number in found]
         extraction, chosen = _extract(egraph, known, seconds, method, time_limit)
     steps = [
-        Step(c.kernel, c.args, c.owner, *(found.get(c.kernel) or (None, 0.0))) for c in _ordered(chosen)
+        Step(c.kernel, c.args, c.owner, *(found.get(c.number) or (None, 0.0))) for c in _ordered(chosen)
     ]
     greedy = extraction if method == "greedy" else _extract(egraph, candidates, seconds, "greedy", time_limit)[0]
     return GraphChoice(tuple(steps), extraction, rounds, len(found), greedy.cost)
 
 
+def _at_least(kernel: Lowered, costs: KernelCosts) -> float:
+    """What a kernel counts for before it is searched."""
+    if kernel.is_alias:
+        return 0.0
+    return costs.bound(kernel) * (1.0 if isinstance(kernel, StagedKernel) else SLACK)
+
+
 def _extract(
     egraph: GraphEGraph,
     candidates: Sequence[_Candidate],
-    seconds: dict[Lowered, float],
+    seconds: Mapping[int, float],
     method: str,
     time_limit: float,
 ) -> tuple[Extraction, list[_Candidate]]:
     b = EGraphBuilder()
     for k, c in _undominated(candidates, seconds):
         overhead = 0.0 if c.kernel.is_alias else CALL_OVERHEAD
-        b.node(f"c{c.owner}", f"kernel{k}", (seconds[c.kernel] + overhead) * 1e6, [f"c{a}" for a in c.args], str(k))
+        b.node(f"c{c.owner}", f"kernel{k}", (seconds[c.number] + overhead) * 1e6, [f"c{a}" for a in c.args], str(k))
     have = {c.owner for c in candidates}
     needed = {a for c in candidates for a in c.args} | set(egraph.outputs)
     for a in sorted(needed):
@@ -154,11 +160,11 @@ def _extract(
 
 
 def _undominated(
-    candidates: Sequence[_Candidate], seconds: dict[Lowered, float]
+    candidates: Sequence[_Candidate], seconds: Mapping[int, float]
 ) -> list[tuple[int, _Candidate]]:
     """The candidates that may be part of a best program, numbered: none that reads all another reads and costs more."""
     kept: dict[int, list[tuple[int, frozenset[int]]]] = {}
-    for k in sorted(range(len(candidates)), key=lambda k: (seconds[candidates[k].kernel], k)):
+    for k in sorted(range(len(candidates)), key=lambda k: (seconds[candidates[k].number], k)):
         args, rivals = frozenset(candidates[k].args), kept.setdefault(candidates[k].owner, [])
         if not any(read <= args for _, read in rivals):
             rivals.append((k, args))
@@ -187,8 +193,9 @@ def _ordered(chosen: Sequence[_Candidate]) -> list[_Candidate]:
 def _candidates(egraph: GraphEGraph) -> list[_Candidate]:
     """The lowerable kernel calls of every e-class that is not known at compile time, each once."""
     scalars = _uniform(egraph)
-    lowered: dict[Any, tuple[Lowered | None, tuple[int, ...]]] = {}  # repeated layers make the same kernels
-    out: dict[tuple[int, Lowered, tuple[int, ...]], _Candidate] = {}
+    numbers: dict[Lowered, int] = {}
+    lowered: dict[Any, tuple[int, Lowered, tuple[int, ...]] | None] = {}  # repeated layers make the same kernels
+    out: dict[tuple[int, int, tuple[int, ...]], _Candidate] = {}
     for owner, e in enumerate(egraph.classes):
         if e.const or e.input is not None:
             continue
@@ -196,24 +203,27 @@ def _candidates(egraph: GraphEGraph) -> list[_Candidate]:
             if owner in call.args:
                 continue
             same = tuple(call.args.index(a) for a in call.args)
-            literals = tuple((k, scalars[a], type(scalars[a])) for k, a in enumerate(call.args) if a in scalars)
+            literals = tuple((k, repr(scalars[a])) for k, a in enumerate(call.args) if a in scalars)
             key = (call.kernel, same, literals)
             if key not in lowered:
-                lowered[key] = _lowered(call, scalars)
-            kernel, order = lowered[key]
-            if kernel is not None:
-                args = tuple(call.args[k] for k in order)
-                out.setdefault((owner, kernel, args), _Candidate(owner, kernel, args))
+                lowered[key] = _lowered(call, scalars, numbers)
+            made = lowered[key]
+            if made is not None:
+                args = tuple(call.args[k] for k in made[2])
+                out.setdefault((owner, made[0], args), _Candidate(owner, made[0], made[1], args))
     return list(out.values())
 
 
-def _lowered(call: CallNode, scalars: dict[int, float | int | bool]) -> tuple[Lowered | None, tuple[int, ...]]:
-    """The kernel of a call, if it has one, and the positions of the arguments it reads."""
+def _lowered(
+    call: CallNode, scalars: dict[int, float | int | bool], numbers: dict[Lowered, int]
+) -> tuple[int, Lowered, tuple[int, ...]] | None:
+    """The kernel of a call with its number, if it has one, and the positions of the arguments it reads."""
     expr, args = canonical_call(call, scalars)
     try:
-        return lower(expr), tuple(call.args.index(a) for a in args)
+        kernel = lower(expr)
     except UnsupportedError:
-        return None, ()
+        return None
+    return numbers.setdefault(kernel, len(numbers)), kernel, tuple(call.args.index(a) for a in args)
 
 
 def _uniform(egraph: GraphEGraph) -> dict[int, float | int | bool]:

@@ -337,7 +337,7 @@ def _with_type(patterns: tuple[Pattern, ...], made: Callable[[Sequence[TensorTyp
         return made([type_of(p, env) for p in patterns])
 
     parameters = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY) for n in names]
-    attribute.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    attribute.__signature__ = inspect.Signature(parameters)
     return attribute
 
 
