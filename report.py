@@ -107,6 +107,7 @@ def found_by(graph: Graph, egraph: GraphEGraph, choice: GraphChoice, program: Pr
             "stopped_by": loops.stopped_by,
             "kernels_searched": choice.searched,
             "kernels_remembered": search.remembered,
+            "kernels_without_schedule": choice.unusable,
             "rules": [vars(s) for s in loops.rules.values()],
         },
         "kernels": [_kernel(call, schedules[call.kernel]) for call in program.calls],

@@ -156,6 +156,8 @@ def left_open(r: Json) -> list[str]:
     cut = [k["name"] for k in r["kernels"] if k["stopped_by"] != "saturated"]
     if cut:
         out.append(f"The schedules of {', '.join(cut)} were stopped by a limit: more exist than were tried.")
+    if unusable := r["loops"]["kernels_without_schedule"]:
+        out.append(f"{unusable} kernels were set aside: the limits were reached before a schedule of them was whole.")
     e = r["extraction"]
     if not e["optimal"]:
         out.append(f"Graph extraction ended without proof: a program up to {e['gap']:.2%} cheaper may exist.")

@@ -24,13 +24,17 @@ class ScoredNest:
     seconds: float
 
 
+class NoSchedule(NesteggError):
+    """Saturation was stopped by its limits before any nest of the whole kernel was there."""
+
+
 def extract_nests(egraph: LoopEGraph, model: CostModel, width: int = 6) -> list[ScoredNest]:
-    """The best `width` nests of the whole kernel, best first. Raises `NesteggError` if the e-graph holds none."""
+    """The best `width` nests of the whole kernel, best first. Raises `NoSchedule` if the e-graph holds none."""
     sweep = _Sweep(egraph, model.scorer(egraph), width)
     sweep.run()
     found = sweep.best(egraph.root)
     if not found:
-        raise NesteggError(
+        raise NoSchedule(
             f"no schedule was found within the limits ({egraph.report.stopped_by}) for {egraph.kernel}"
         )
     return found

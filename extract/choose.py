@@ -49,8 +49,8 @@ class KernelCosts(Protocol):
         """A lower bound, quick."""
         ...
 
-    def search(self, kernels: Sequence[Lowered]) -> list[tuple[Nest, float]]:
-        """The best nest of each kernel and its predicted seconds (remembered by the implementation)."""
+    def search(self, kernels: Sequence[Lowered]) -> list[tuple[Nest, float] | None]:
+        """The best nest of each kernel and its predicted seconds, or None if it has none within the search's limits."""
         ...
 
 
@@ -69,13 +69,15 @@ class Step:
 class GraphChoice:
     """The chosen program: steps in order, and the extraction's figures (its cost is in seconds).
 
-    `greedy_cost`: what greedy extraction makes of the same e-graph with the same costs.
+    `unusable`: kernels set aside because their search ended without a schedule. `greedy_cost`: what greedy extraction
+    makes of the same e-graph with the same costs.
     """
 
     steps: tuple[Step, ...]
     extraction: Extraction
     rounds: int
     searched: int
+    unusable: int
     greedy_cost: float
 
 
@@ -95,6 +97,7 @@ def choose(egraph: GraphEGraph, costs: KernelCosts, *, method: str = "ilp", time
     kernels = {c.number: c.kernel for c in candidates}
     seconds = {n: _at_least(k, costs) for n, k in kernels.items()}
     found: dict[int, tuple[Nest, float]] = {}
+    unusable: set[int] = set()
     rounds = 0
 
     def settle(how: str, most: int) -> tuple[Extraction, list[_Candidate], bool]:
@@ -102,10 +105,14 @@ def choose(egraph: GraphEGraph, costs: KernelCosts, *, method: str = "ilp", time
         nonlocal rounds
         while True:
             rounds, most = rounds + 1, most - 1
-            extraction, chosen = _extract(egraph, candidates, seconds, how, time_limit)
+            usable = [c for c in candidates if c.number not in unusable] if unusable else candidates
+            extraction, chosen = _extract(egraph, usable, seconds, how, time_limit)
             todo = list(dict.fromkeys(c.number for c in chosen if not c.kernel.is_alias and c.number not in found))
             for n, result in zip(todo, costs.search([kernels[n] for n in todo]), strict=True):
-                found[n], seconds[n] = result, result[1]
+                if result is None:
+                    unusable.add(n)
+                else:
+                    found[n], seconds[n] = result, result[1]
             if not todo or not most:
                 return extraction, chosen, not todo
 
@@ -118,8 +125,9 @@ def choose(egraph: GraphEGraph, costs: KernelCosts, *, method: str = "ilp", time
     steps = [
         Step(c.kernel, c.args, c.owner, *(found.get(c.number) or (None, 0.0))) for c in _ordered(chosen)
     ]
-    greedy = extraction if method == "greedy" else _extract(egraph, candidates, seconds, "greedy", time_limit)[0]
-    return GraphChoice(tuple(steps), extraction, rounds, len(found), greedy.cost)
+    usable = [c for c in candidates if c.number not in unusable]
+    greedy = extraction if method == "greedy" else _extract(egraph, usable, seconds, "greedy", time_limit)[0]
+    return GraphChoice(tuple(steps), extraction, rounds, len(found), len(unusable), greedy.cost)
 
 
 def _at_least(kernel: Lowered, costs: KernelCosts) -> float:

@@ -13,7 +13,7 @@ from ..rewrite.loop_egraph import LOOP_LIMITS, LoopEGraph, build
 from ..rewrite.loop_language import LoopRule, Space, space
 from ..rewrite.loop_rules import LOOP_RULES
 from ..rewrite.saturate import Limits, SaturationReport
-from .beam import extract_nests
+from .beam import NoSchedule, extract_nests
 from .costmodel import CostModel
 
 #: Loop e-graphs kept in memory at a time.
@@ -65,11 +65,19 @@ class KernelSearch:
     def bound(self, kernel: Lowered) -> float:
         return self.model.bound(kernel) if kernel.points else 0.0
 
-    def search(self, kernels: Sequence[Lowered]) -> list[tuple[Nest, float]]:
-        return [(s.nest, s.seconds) for s in map(self.schedule, kernels)]
+    def search(self, kernels: Sequence[Lowered]) -> list[tuple[Nest, float] | None]:
+        return list(map(self._best, kernels))
+
+    def _best(self, kernel: Lowered) -> tuple[Nest, float] | None:
+        try:
+            found = self.schedule(kernel)
+        except NoSchedule as e:
+            self.progress(str(e))
+            return None
+        return found.nest, found.seconds
 
     def schedule(self, kernel: Lowered) -> KernelSchedule:
-        """The best nest of one kernel."""
+        """The best nest of one kernel. Raises `NoSchedule` if there is none within the limits."""
         if not kernel.points:  # an empty tensor: nothing to schedule
             self.schedules[kernel] = KernelSchedule(Vec(-1, 1), 0.0, 0, 1, "saturated")
         if kernel not in self.schedules:
