@@ -232,7 +232,8 @@ class Rates:
         vectors: list[tuple[int, int]] = [(a.number, -1) for a in self.space.axes if a.contiguous] or [(-1, -1)]
         best = np.inf
         for axis, fit in [*vectors, *((f.vector, f.number) for f in self.space.fits)]:
-            shapes = _tile_shapes(extents, axis, self.lanes, self.t.registers)
+            most = self.lanes * self.t.registers  # no tile is longer
+            shapes = _tile_shapes(tuple(min(n, most) for n in extents), axis, self.lanes, self.t.registers)
             domain = np.ones((len(shapes), len(k.axes)), np.int64)
             if extents:
                 domain[:, : self.spatial] = shapes
@@ -253,8 +254,9 @@ def _tile_sizes(extent: int, most: int) -> tuple[int, ...]:
     return tuple(range(1, min(extent, most) + 1))
 
 
-def _tile_shapes(extents: list[int], vector: int, lanes: int, registers: int) -> np.ndarray:
-    """All register tiles of at most `registers` results: extents along every spatial axis."""
+@cache
+def _tile_shapes(extents: tuple[int, ...], vector: int, lanes: int, registers: int) -> np.ndarray:
+    """All register tiles of at most `registers` results: extents along every spatial axis (not to be written to)."""
     shapes: list[tuple[int, ...]] = [()]
     used: list[int] = [1]
     for k, n in enumerate(extents):
