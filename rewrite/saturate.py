@@ -7,8 +7,10 @@ results do not depend on the machine's speed unless the report says `seconds`.
 
 from __future__ import annotations
 
+import math
+import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -132,50 +134,77 @@ def saturate(
     *,
     analyses: str = "",
     counted: Iterable[str] | None = None,
-    after_step: Any = None,
+    after_step: Callable[[], None] = lambda: None,
 ) -> SaturationReport:
-    """Run each phase to saturation in turn. `analyses` names a ruleset saturated after every rule."""
-    report = SaturationReport()
-    start = time.perf_counter()
-    counted = None if counted is None else set(counted)
-    size = engine.size(counted)
-    settle = f"(run-schedule (saturate (run {analyses})))" if analyses else ""
-    if settle:
-        engine.run(settle)
+    """Run each phase to saturation in turn. `analyses` names a ruleset saturated after every rule.
+
+    What is cut short stays of use: phases of lowering rules, which only say how to compute what is there, run to their
+    end whatever the limits.
+    """
+    run = _Run(engine, limits, analyses, None if counted is None else set(counted), after_step)
     for phase in phases:
-        steps = [(r, report.rules.setdefault(r.name, RuleStats(r.name, r.kind))) for r in phase]
+        lowering = all(r.kind == "lowering" for r in phase)
+        if lowering or not run.cut:
+            run.phase(phase, Limits(nodes=sys.maxsize, seconds=math.inf) if lowering else limits)
+    return run.finished()
+
+
+class _Run:
+    """One saturation: the e-graph, its report so far, and the limits of the whole."""
+
+    def __init__(
+        self, engine: Engine, limits: Limits, analyses: str, counted: set[str] | None, after_step: Callable[[], None]
+    ) -> None:
+        self.engine, self.counted, self.after_step = engine, counted, after_step
+        self.report = SaturationReport()
+        self.start = time.perf_counter()
+        self.size = engine.size(counted)
+        self.settle = f"(run-schedule (saturate (run {analyses})))" if analyses else ""
+        if self.settle:
+            engine.run(self.settle)
+
+    @property
+    def cut(self) -> bool:
+        """A limit of the whole e-graph was reached."""
+        return self.report.stopped_by in ("nodes", "seconds")
+
+    def phase(self, rules: Sequence[EggRule], limits: Limits) -> None:
+        """Rounds over the rules until they find nothing new or a limit is reached."""
+        report = self.report
+        steps = [(r, report.rules.setdefault(r.name, RuleStats(r.name, r.kind))) for r in rules]
         resting = _BackOff(limits.matches)
-        active = True
-        rounds = 0
-        while active:
-            active = False
-            if rounds >= limits.iterations:
-                report.stopped_by = "iterations"
-                break
-            rounds += 1
+        for number in range(1, limits.iterations + 1):
             report.iterations += 1
-            for r, stats in steps:
-                if resting.sits_out(r.name, rounds):
-                    continue
-                before = stats.matches
-                size, changed = _step(engine, r, stats, settle, counted, size)
-                resting.look_at(stats, stats.matches - before, rounds)
-                active |= changed
-                if after_step is not None:
-                    after_step()
-                limit = _exceeded(limits, size, start)
-                if limit:
-                    report.stopped_by = limit
-                    break
-            report.growth.append(size)
-            if report.stopped_by in ("nodes", "seconds"):
-                break
-            active = active or resting.wake(rounds)
-        if report.stopped_by in ("nodes", "seconds"):
-            break
-    report.enodes = size
-    report.seconds = time.perf_counter() - start
-    return report
+            active, limit = self._round(steps, resting, number, limits)
+            report.growth.append(self.size)
+            if limit:
+                report.stopped_by = limit
+            if limit or not (active or resting.wake(number)):
+                return
+        report.stopped_by = "iterations"
+
+    def _round(
+        self, steps: Sequence[tuple[EggRule, RuleStats]], resting: _BackOff, number: int, limits: Limits
+    ) -> tuple[bool, str]:
+        """Each rule once: whether something changed, and the limit that was reached, if any."""
+        active = False
+        for r, stats in steps:
+            if resting.sits_out(r.name, number):
+                continue
+            before = stats.matches
+            self.size, changed = _step(self.engine, r, stats, self.settle, self.counted, self.size)
+            resting.look_at(stats, stats.matches - before, number)
+            active |= changed
+            self.after_step()
+            limit = _exceeded(limits, self.size, self.start)
+            if limit:
+                return active, limit
+        return active, ""
+
+    def finished(self) -> SaturationReport:
+        self.report.enodes = self.size
+        self.report.seconds = time.perf_counter() - self.start
+        return self.report
 
 
 class _BackOff:
