@@ -160,7 +160,7 @@ class _Choosing:
         for k, c in enumerate(self.candidates):
             if prices[k] < float("inf"):
                 b.node(f"c{c.owner}", f"kernel{k}", prices[k], [f"c{a}" for a in c.args], str(k))
-        made = {c.owner for c in self.candidates}
+        made = {c.owner for k, c in enumerate(self.candidates) if prices[k] < float("inf")}
         for a in {a for c in self.candidates for a in c.args} | set(egraph.outputs):
             e = egraph.classes[a]
             if e.const or e.input is not None:

@@ -11,14 +11,14 @@ from nestegg.vta.explore import Point, configurations, explore, frontier, write_
 
 
 def layer(x):
-    w = np.random.default_rng(0).integers(-128, 128, (24, 16, 3, 3)).astype(np.int8)
+    w = np.random.default_rng(0).integers(-128, 128, (32, 32, 3, 3)).astype(np.int8)
     y = lax.conv_general_dilated(x, w, (1, 1), [(1, 1)] * 2, preferred_element_type=jnp.int32)
     return jnp.clip(y >> 9, 0, 127).astype(jnp.int8)
 
 
 def test_larger_blocks_take_fewer_cycles_and_more_multipliers(tmp_path):
     configs = [*configurations(blocks=(4, 5), batches=(0,), halvings=(0,)), Config(log_wgt_buff_size=11)]
-    points = explore(from_jax(layer, np.zeros((1, 16, 8, 8), np.int8)).graph, configs, effort=2)
+    points = explore(from_jax(layer, np.zeros((1, 32, 20, 20), np.int8)).graph, configs, effort=2)
     assert [p.macs for p in points] == [32 * 32, 16 * 16, 16 * 16]
     assert points[0].cycles < points[1].cycles
     assert all(p.best for p in points[:2])
