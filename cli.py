@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
     from .cache import Usage
     from .compiler import Compiled
-    from .ir.imported import ImportedProgram
 
 FAILED, BAD_INPUT = 1, 2
 VTA = "vta"
@@ -135,11 +134,11 @@ def optimize(
     if dump is not None and target != VTA:
         raise NesteggError(f"--dump writes programs of the accelerator: give --target {VTA}, not {target}")
     shapes = _shapes(shape or [])
+    if target == VTA:
+        return _optimize_for_vta(model, shapes, dump, seed, as_json)
     with _all_prints_to_stderr(), _progress(not as_json) as progress:
         progress("importing")
         imported = imported_model(model, shapes)
-        if target == VTA:
-            return _optimize_for_vta(imported, dump, seed, as_json)
         from .compiler import optimize as compile_model
         from .report_text import described
 
@@ -172,11 +171,14 @@ def optimize(
         raise typer.Exit(FAILED)
 
 
-def _optimize_for_vta(imported: ImportedProgram, dump: Path | None, seed: int, as_json: bool) -> None:
+def _optimize_for_vta(
+    model: str, shapes: dict[str, tuple[int, ...]], dump: Path | None, seed: int, as_json: bool
+) -> None:
     """A model of integers, all of it on the accelerator."""
     from .cli_vta import compiled_network, print_network
 
-    network, found = compiled_network(imported, seed, dump)
+    with _all_prints_to_stderr():
+        network, found = compiled_network(imported_model(model, shapes), seed, dump)
     if as_json:
         typer.echo(_json(found))
     else:
