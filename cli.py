@@ -7,7 +7,6 @@ quick. Whatever the user did wrong is a `NesteggError`: one line on stderr and e
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 import math
 import os
@@ -21,17 +20,18 @@ import typer
 from typer.core import TyperGroup
 
 from . import __version__
+from .cli_models import imported_model
 from .cli_vta import vta
-from .ir.errors import ImportFailure, NesteggError
+from .ir.errors import NesteggError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from .cache import Usage
     from .compiler import Compiled
-    from .ir.imported import ImportedProgram
 
 FAILED, BAD_INPUT = 1, 2
+VTA = "vta"
 #: Columns of a table that goes to a file or a pipe.
 PLAIN_WIDTH = 118
 
@@ -102,7 +102,9 @@ def _options(
 @app.command()
 def optimize(
     model: Annotated[str, typer.Argument(help="An .onnx file, zoo:NAME, or package.module:factory.")],
-    target: Annotated[str, typer.Option(help="The machine to compile for; cpu is this one.")] = "cpu",
+    target: Annotated[
+        str, typer.Option(help="The machine to compile for: cpu is this one, vta the accelerator.")
+    ] = "cpu",
     threads: Annotated[
         int | None, typer.Option(help="Threads the program may run on; all CPUs by default.")
     ] = None,
@@ -117,6 +119,9 @@ def optimize(
     ] = None,
     cache: Annotated[bool, typer.Option(help="Load what was compiled before, and keep what is compiled.")] = True,
     seed: Annotated[int, typer.Option(help="Seed of the random inputs that verify the result.")] = 0,
+    dump: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="With --target vta: write the accelerator's programs.")
+    ] = None,
 ) -> None:
     """Optimize a model, verify it against float64, and say what was done.
 
@@ -125,10 +130,15 @@ def optimize(
     Exit code: 0 verified, 1 verification failed, 2 bad input.
     """
     _check_writable(report, dump_phases_to)
+    _check_writable(None, dump)
+    if dump is not None and target != VTA:
+        raise NesteggError(f"--dump writes programs of the accelerator: give --target {VTA}, not {target}")
     shapes = _shapes(shape or [])
+    if target == VTA:
+        return _optimize_for_vta(model, shapes, dump, seed, as_json)
     with _all_prints_to_stderr(), _progress(not as_json) as progress:
         progress("importing")
-        imported = _imported(model, shapes)
+        imported = imported_model(model, shapes)
         from .compiler import optimize as compile_model
         from .report_text import described
 
@@ -161,35 +171,22 @@ def optimize(
         raise typer.Exit(FAILED)
 
 
-def _imported(model: str, shapes: dict[str, tuple[int, ...]]) -> ImportedProgram:
-    """The graph of what MODEL names. Raises `ImportFailure` if it names nothing."""
-    from .compiler import import_program
+def _optimize_for_vta(
+    model: str, shapes: dict[str, tuple[int, ...]], dump: Path | None, seed: int, as_json: bool
+) -> None:
+    """A model of integers, all of it on the accelerator."""
+    from .cli_vta import compiled_network, print_network
 
-    if model.startswith("zoo:") or model.endswith(".onnx") or Path(model).is_file():
-        return import_program(model, shapes=shapes)
-    module, found, factory = model.partition(":")
-    if not found:
-        raise ImportFailure(f"{model}: no such model; give an .onnx file, zoo:NAME or package.module:factory")
-    fn, example_args = _call_factory(module, factory)
-    return import_program(fn, *example_args)
-
-
-def _call_factory(module: str, name: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    where = f"{module}:{name}"
-    sys.path.insert(0, os.getcwd())  # as `python -m` does: the user's modules lie here
-    try:
-        made = getattr(importlib.import_module(module), name)()
-    except NesteggError:
-        raise
-    except Exception as e:
-        advice = "give a callable that returns (fn, example_args)"
-        raise ImportFailure(f"{where}: {type(e).__name__}: {e}; {advice}") from e
-    match made:
-        case (fn, tuple() | list() as example_args) if callable(fn):
-            return fn, tuple(example_args)
-    raise ImportFailure(
-        f"{where}: gives {type(made).__name__}; let it return (fn, example_args), a function and a tuple"
-    )
+    with _all_prints_to_stderr():
+        network, found = compiled_network(imported_model(model, shapes), seed, dump)
+    if as_json:
+        typer.echo(_json(found))
+    else:
+        print_network(found)
+        if dump is not None:
+            typer.echo(f"{'programs':<12} {dump}: {len(network.programs)}")
+    if not found["exact"]:
+        raise typer.Exit(FAILED)
 
 
 def _shapes(options: list[str]) -> dict[str, tuple[int, ...]]:

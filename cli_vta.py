@@ -1,4 +1,5 @@
-"""The `nestegg vta` sub-commands: programs of the accelerator as files, run, assembled, checked, timed.
+"""The `nestegg vta` sub-commands: programs of the accelerator as files, run, assembled, checked, timed; models of
+integers compiled for it, and configurations explored.
 
 A PROGRAM is a folder (`insns.bin`, `uops.bin`, `dram.bin`, `meta.json`) or a file of assembly text. Mounted by cli.py;
 everything slow is imported by the command that needs it.
@@ -15,6 +16,8 @@ import typer
 from .ir.errors import NesteggError, UnknownNameError
 
 if TYPE_CHECKING:
+    from .ir.imported import ImportedProgram
+    from .vta.network import Network
     from .vta.program import Program
     from .vta.timing import Board
 
@@ -55,9 +58,51 @@ def _board(name: str) -> Board:
     return Board(int(latency), int(gap))
 
 
+ConfigName = Annotated[
+    str | None, typer.Option("--config", metavar="NAME", help="A configuration, as in 1x16_i8w8a32_15_15_18_17.")
+]
+
+
+def _is_model(name: str) -> bool:
+    """Whether an argument names a model rather than a program's files."""
+    return name.startswith("zoo:") or name.endswith(".onnx") or (":" in name and not Path(name).exists())
+
+
+def compiled_network(
+    imported: ImportedProgram, seed: int = 0, dump: Path | None = None, config: str | None = None, board: str = "sim"
+) -> tuple[Network, dict[str, Any]]:
+    """A model of integers compiled for the accelerator and run on random inputs: the network, and its report with
+    whether the outputs are the graph's (`exact`). `dump`: where to write its programs."""
+    import numpy as np
+
+    from .ir.reference import evaluate
+    from .vta.config import DEFAULT, Config
+    from .vta.network import compile_network
+
+    chosen = Config.from_name(config) if config else DEFAULT
+    network = compile_network(imported.graph, chosen, _board(board))
+    rng, half = np.random.default_rng(seed), 1 << (chosen.inp_bits - 1)
+    inputs = [rng.integers(-half, half, t.shape).astype(np.int8) for t in imported.graph.input_types]
+    found = network(*inputs) if dump is None else network.dump(dump, *inputs)
+    expected = evaluate(imported.graph, inputs)
+    exact = all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
+    return network, network.report() | {"exact": exact}
+
+
+def print_network(r: dict[str, Any]) -> None:
+    """The report of a network as a table."""
+    typer.echo(f"{'kernel':<58}{'cycles':>10}{'busy':>8}{'read':>12}{'written':>10}")
+    for k in r["kernels"]:
+        moved = f"{k['read_bytes']:>12,}{k['written_bytes']:>10,}"
+        typer.echo(f"{k['result']:<58}{k['cycles']:>10,}{k['utilisation']:>8.1%}{moved}")
+    typer.echo(f"\n{'cycles':<12} {r['cycles']:,} on {r['config']}, multipliers busy {r['utilisation']:.1%}")
+    typer.echo(f"{'streams':<12} {r['streams']}; packed by the CPU: {', '.join(r['packed_by_the_cpu'])}")
+    typer.echo(f"{'outputs':<12} {'equal to' if r['exact'] else 'DIFFERENT from'} the integer reference")
+
+
 @vta.command()
 def run(
-    program: ProgramPath,
+    program: Annotated[str, typer.Argument(help="A program's folder or assembly text, or a model of integers.")],
     profile: Annotated[
         str, typer.Option(metavar="NAME", help="Whose behaviour: strict, strict-ext, loose, fsim, hls, rtl.")
     ] = "strict",
@@ -65,12 +110,17 @@ def run(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", metavar="DIR", help="Write each output region to DIR/NAME.bin.")
     ] = None,
+    config: ConfigName = None,
+    seed: Annotated[int, typer.Option(help="Seed of a model's random inputs.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Run a program on both simulators: its outputs, what it moved and computed, and its cycles.
+    """Run a program on both simulators: its outputs, what it moved and computed, and its cycles. A model (an .onnx
+    file, zoo:NAME, package.module:factory) is compiled first, for --config, and compared with the integer reference.
 
     Exit code: 0 it ran and its outputs are as recorded (or nothing is recorded), 1 they differ, 2 it cannot run.
     """
+    if _is_model(program):
+        return _run_model(program, board, config, seed, as_json)
     import hashlib
     from dataclasses import asdict
 
@@ -81,7 +131,7 @@ def run(
 
     if profile not in PROFILES:
         raise UnknownNameError(f"--profile {profile}: choose {', '.join(PROFILES)}")
-    loaded, timing = _program(program), _board(board)
+    loaded, timing = _program(Path(program)), _board(board)
     result = execute(loaded, PROFILES[profile])
     analysis = analyse(simulate(loaded.stream, loaded.config, timing))
     outputs = []
@@ -107,6 +157,18 @@ def run(
             f"multipliers busy {analysis.utilisation:.1%}, limit: {analysis.bound_by}"
         )
     if any(o["expected"] is False for o in outputs):
+        raise typer.Exit(FAILED)
+
+
+def _run_model(model: str, board: str, config: str | None, seed: int, as_json: bool) -> None:
+    from .cli_models import imported_model
+
+    _, found = compiled_network(imported_model(model, {}), seed, None, config, board)
+    if as_json:
+        typer.echo(json.dumps(found))
+    else:
+        print_network(found)
+    if not found["exact"]:
         raise typer.Exit(FAILED)
 
 
@@ -210,6 +272,60 @@ def trace(
     except OSError as e:
         raise NesteggError(f"{output}: cannot be written ({e.strerror}); choose another place") from None
     typer.echo(f"{output}: {timeline.cycles:,} cycles, {len(timeline.stream)} instructions")
+
+
+@vta.command()
+def explore(
+    model: Annotated[str, typer.Argument(help="A model of integers: .onnx, zoo:NAME or package.module:factory.")],
+    blocks: Annotated[str, typer.Option(metavar="LIST", help="Sizes of the block, as in 8,16,32.")] = "8,16,32",
+    batches: Annotated[str, typer.Option(metavar="LIST", help="Rows of a batch, as in 1,2.")] = "1,2",
+    halvings: Annotated[
+        str, typer.Option(metavar="LIST", help="How often each data buffer is halved, independently.")
+    ] = "0,2",
+    base: ConfigName = None,
+    board: BoardName = "sim",
+    effort: Annotated[int, typer.Option(help="Programs timed for each layer of each configuration.")] = 6,
+    png: Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw cycles against on-chip memory.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Compile a model for many configurations: cycles against on-chip memory and multipliers, and which are beaten by
+    none."""
+    from .cli_models import imported_model
+    from .vta.config import DEFAULT, Config
+    from .vta.explore import configurations, write_png
+    from .vta.explore import explore as search
+
+    start = Config.from_name(base) if base else DEFAULT
+    sizes, rows = _log2("--blocks", blocks), _log2("--batches", batches)
+    configs = list(configurations(start, sizes, rows, _numbers("--halvings", halvings)))
+    if not configs:
+        raise NesteggError("none of these configurations is legal: see `nestegg.vta.config`")
+    shown = (lambda message: None) if as_json else lambda message: typer.echo(message, err=True)
+    points = search(imported_model(model, {}).graph, configs, _board(board), effort, shown)
+    if png is not None:
+        write_png(points, png, model)
+    if as_json:
+        typer.echo(json.dumps({"model": model, "points": [p.to_json() for p in points]}))
+    else:
+        typer.echo(f"{'':<2}{'configuration':<30}{'cycles':>12}{'busy':>8}{'SRAM bytes':>12}{'multipliers':>12}")
+        for p in points:
+            figures = f"{p.cycles:>12,}{p.utilisation:>8.1%}{p.sram_bytes:>12,}{p.macs:>12,}"
+            typer.echo(f"{'*' if p.best else '':<2}{p.config.name:<30}{p.reason or figures}")
+        typer.echo(f"* beaten by none, {sum(p.best for p in points)} of {len(points)}")
+
+
+def _numbers(option: str, text: str) -> list[int]:
+    parts = text.split(",")
+    if not all(p.isdecimal() for p in parts):
+        raise NesteggError(f"{option} {text}: write whole numbers with commas between them")
+    return [int(p) for p in parts]
+
+
+def _log2(option: str, text: str) -> list[int]:
+    found = _numbers(option, text)
+    if any(n == 0 or n & (n - 1) for n in found):
+        raise NesteggError(f"{option} {text}: give powers of two")
+    return [n.bit_length() - 1 for n in found]
 
 
 @vta.command()

@@ -121,3 +121,73 @@ def test_mistakes_are_one_line(text, args, why):
     result = run(*(a.format(text=text) for a in args))
     assert result.exit_code == 2, result.output
     assert why in result.stderr and len(result.stderr.splitlines()) == 1
+
+
+MODEL = """
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+WEIGHTS = np.random.default_rng(0).integers(-128, 128, (20, 16, 3, 3)).astype(np.int8)
+
+
+def network(x):
+    y = lax.conv_general_dilated(x, WEIGHTS, (1, 1), [(1, 1)] * 2, preferred_element_type=jnp.int32)
+    y = jnp.clip(y >> 9, 0, 127).astype(jnp.int8)
+    return lax.reduce_window(y, np.int8(-128), lax.max, (1, 1, 2, 2), (1, 1, 2, 2), "VALID")
+
+
+def integers():
+    return network, (np.zeros((1, 16, 6, 6), np.int8),)
+
+
+def floats():
+    return jnp.tanh, (np.zeros((4,), np.float32),)
+"""
+
+
+@pytest.fixture
+def model(tmp_path, monkeypatch) -> str:
+    """A module of two models in the working folder; its name."""
+    (tmp_path / "vta_models.py").write_text(MODEL)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    return "vta_models"
+
+
+def test_a_model_is_compiled_and_run(model):
+    result = run("run", f"{model}:integers", "--json", "--config", "1x32_i8w8a32_15_15_18_17")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["exact"] and found["config"].startswith("1x32") and len(found["kernels"]) == 2
+    assert "equal to the integer reference" in run("run", f"{model}:integers").stdout
+    refused = run("run", f"{model}:floats")
+    assert refused.exit_code == 2 and "computes in f32" in refused.output
+
+
+def test_a_dumped_model_is_run_again(model, tmp_path):
+    where = tmp_path / "dump"
+    options = ["optimize", f"{model}:integers", "--target", "vta", "--dump", str(where), "--json"]
+    result = CliRunner().invoke(app, options)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["exact"]
+    assert {p.name for p in where.iterdir()} == {"insns.bin", "uops.bin", "dram.bin", "meta.json", "layouts.json"}
+    again = run("run", where, "--json")
+    assert again.exit_code == 0, again.output
+    outputs = json.loads(again.stdout)["outputs"]
+    assert outputs and all(o["expected"] for o in outputs)
+    assert run("check", where).exit_code == 0
+    wrong = CliRunner().invoke(app, ["optimize", f"{model}:integers", "--dump", str(where)])
+    assert wrong.exit_code == 2 and "--target vta" in wrong.output
+
+
+def test_explore(model, tmp_path):
+    pytest.importorskip("matplotlib")
+    options = ["--blocks", "16,32", "--batches", "1", "--halvings", "0", "--effort", "2"]
+    result = run("explore", f"{model}:integers", *options, "--json", "--png", tmp_path / "e.png")
+    assert result.exit_code == 0, result.output
+    points = json.loads(result.stdout)["points"]
+    assert {p["macs"] for p in points} == {256, 1024} and any(p["best"] for p in points)
+    assert (tmp_path / "e.png").exists()
+    assert "beaten by none" in run("explore", f"{model}:integers", *options).stdout
+    assert run("explore", f"{model}:integers", "--blocks", "12").exit_code == 2

@@ -23,7 +23,7 @@ from .kernels import kernels
 from .layout import element_bits, element_shape, pack_lanes, signed_lanes
 from .legality import CODES, PORTABLE_SHIFT, Finding, element_sizes, instruction_findings
 from .program import Program
-from .tokens import Dispatch, Queue, lowest
+from .tokens import Dispatch, Queue
 
 #: Micro-op executions after which a program is stopped: some 10 s of machine time.
 WORK_LIMIT = 1 << 32
@@ -33,6 +33,9 @@ EXPANDED_LIMIT = 1 << 22
 _HARMLESS = frozenset({"V1101", "V501"})
 #: A loop of one iteration.
 _ONCE = (1, 0, 0, 0)
+#: As plain numbers: to look an enumeration's member up takes as long as a short instruction.
+_LOAD, _STORE, _GEMM, _ALU, _FINISH = map(int, (Opcode.LOAD, Opcode.STORE, Opcode.GEMM, Opcode.ALU, Opcode.FINISH))
+_UOP, _WGT, _SHR = int(Memory.UOP), int(Memory.WGT), int(AluOp.SHR)
 #: Types of lanes by their bytes.
 _LANES = {1: np.dtype("<i1"), 2: np.dtype("<i2"), 4: np.dtype("<i4")}
 
@@ -133,14 +136,14 @@ def run(
     program: Program,
     profile: Profile = STRICT,
     *,
-    choose: Callable[[Sequence[Unit]], Unit] = lowest,
+    choose: Callable[[Sequence[Unit]], Unit] | None = None,
     work_limit: int = WORK_LIMIT,
     vnni: bool = True,
     before: NDArray[np.uint8] | None = None,
 ) -> Result:
     """Execute a program. All on-chip buffers begin at zero; DRAM begins as `program.image(before)`.
 
-    `choose` picks the unit that goes next among those that can. Raises `ExecutionError` with the checker's code if an
+    `choose` picks the unit that goes next among those that can, by default the lowest one. Raises `ExecutionError` with the checker's code if an
     instruction is not legal (for this profile), if units wait for each other, or after `work_limit` micro-ops.
     """
     if profile.only not in (None, program.config):
@@ -154,18 +157,27 @@ def run(
     machine = _Machine(program.config, program.image(before), profile, work_limit, vnni)
     rows, dispatch = isa.rows(stream), Dispatch(stream)
     finished = None
-    while ready := dispatch.ready():
-        index = dispatch.begin(choose(ready))
+    while (unit := _next(dispatch, choose)) is not None:
+        index = dispatch.begin(unit)
         if finished is not None and profile.strict:
             raise _refused(Finding("V1404", finished, f"instruction {index} runs after it"))
-        machine.execute(index, rows[index])
+        row = rows[index]
+        machine.execute(index, row)
         dispatch.complete(index)
-        if rows[index].opcode == Opcode.FINISH:
+        if row.opcode == _FINISH:
             finished = index
     if dispatch.stuck is not None:
         raise _refused(Finding("V1501", dispatch.stuck, dispatch.explain()))
     counters = Counters.of(stream, program.config, profile.zero_trips)
     return Result(machine.dram, counters, {q: dispatch.tokens[q] for q in Queue})
+
+
+def _next(dispatch: Dispatch, choose: Callable[[Sequence[Unit]], Unit] | None) -> Unit | None:
+    """The unit that goes next; None if none can."""
+    if choose is None:
+        return dispatch.lowest()
+    ready = dispatch.ready()
+    return choose(ready) if ready else None
 
 
 def run_all(programs: Sequence[Program], profile: Profile = STRICT) -> Result:
@@ -230,13 +242,14 @@ class _Machine:
         c = self.config
         depth = {m: c.depth(m) for m in Memory}
         pairs = max(1, c.block // 2)
-        self.depth, self.work = depth, 0
+        self.depth, self._uop_depth, self.work = depth, depth[Memory.UOP], 0
         self.kernels = kernels(c, self.vnni)
         self.acc = _aligned((depth[Memory.ACC], c.batch, c.block), np.int32)
         self.inp = _aligned((depth[Memory.INP], c.batch, 2 * pairs), np.int16)
         self.wgt = _aligned((depth[Memory.WGT], pairs, c.block, 2), np.int16)
         self.state = np.zeros(depth[Memory.ACC], np.uint8)
         self.out = np.zeros_like(self.acc) if self.profile.own_out else self.acc
+        self._out = c.out_bits, c.element_bytes(Memory.OUT)
         self.uops = {name: np.zeros(depth[Memory.UOP], np.int64) for name in ("dst", "src", "wgt")}
         self._known: dict[tuple[int, int], _Uops] = {}
         self._dram = self.dram.data
@@ -254,15 +267,17 @@ class _Machine:
         self._right_address, self._zeros_address = self.right.ctypes.data, self.zeros.ctypes.data
 
     def execute(self, index: int, row: Instruction) -> None:
-        match row.opcode:
-            case Opcode.LOAD if row.x_size:
+        opcode = row.opcode
+        if opcode == _LOAD:
+            if row.x_size:
                 self._load(row)
-            case Opcode.STORE if row.x_size:
+        elif opcode == _STORE:
+            if row.x_size:
                 self._store(index, row)
-            case Opcode.GEMM:
-                self._gemm(index, row)
-            case Opcode.ALU:
-                self._alu(index, row)
+        elif opcode == _GEMM:
+            self._gemm(index, row)
+        elif opcode == _ALU:
+            self._alu(index, row)
 
     # --- memory -----------------------------------------------------------------------------------
 
@@ -278,9 +293,9 @@ class _Machine:
 
     def _load(self, row: Instruction) -> None:
         memory = row.memory
-        if memory == Memory.UOP:
+        if memory == _UOP:
             return self._load_uops(row)
-        if self.profile.one_row and memory == Memory.WGT:
+        if self.profile.one_row and memory == _WGT:
             row = row._replace(y_pad_0=0, y_pad_1=0, x_pad_0=0, x_pad_1=0)
         height, width = row.y_pad_0 + row.y_size + row.y_pad_1, row.x_pad_0 + row.x_size + row.x_pad_1
         buffer, size, element, bits = self._forms[memory]
@@ -293,7 +308,7 @@ class _Machine:
             region[...] = 0
         inside = region[row.y_pad_0 : row.y_pad_0 + row.y_size, row.x_pad_0 : row.x_pad_0 + row.x_size]
         source = self._source(row, size, element, bits)
-        if memory == Memory.WGT:
+        if memory == _WGT:
             source = _pairs_by_output(source)
         inside[..., : source.shape[-1]] = source
 
@@ -318,7 +333,7 @@ class _Machine:
         values = self.acc[where]
         if self.profile.own_out:
             values = np.where(attached[:, None, None], values, self.out[where])
-        bits, size = self.config.out_bits, self.config.element_bytes(Memory.OUT)
+        bits, size = self._out
         if bits >= 8:
             raw = values.astype(f"<i{bits // 8}").view(np.uint8)
         else:
@@ -339,7 +354,7 @@ class _Machine:
     def _loops(self, index: int, row: Instruction) -> tuple[int, int, int]:
         """Micro-ops and iterations, out and in, of an instruction; the work is limited."""
         count = row.uop_end - row.uop_bgn
-        if count > 0 and row.uop_end > self.depth[Memory.UOP]:
+        if count > 0 and row.uop_end > self._uop_depth:
             raise _refused(Finding("V201", index, f"uop {row.uop_bgn}:{row.uop_end}"))
         outer, inner = (n or self.profile.zero_trips for n in (row.iter_out, row.iter_in))
         executions = max(count, 0) * outer * inner
@@ -425,7 +440,7 @@ class _Machine:
         count, outer, inner = self._loops(index, row)
         if not count:
             return
-        known, op = self._range(row), AluOp(row.alu_op)
+        known, op = self._range(row), row.alu_op
         dst = (outer, row.dst_factor_out), (inner, row.dst_factor_in)
         src = (outer, row.src_factor_out), (inner, row.src_factor_in)
         fit = self._fits(index, "V301", Memory.ACC, known.dst, dst)
@@ -434,7 +449,7 @@ class _Machine:
         if moved and "V801" not in self.profile.tolerates:
             raise _refused(Finding("V801", index, f"uop {row.uop_bgn}:{row.uop_end}"))
         slow = (moved and self.profile.source_immediate) or not fit
-        if slow or (op == AluOp.SHR and not row.use_imm):
+        if slow or (op == _SHR and not row.use_imm):
             return self._alu_one_by_one(index, row, outer, inner)
         right, indices = self._addresses[0], [self._uop_addresses[n] + 8 * row.uop_bgn for n in ("dst", "src")]
         if row.use_imm:
@@ -444,9 +459,9 @@ class _Machine:
         loops = [(trips, d, s) for (trips, d), (_, s) in zip(dst, src, strict=True)]
         self.kernels.alu(op, memories, indices, count, loops[0], loops[1])
 
-    def _amount(self, op: AluOp, imm: int) -> int:
+    def _amount(self, op: int, imm: int) -> int:
         """The immediate that an operation uses."""
-        if op != AluOp.SHR or self.profile.shift == "exact":
+        if op != _SHR or self.profile.shift == "exact":
             return imm
         if self.profile.shift == "signed 5 bits":
             return (imm + 16) % 32 - 16
@@ -454,7 +469,7 @@ class _Machine:
 
     def _alu_one_by_one(self, index: int, row: Instruction, outer: int, inner: int) -> None:
         """Where operands must be looked at: register shifts, and the profiles' own ways of addressing."""
-        op, profile = AluOp(row.alu_op), self.profile
+        op, profile = row.alu_op, self.profile
         dst, src, _ = self._expanded(index, row, outer, inner)
         self.right[...] = self._amount(op, row.imm)
         memories, address = (*self._addresses[:2], self._right_address), dst.ctypes.data
@@ -465,9 +480,9 @@ class _Machine:
                 self.right[...] = self._lanes(index, op, self.acc[s])
             self.kernels.alu(op, memories, (address + 8 * n, self._zeros_address), 1, _ONCE[:3], _ONCE[:3])
 
-    def _lanes(self, index: int, op: AluOp, lanes: NDArray[np.int32]) -> NDArray[np.int32]:
+    def _lanes(self, index: int, op: int, lanes: NDArray[np.int32]) -> NDArray[np.int32]:
         """The right operand of a register operation as the profile sees it."""
-        if op != AluOp.SHR:
+        if op != _SHR:
             return lanes
         if self.profile.strict and ((lanes < 0) | (lanes > PORTABLE_SHIFT)).any():
             raise _refused(Finding("V703", index, f"lanes {lanes.min()} … {lanes.max()}"))

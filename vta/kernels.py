@@ -13,7 +13,7 @@ import ctypes
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 
 from llvmlite import ir
 
@@ -39,6 +39,10 @@ class Kernels:
 
     functions: Mapping[str, Callable[..., None]]
 
+    @cached_property
+    def _alu(self) -> list[Callable[..., None]]:
+        return [self.functions[f"alu_{op.name.lower()}"] for op in AluOp]
+
     def gemm(
         self,
         memories: Iterable[int],
@@ -56,17 +60,17 @@ class Kernels:
 
     def alu(
         self,
-        op: AluOp,
+        op: int,
         memories: Iterable[int],
         indices: Iterable[int],
         count: int,
         outer: tuple[int, int, int],
         inner: tuple[int, int, int],
     ) -> None:
-        """Apply an operation in program order. `memories`: accumulators, state, right operands; `indices`: dst, src; a
+        """Apply an operation (an `AluOp`'s number) in program order. `memories`: accumulators, state, right operands; `indices`: dst, src; a
         loop is its number of iterations and its factors of dst and src.
         """
-        self.functions[f"alu_{op.name.lower()}"](*memories, *indices, count, *outer, *inner)
+        self._alu[op](*memories, *indices, count, *outer, *inner)
 
     def reset(
         self, memories: Iterable[int], index: int, count: int, outer: tuple[int, int], inner: tuple[int, int]

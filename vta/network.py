@@ -160,7 +160,7 @@ class _Choosing:
         for k, c in enumerate(self.candidates):
             if prices[k] < float("inf"):
                 b.node(f"c{c.owner}", f"kernel{k}", prices[k], [f"c{a}" for a in c.args], str(k))
-        made = {c.owner for c in self.candidates}
+        made = {c.owner for k, c in enumerate(self.candidates) if prices[k] < float("inf")}
         for a in {a for c in self.candidates for a in c.args} | set(egraph.outputs):
             e = egraph.classes[a]
             if e.const or e.input is not None:
@@ -284,6 +284,11 @@ class Network:
         """Cycles of all streams by the timing model; the CPU's work between them is not counted."""
         return sum(simulate(p.stream, self.config, self.board).cycles for p in self.programs)
 
+    @property
+    def utilisation(self) -> float:
+        """The share of the cycles in which the multipliers work on sums of products or windows."""
+        return sum(p.layer.macs for s in self.steps for p in s.kernel.parts) / self.cycles
+
     def __call__(self, *inputs: ArrayLike) -> list[NDArray[Any]]:
         """The outputs. Raises `ProgramError` if inputs are wrong in number, shape or range."""
         return self._execute(inputs)[0]
@@ -324,13 +329,18 @@ class Network:
     def report(self) -> dict[str, Any]:
         """Cycles and utilisation in all and of each kernel, and what the CPU does in between."""
         rows = [
-            {"kernel": str(s.kernel.expr), "layouts": s.kernel.layouts, **s.kernel.report()} for s in self.steps
+            {
+                "result": _summary(s.kernel),
+                "kernel": str(s.kernel.expr),
+                "layouts": s.kernel.layouts,
+                **s.kernel.report(),
+            }
+            for s in self.steps
         ]
-        products = sum(p.layer.macs for s in self.steps for p in s.kernel.parts)
         return {
             "config": self.config.name,
             "cycles": self.cycles,
-            "utilisation": products / self.cycles,
+            "utilisation": self.utilisation,
             "streams": len(self.programs),
             "packed_by_the_cpu": [str(self.types[a.tensor]) for a in self.actions if isinstance(a, Transfer)],
             "kernels": rows,
@@ -368,6 +378,14 @@ class Network:
             "dimensions": roles,
             "role": "output" if tensor in self.outputs else "input" if tensor in self.inputs else "between",
         }
+
+
+def _summary(kernel: CompiledKernel) -> str:
+    """A kernel in a few words: what it makes, by windows of what size, over which channels."""
+    work, shape = kernel.work, "x".join(map(str, kernel.expr.type.shape))
+    over = "" if work.weights is None else f" over {work.source[1].sizes[1] // work.groups} channels"
+    window = f"{work.rows.taps}x{work.columns.taps}"
+    return f"{kernel.expr.type.dtype}[{shape}] = {work.kind} of {window}{over}"
 
 
 def _with_data(program: Program, dram: NDArray[np.uint8]) -> Program:
@@ -499,7 +517,16 @@ def compile_network(
     `effort`: programs that are built and timed for each layer. Raises `Unsuitable`, naming a tensor and the reasons, if
     one cannot be made there, `ProgramError` if a layer does not fit the accelerator's buffers.
     """
-    egraph = build(graph, RULES)
+    return compile_egraph(network_egraph(graph), config, board, effort)
+
+
+def network_egraph(graph: Graph) -> GraphEGraph:
+    """The kernels that a graph may be made of, the same for every configuration."""
+    return build(graph, RULES)
+
+
+def compile_egraph(egraph: GraphEGraph, config: Config, board: Board = SIM, effort: int = EFFORT) -> Network:
+    """As `compile_network`, of a graph whose e-graph is there."""
     choosing = _Choosing(egraph, config, board, effort)
     order = choosing.best()
     if not any(c.offer is not None for c in order):

@@ -6,7 +6,7 @@ push, whatever the speed of the units; a program deadlocks at every speed or at 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from enum import IntEnum
 
 from . import isa
@@ -100,7 +100,13 @@ class Dispatch:
 
     def ready(self) -> list[Unit]:
         """The units that could begin an instruction now."""
-        found = []
+        return list(self._ready())
+
+    def lowest(self) -> Unit | None:
+        """The lowest of them; None if there is none."""
+        return next(self._ready(), None)
+
+    def _ready(self) -> Iterator[Unit]:
         for unit in _UNITS:
             index = self.head(unit)
             if index is not None:
@@ -108,8 +114,7 @@ class Dispatch:
                     if not self.tokens[q]:
                         break
                 else:
-                    found.append(unit)
-        return found
+                    yield unit
 
     def begin(self, unit: Unit) -> int:
         """Take the tokens that a unit's next instruction pops; its index."""
@@ -153,8 +158,3 @@ class Dispatch:
             if queue in self.pushes[index]:
                 return f"from instruction {index}"
         return "nobody pushes it"
-
-
-def lowest(ready: Sequence[Unit]) -> Unit:
-    """The order that simulators use by default: the lowest unit that can go."""
-    return ready[0]
