@@ -117,12 +117,21 @@ def _computed_where_read(consumer: Kernel, i: int, producer: Kernel) -> bool:
     return visits_once(consumer.expr, i) or (is_map(consumer.expr) and not shares(consumer.expr, i))
 
 
+def prologue_widening_integer(consumer: Kernel, i: int, producer: Kernel) -> bool:
+    """Integers are read in the narrow type that they are stored in: an intrinsic may take them as they are, and there
+    is less to move; the unfused kernel is dropped."""
+    if _inlining(producer) != "conversion" or not consumer.operators or not _inlines(consumer, i, producer):
+        return False
+    narrow, wide = (DTYPES[t.dtype] for t in (producer.expr.inputs[0], producer.expr.type))
+    return narrow.size < wide.size and {narrow.kind, wide.kind} <= {"int", "uint"}
+
+
 def prologue_widening(consumer: Kernel, i: int, producer: Kernel) -> bool:
     """A conversion to a wider type may be made where it is read: the narrow operand is less to move, and an intrinsic
     may take it as it is."""
     if _inlining(producer) != "conversion" or not _inlines(consumer, i, producer):
         return False
-    if prologue_arithmetic(consumer, i, producer):
+    if prologue_arithmetic(consumer, i, producer) or prologue_widening_integer(consumer, i, producer):
         return False
     return DTYPES[producer.expr.inputs[0].dtype].size < DTYPES[producer.expr.type.dtype].size
 
