@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ..ir.attrs import Attrs
 from ..ir.compose import merge_inputs
 from ..ir.errors import NesteggError, UnsupportedError
 from ..ir.expr import Const, Read, ReadAt, Scalar, TensorExpr, inputs_read, rebuild, renumber
@@ -24,7 +25,7 @@ from ..ir.types import DTYPES
 from ..rewrite.graph_egraph import CallNode, GraphEGraph
 from . import extract
 from .flat import EGraphBuilder
-from .result import Extraction
+from .result import Budget, Extraction
 
 #: A kernel not searched yet is taken to cost this much more than its bound. The bound leaves out the loops around the
 #: register tile; without the allowance, every near miss of the best program would be searched for a few per cent.
@@ -69,7 +70,8 @@ class Step:
 class GraphChoice:
     """The chosen program: steps in order, and the extraction's figures (its cost is in seconds).
 
-    `greedy_cost`: what greedy extraction makes of the same e-graph with the same costs.
+    `greedy_cost`: what greedy extraction makes of the same e-graph with the same costs. `loss`: the estimated variance
+    of the outputs' relative error that its approximations cause.
     """
 
     steps: tuple[Step, ...]
@@ -77,6 +79,7 @@ class GraphChoice:
     rounds: int
     searched: int
     greedy_cost: float
+    loss: float
 
 
 @dataclass(frozen=True)
@@ -84,10 +87,21 @@ class _Candidate:
     owner: int
     kernel: Lowered
     args: tuple[int, ...]
+    loss: float = 0.0
 
 
-def choose(egraph: GraphEGraph, costs: KernelCosts, *, method: str = "ilp", time_limit: float = 10.0) -> GraphChoice:
-    """Extract the program with the least predicted time. Raises `NesteggError` if an output cannot be computed."""
+def choose(
+    egraph: GraphEGraph,
+    costs: KernelCosts,
+    *,
+    method: str = "ilp",
+    time_limit: float = 10.0,
+    budget: float | None = None,
+) -> GraphChoice:
+    """Extract the program with the least predicted time, whose kernels' losses sum to at most `budget` if one is given.
+
+    Raises `NesteggError` if an output cannot be computed.
+    """
     candidates = _candidates(egraph)
     seconds: dict[Lowered, float] = {}
     found: dict[Lowered, tuple[Nest, float]] = {}
@@ -102,7 +116,7 @@ def choose(egraph: GraphEGraph, costs: KernelCosts, *, method: str = "ilp", time
         nonlocal rounds
         while True:
             rounds, most = rounds + 1, most - 1
-            extraction, chosen = _extract(egraph, candidates, seconds, how, time_limit)
+            extraction, chosen = _extract(egraph, candidates, seconds, how, time_limit, budget)
             todo = list(dict.fromkeys(c.kernel for c in chosen if not c.kernel.is_alias and c.kernel not in found))
             for kernel, result in zip(todo, costs.search(todo), strict=True):
                 found[kernel] = result
@@ -115,12 +129,15 @@ def choose(egraph: GraphEGraph, costs: KernelCosts, *, method: str = "ilp", time
     extraction, chosen, settled = settle(method, EXACT_ROUNDS)
     if not settled:  # the best program of the kernels searched so far
         known = [c for c in candidates if c.kernel.is_alias or c.kernel in found]
-        extraction, chosen = _extract(egraph, known, seconds, method, time_limit)
+        extraction, chosen = _extract(egraph, known, seconds, method, time_limit, budget)
     steps = [
         Step(c.kernel, c.args, c.owner, *(found.get(c.kernel) or (None, 0.0))) for c in _ordered(chosen)
     ]
-    greedy = extraction if method == "greedy" else _extract(egraph, candidates, seconds, "greedy", time_limit)[0]
-    return GraphChoice(tuple(steps), extraction, rounds, len(found), greedy.cost)
+    greedy = extraction
+    if method != "greedy":
+        greedy, _ = _extract(egraph, candidates, seconds, "greedy", time_limit, budget)
+    loss = sum(c.loss for c in chosen)
+    return GraphChoice(tuple(steps), extraction, rounds, len(found), greedy.cost, loss)
 
 
 def _extract(
@@ -129,9 +146,12 @@ def _extract(
     seconds: dict[Lowered, float],
     method: str,
     time_limit: float,
+    budget: float | None,
 ) -> tuple[Extraction, list[_Candidate]]:
     b = EGraphBuilder()
+    losses: list[float] = []
     for k, c in _undominated(candidates, seconds):
+        losses.append(c.loss)
         overhead = 0.0 if c.kernel.is_alias else CALL_OVERHEAD
         b.node(f"c{c.owner}", f"kernel{k}", (seconds[c.kernel] + overhead) * 1e6, [f"c{a}" for a in c.args], str(k))
     have = {c.owner for c in candidates}
@@ -140,12 +160,14 @@ def _extract(
         e = egraph.classes[a]
         if e.input is not None or e.const:
             b.node(f"c{a}", "leaf", 0.0, [], "leaf")
+            losses.append(0.0)
         elif a not in have:
             b.node(f"c{a}", "unsupported", 1e12, [], "unsupported")
+            losses.append(0.0)
     for o in dict.fromkeys(egraph.outputs):
         b.root(f"c{o}")
     flat = b.build()
-    result = extract(flat, method, time_limit)
+    result = extract(flat, method, time_limit, _budgets(losses, budget))
     names = [flat.node_name[n] for n in result.choice if n >= 0]
     if "unsupported" in names:
         raise UnsupportedError("no kernel computes one of the tensors of this graph; see `graph` for its operators")
@@ -156,13 +178,21 @@ def _extract(
 def _undominated(
     candidates: Sequence[_Candidate], seconds: dict[Lowered, float]
 ) -> list[tuple[int, _Candidate]]:
-    """The candidates that may be part of a best program, numbered: none that reads all another reads and costs more."""
+    """The candidates that may be part of a best program, numbered: none that reads all another reads, costs more and
+    loses no less."""
     kept: dict[int, list[tuple[int, frozenset[int]]]] = {}
     for k in sorted(range(len(candidates)), key=lambda k: (seconds[candidates[k].kernel], k)):
         args, rivals = frozenset(candidates[k].args), kept.setdefault(candidates[k].owner, [])
-        if not any(read <= args for _, read in rivals):
+        if not any(read <= args and candidates[r].loss <= candidates[k].loss for r, read in rivals):
             rivals.append((k, args))
     return [(k, candidates[k]) for k in sorted(k for rivals in kept.values() for k, _ in rivals)]
+def _budgets(losses: Sequence[float], budget: float | None) -> list[Budget]:
+    """The losses as shares of the budget: solvers round numbers as small as variances to 0."""
+    if budget is None or not any(losses):
+        return []
+    if not budget:
+        return [([float(loss > 0) for loss in losses], 0.0)]
+    return [([min(loss / budget, 2.0) for loss in losses], 1.0)]
 
 
 def _ordered(chosen: Sequence[_Candidate]) -> list[_Candidate]:
@@ -197,13 +227,16 @@ def _candidates(egraph: GraphEGraph) -> list[_Candidate]:
                 continue
             same = tuple(call.args.index(a) for a in call.args)
             literals = tuple((k, scalars[a], type(scalars[a])) for k, a in enumerate(call.args) if a in scalars)
-            key = (call.kernel, same, literals)
+            key = (replace(call.kernel, loss=0.0), same, literals)
             if key not in lowered:
                 lowered[key] = _lowered(call, scalars)
             kernel, order = lowered[key]
-            if kernel is not None:
-                args = tuple(call.args[k] for k in order)
-                out.setdefault((owner, kernel, args), _Candidate(owner, kernel, args))
+            if kernel is None:
+                continue
+            args = tuple(call.args[k] for k in order)
+            known = out.get((owner, kernel, args))
+            if known is None or call.kernel.loss < known.loss:
+                out[owner, kernel, args] = _Candidate(owner, kernel, args, call.kernel.loss)
     return list(out.values())
 
 
@@ -257,7 +290,7 @@ def _with_literals(expr: TensorExpr, literal: dict[int, float | int | bool]) -> 
 
 
 def constant_values(
-    egraph: GraphEGraph, wanted: Sequence[int], apply: Callable[[str, list[np.ndarray], object], np.ndarray]
+    egraph: GraphEGraph, wanted: Sequence[int], apply: Callable[[str, Sequence[np.ndarray], Attrs], np.ndarray]
 ) -> dict[int, np.ndarray]:
     """The arrays of compile-time e-classes, made by any chain of operators from the constants (all are equal)."""
     values: dict[int, np.ndarray] = {}

@@ -15,6 +15,7 @@ from ..ir.operator import Chooser
 from ..ir.types import DTYPES, TensorType
 from .fusion_rules import FUSION_RULES, FusionRule
 from .pattern import Environment, op
+from .quantization_rules import INTEGER_RULES
 from .rule import GraphRule, rule
 from .tensor_rules import packing_rules
 
@@ -328,7 +329,10 @@ ALGEBRA: tuple[GraphRule, ...] = (
 )
 
 
-def graph_rules(lanes: int = 16, intrinsics: Sequence[Intrinsic] = ()) -> tuple[GraphRule | FusionRule, ...]:
-    """All shipped graph rules, for vectors of `lanes` elements and a target's intrinsics."""
-    layouts = (*blocked_layouts(lanes), *packing_rules(intrinsics))
+def graph_rules(
+    lanes: int = 16, intrinsics: Sequence[Intrinsic] = (), integers: bool = True
+) -> tuple[GraphRule | FusionRule, ...]:
+    """All shipped graph rules that are equations, for vectors of `lanes` elements and a target's intrinsics; those on
+    quantized tensors if there are `integers`."""
+    layouts = (*blocked_layouts(lanes), *packing_rules(intrinsics), *(INTEGER_RULES if integers else ()))
     return (*ALGEBRA, conv_of_padded, pad_before_widening, unpack_pack, pack_unpack, *layouts, *FUSION_RULES)
