@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .calibration import calibrate
     from .compiler import Compiled, Options, jit, optimize
+    from .ir.calibration import Ranges
     from .ir.errors import NesteggError
     from .rewrite.loop_language import loop_rule
     from .rewrite.pattern import op
@@ -26,6 +28,9 @@ _PUBLIC = {
     "jit": "compiler",
     "Compiled": "compiler",
     "Options": "compiler",
+    # quantization
+    "calibrate": "calibration",
+    "Ranges": "ir.calibration",
     # writing rules
     "rule": "rewrite.rule",
     "loop_rule": "rewrite.loop_language",
@@ -40,7 +45,9 @@ __all__ = [
     "Compiled",
     "NesteggError",
     "Options",
+    "Ranges",
     "__version__",
+    "calibrate",
     "jit",
     "load_rules",
     "loop_rule",

@@ -69,6 +69,20 @@ class Method(StrEnum):
     tree = "tree"
 
 
+class Scales(StrEnum):
+    """Which scales quantized tensors may have."""
+
+    any = "any"
+    power_of_two = "power-of-two"
+
+
+class Clipping(StrEnum):
+    """How a calibration takes the range of a tensor."""
+
+    minmax = "minmax"
+    percentile = "percentile"
+
+
 RulesFiles = Annotated[
     list[Path] | None,
     typer.Option("--rules", metavar="FILE", help="A Python file of your rules; may be repeated."),
@@ -122,6 +136,11 @@ def optimize(
     dump: Annotated[
         Path | None, typer.Option(metavar="DIR", help="With --target vta: write the accelerator's programs.")
     ] = None,
+    accuracy_budget: Annotated[
+        float | None, typer.Option(metavar="E", help="Relative error that quantization may cause; needs --ranges.")
+    ] = None,
+    ranges: Annotated[Path | None, typer.Option(metavar="FILE", help="What `nestegg calibrate` wrote.")] = None,
+    scales: Annotated[Scales, typer.Option(help="Scales of quantized tensors.")] = Scales.any,
 ) -> None:
     """Optimize a model, verify it against float64, and say what was done.
 
@@ -139,12 +158,19 @@ def optimize(
     with _all_prints_to_stderr(), _progress(not as_json) as progress:
         progress("importing")
         imported = imported_model(model, shapes)
-        from .compiler import optimize as compile_model
+        from .compiler import Options, compile_graph
         from .report_text import described
 
-        compiled = compile_model(
-            imported, target=target, threads=threads, rules=tuple(rules or ()), cache=cache, progress=progress
+        options = Options(
+            target,
+            threads,
+            tuple(rules or ()),
+            cache=cache,
+            accuracy_budget=accuracy_budget,
+            ranges=ranges,
+            scales=scales.value,
         )
+        compiled = compile_graph(imported, options, progress)
         progress("verifying")
         compiled.verify(seed=seed)
         progress("measuring")
@@ -259,6 +285,33 @@ def _print_optimized(r: dict[str, Any]) -> None:
     colour = "bold green" if ok else "bold red"
     lines.add_row(f"[{colour}]verify {'ok' if ok else 'FAILED'}[/]", verification(r))
     console.print(lines)
+
+
+# --- calibrate ------------------------------------------------------------------------------------
+
+
+@app.command()
+def calibrate(
+    model: Annotated[str, typer.Argument(help="An .onnx file, zoo:NAME, or package.module:factory.")],
+    data: Annotated[Path, typer.Option(metavar="FILE.npz", help="Arrays by input name, one sample or several.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="Where the ranges go (JSON).")],
+    method: Annotated[Clipping, typer.Option(help="How ranges are taken.")] = Clipping.minmax,
+    percentile: Annotated[float, typer.Option(help="Elements below the upper bound, per cent.")] = 99.99,
+    shape: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=1,3,224,224", help="Shape of an ONNX input.")
+    ] = None,
+) -> None:
+    """Measure the ranges of a model's tensors on example data, for `optimize --ranges FILE --accuracy-budget E`.
+
+    Exit code: 0 written, 2 bad input.
+    """
+    _check_writable(output, None)
+    with _all_prints_to_stderr():
+        from .calibration import calibrate as measure
+
+        ranges = measure(imported_model(model, _shapes(shape or [])), data=data, method=method.value, percentile=percentile)
+        ranges.save(output)
+    typer.echo(f"{output}: {len(ranges.tensors)} tensors, {ranges.samples} samples, {ranges.method}")
 
 
 # --- extract --------------------------------------------------------------------------------------

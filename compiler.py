@@ -7,9 +7,10 @@ Every stage's result is kept on `Compiled` and can be written out (`dump_to`).
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +23,24 @@ from .codegen.program import Buffer, Executable, KernelCall, MachineCode, Progra
 from .costmodel.roofline import Roofline
 from .extract.choose import GraphChoice, Step, choose, constant_values
 from .extract.search import KernelSearch
-from .ir.attrs import Attrs
+from .ir.calibration import Ranges
 from .ir.compose import identity
-from .ir.errors import ImportFailure, NesteggError
+from .ir.errors import CalibrationError, ImportFailure, NesteggError
 from .ir.graph import Graph
 from .ir.imported import ImportedProgram
 from .ir.intrinsic import Intrinsic
 from .ir.loops import lower
-from .ir.reference import apply_reference, evaluate, xla
+from .ir.reference import evaluate, fold, xla
 from .ir.target import Target, available_cpus, require_runnable
 from .ir.target import target as target_named
-from .ir.types import DTYPES, TensorType, dtype_of
-from .report import Report, Verification, found_by
+from .ir.types import DTYPES, TensorType
+from .report import Accuracy, Report, Verification, found_by
 from .rewrite.fusion_rules import FusionRule
 from .rewrite.graph_egraph import GRAPH_LIMITS, GraphEGraph, build
 from .rewrite.graph_rules import graph_rules
 from .rewrite.loop_language import LoopRule
 from .rewrite.loop_rules import LOOP_RULES
+from .rewrite.quantization_rules import quantization_rules
 from .rewrite.rule import GraphRule, load_rules
 from .rewrite.saturate import Limits
 from .stored import ProgramStore, ScheduleStore, context
@@ -62,6 +64,22 @@ class Options:
     extraction: str = "ilp"
     time_limit: float = 4.0
     cache: bool = True
+    accuracy_budget: float | None = None
+    ranges: Ranges | str | Path | None = None
+    scales: str = "any"
+
+    @property
+    def calibration(self) -> Ranges | None:
+        """The ranges, if lossy rules may be used. Raises `NesteggError` if budget and ranges do not come together."""
+        if self.accuracy_budget is None:
+            if self.ranges is not None:
+                raise CalibrationError("ranges are of use with an accuracy_budget only: give the error you accept")
+            return None
+        if not (math.isfinite(self.accuracy_budget) and self.accuracy_budget >= 0):
+            raise CalibrationError(f"accuracy_budget={self.accuracy_budget}: give a relative error of 0 or more")
+        if self.ranges is None:
+            raise CalibrationError("an accuracy_budget needs ranges: measure them with `nestegg calibrate`")
+        return self.ranges if isinstance(self.ranges, Ranges) else Ranges.load(self.ranges)
 
     @property
     def workers(self) -> int:
@@ -132,6 +150,11 @@ class Compiled:
         self.seconds["codegen"] = time.perf_counter() - begun
 
     @property
+    def accuracy(self) -> Accuracy | None:
+        """What lossy rules were allowed and are estimated to cause; None for a program compiled without a budget."""
+        return None if self.found["accuracy"] is None else Accuracy(**self.found["accuracy"])
+
+    @property
     def compile_s(self) -> float:
         """Seconds from the imported graph to machine code."""
         return sum(self.seconds.values())
@@ -190,13 +213,16 @@ class Compiled:
         return [draw(t) for t in self.graph.input_types]
 
     def verify(self, *args: Any, seed: int = 0) -> Verification:
-        """Compare with the graph in float64, beside XLA in the graph's own precision (on `args`, or random inputs)."""
+        """Compare with the graph in float64, beside XLA in the graph's own precision (on `args`, or random inputs).
+
+        A program with an accuracy budget is held against that instead of XLA.
+        """
         inputs = self._arrays(self.imported.flatten(*args)) if args else self.example_inputs(seed)
         outputs = [np.empty(t.shape, DTYPES[t.dtype].numpy) for t in self.graph.output_types]
         self.executable.run(inputs, outputs)
         exact = evaluate(self.graph, inputs, double=True)
         peer = xla(self.graph)(*inputs)
-        self._verified = Verification.of(outputs, peer, exact)
+        self._verified = Verification.of(outputs, peer, exact, self.accuracy)
         return self._verified
 
     def report(self) -> Report:
@@ -249,6 +275,8 @@ def optimize(
     threads: int | None = None,
     rules: Sequence[GraphRule | LoopRule | str | Path] = (),
     options: Options | None = None,
+    accuracy_budget: float | None = None,
+    ranges: Ranges | str | Path | None = None,
     shapes: Mapping[str, Sequence[int]] | None = None,
     constants: Mapping[str, np.ndarray] | None = None,
     cache: bool = True,
@@ -256,12 +284,17 @@ def optimize(
 ) -> Compiled:
     """Optimize a JAX function (with example arguments), an `.onnx` file, or `zoo:NAME` into a `Compiled` program.
 
+    With an `accuracy_budget` (a relative error) and the `ranges` that `calibrate` measured, parts of the program are
+    computed in small integers where that is faster, as far as their estimated error allows.
+
     Of an ONNX model, `shapes` gives open dimensions of inputs by name, and `constants` fixes inputs to arrays. A
     program that was compiled before is loaded from disk, unless `cache` is false.
 
     Raises `NesteggError` (a subclass that says where and what to do) for what cannot be imported or compiled.
     """
-    chosen = options or Options(target, threads, tuple(rules), cache=cache)
+    chosen = options or Options(
+        target, threads, tuple(rules), cache=cache, accuracy_budget=accuracy_budget, ranges=ranges
+    )
     progress("importing")
     imported = import_program(source, *example_args, shapes=shapes, constants=constants)
     return compile_graph(imported, chosen, progress)
@@ -270,6 +303,9 @@ def optimize(
 def compile_graph(imported: ImportedProgram, options: Options, progress: Progress = lambda m: None) -> Compiled:
     """From an imported graph to a compiled program."""
     machine = require_runnable(target_named(options.target))
+    options = replace(options, ranges=options.calibration)  # as what stands in the file
+    if isinstance(options.ranges, Ranges):
+        options.ranges.require_of(imported.graph)
     extra = list(_load(options.rules))
     mine = [r for r in extra if isinstance(r, (GraphRule, FusionRule))]
     loops = [r for r in extra if isinstance(r, LoopRule)]
@@ -305,7 +341,7 @@ def _compile(
     schedules: ScheduleStore | None,
     why: str,
 ) -> Compiled:
-    lanes = machine.lanes()
+    lanes, ranges = machine.lanes(), options.calibration
     seconds: dict[str, float] = {}
     begun = time.perf_counter()
 
@@ -315,27 +351,34 @@ def _compile(
         begun = time.perf_counter()
 
     progress("saturating the graph e-graph")
-    shipped = graph_rules(lanes, _useful(machine, imported.graph))
-    egraph = build(imported.graph, [*mine, *shipped], options.graph_limits)
+    integers = ranges is not None or bool({"quantize", "dequantize", "affine"} & set(imported.graph.operator_counts))
+    shipped = graph_rules(lanes, _useful(machine, imported.graph, ranges is not None), integers)
+    lossy = quantization_rules(options.scales) if ranges is not None else ()
+    egraph = build(imported.graph, [*mine, *lossy, *shipped], options.graph_limits, ranges)
     lap("graph saturation")
     model = Roofline(machine, options.workers)
     search = KernelSearch(
         model, machine, options.workers, [*LOOP_RULES, *loops], progress=progress, store=schedules
     )
-    choice = choose(egraph, search, method=options.extraction, time_limit=options.time_limit)
+    budget = None if ranges is None else ((options.accuracy_budget or 0.0) / ranges.peak) ** 2
+    choice = choose(egraph, search, method=options.extraction, time_limit=options.time_limit, budget=budget)
     lap("extraction and scheduling")
     progress("folding constants")
     program = plan_program(imported.graph, egraph, choice, search, machine, options.workers)
     lap("constants")
     progress("generating machine code")
-    found = found_by(imported.graph, egraph, choice, program, search)
+    accuracy = None
+    if ranges is not None:
+        accuracy = Accuracy(options.accuracy_budget or 0.0, ranges.peak * math.sqrt(choice.loss))
+    found = found_by(imported.graph, egraph, choice, program, search, accuracy)
     texts = {"egraph.txt": _egraph_text(egraph), "chosen.txt": _chosen_text(choice)}
     return Compiled(imported, program, found, texts, seconds, {"hit": False, "why": why, "entry": None})
 
 
-def _useful(machine: Target, graph: Graph) -> list[Intrinsic]:
-    """The target's intrinsics on weights of types that occur in the graph: rules for others could not match."""
-    types = {n.type.dtype for n in graph.nodes}
+def _useful(machine: Target, graph: Graph, quantizes: bool) -> list[Intrinsic]:
+    """The target's intrinsics on weights of types that occur in the graph, or that it may be quantized to: rules for
+    others could not match."""
+    types = {n.type.dtype for n in graph.nodes} | ({"i8"} if quantizes else set())
     return [i for i in machine.intrinsics if i.expr.inputs[-1].dtype in types]
 
 
@@ -344,22 +387,6 @@ def _load(rules: Sequence[GraphRule | LoopRule | str | Path]) -> Sequence[Any]:
     for r in rules:
         out += load_rules(r) if isinstance(r, (str, Path)) else [r]
     return out
-
-
-def _fold(op: str, args: list[np.ndarray], attrs: object) -> np.ndarray:
-    """One operator on constants, in float64, rounded once to the operator's type."""
-    import jax
-
-    assert isinstance(attrs, Attrs)
-    from .ir.operator import operator
-
-    types = tuple(TensorType(a.shape, dtype_of(a)) for a in args)
-    result = operator(op).check(types, attrs)
-    moves = operator(op).family == "movement"
-    with jax.enable_x64(True):
-        wide = args if moves else [a.astype(np.float64) if a.dtype == np.float32 else a for a in args]
-        value = np.asarray(apply_reference(op, wide, attrs, double=not moves))
-    return np.asarray(value.astype(DTYPES[result.dtype].numpy), order="C")  # ascontiguousarray would add an axis
 
 
 class _Buffers:
@@ -384,7 +411,7 @@ def plan_program(
             buffers.of[k] = buffers.add(Buffer(c.type, "input", c.input))
     wanted = [a for s in choice.steps for a in s.args] + list(egraph.outputs)
     folded = list(dict.fromkeys(a for a in wanted if egraph.classes[a].const))
-    values = constant_values(egraph, folded, _fold)
+    values = constant_values(egraph, folded, fold)
     for index, c in enumerate(folded):
         buffers.of[c] = buffers.add(Buffer(egraph.classes[c].type, "constant", index))
     direct = _direct_outputs(egraph, choice)

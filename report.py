@@ -30,17 +30,38 @@ ACCURACY_FLOOR = 1e-6
 
 
 @dataclass(frozen=True)
+class Accuracy:
+    """The relative error of the outputs that a program was allowed, and what its approximations are estimated to
+    cause."""
+
+    budget: float
+    estimate: float
+
+
+@dataclass(frozen=True)
 class Verification:
-    """Largest error relative to the largest magnitude of each output, against float64: nestegg's and XLA's."""
+    """Largest error relative to the largest magnitude of each output, against float64: nestegg's and XLA's.
+
+    bar: the error up to which the program is `ok`: its accuracy budget, or a multiple of XLA's error.
+    """
 
     ok: bool
     max_rel_err: float
     xla_rel_err: float
+    bar: float
 
     @staticmethod
-    def of(got: Sequence[np.ndarray], peer: Sequence[np.ndarray], exact: Sequence[np.ndarray]) -> Verification:
+    def of(
+        got: Sequence[np.ndarray],
+        peer: Sequence[np.ndarray],
+        exact: Sequence[np.ndarray],
+        accuracy: Accuracy | None = None,
+    ) -> Verification:
         mine, xla = _error(got, exact), _error(peer, exact)
-        return Verification(bool(mine <= ACCURACY_FACTOR * xla + ACCURACY_FLOOR), mine, xla)
+        bar = ACCURACY_FACTOR * xla + ACCURACY_FLOOR
+        if accuracy is not None:
+            bar = max(bar, accuracy.budget)
+        return Verification(bool(mine <= bar), mine, xla, bar)
 
 
 def _error(got: Sequence[np.ndarray], exact: Sequence[np.ndarray]) -> float:
@@ -88,10 +109,18 @@ class Report:
         return self.json
 
 
-def found_by(graph: Graph, egraph: GraphEGraph, choice: GraphChoice, program: Program, search: KernelSearch) -> Json:
+def found_by(
+    graph: Graph,
+    egraph: GraphEGraph,
+    choice: GraphChoice,
+    program: Program,
+    search: KernelSearch,
+    accuracy: Accuracy | None = None,
+) -> Json:
     """What both e-graphs and the extraction came to, as JSON: the part of a report that the cache keeps."""
     loops, schedules, e = search.report, search.schedules, choice.extraction
     return {
+        "accuracy": None if accuracy is None else vars(accuracy),
         "graph": {
             "operators": graph.operator_counts,
             "enodes": egraph.enodes,

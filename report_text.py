@@ -8,7 +8,6 @@ from .extract.choose import SLACK
 from .ir.expr import Apply, Cast, Const, IndexValue, Read, Scalar, When
 from .ir.loops import ACCUMULATOR, Lowered, StagedKernel
 from .ir.scalars import scalar
-from .report import ACCURACY_FACTOR, ACCURACY_FLOOR
 
 if TYPE_CHECKING:
     from .compiler import Compiled
@@ -94,10 +93,11 @@ def size(n: int) -> str:
 def verification(r: Json) -> str:
     """How far the result is from float64, and how far it may be."""
     v = r["verify"]
-    allowed = ACCURACY_FACTOR * v["xla_rel_err"] + ACCURACY_FLOOR
+    accuracy = r.get("accuracy")
+    estimated = f", estimated {accuracy['estimate']:.2g}" if accuracy else ""
     return (
         f"largest relative error {v['max_rel_err']:.2g} against float64"
-        f" (XLA's is {v['xla_rel_err']:.2g}, allowed is {allowed:.2g})"
+        f" (XLA's is {v['xla_rel_err']:.2g}, allowed is {v['bar']:.2g}{estimated})"
     )
 
 
@@ -129,6 +129,9 @@ def accounted(r: Json) -> list[tuple[str, str]]:
     for level, rules in (("graph rules", g["rules"]), ("loop rules", loops["rules"])):
         names = [f"{x['name']} {x['matches']:,}" for x in fired(rules)]
         lines.append((level, ", ".join(names) or "none fired"))
+    if r.get("accuracy"):
+        budget, estimate = r["accuracy"]["budget"], r["accuracy"]["estimate"]
+        lines.append(("accuracy", f"relative error of {budget:.2g} allowed, {estimate:.2g} estimated"))
     arena, all_of_them = size(memory["peak"]), size(memory["sum_of_tensors"])
     lines.append(("memory", f"{arena} arena for {all_of_them} of temporaries"))
     lines.append(("predicted", f"{r['predicted_us']:,.1f} us a run" + measured(r)))

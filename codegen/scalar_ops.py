@@ -105,6 +105,7 @@ _FLOAT: dict[str, Emit] = {
     "sign": _sign,
     "floor": lambda v, x: v.intrinsic("floor", x),
     "ceil": lambda v, x: v.intrinsic("ceil", x),
+    "round": lambda v, x: v.intrinsic("roundeven", x),
     "sqrt": lambda v, x: v.intrinsic("sqrt", x),
     "reciprocal": lambda v, x: v.div(1.0, x),
     "rsqrt": lambda v, x: v.div(1.0, v.intrinsic("sqrt", x)),  # within 1.5 ulp

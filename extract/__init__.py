@@ -8,10 +8,11 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from .flat import EGraphBuilder, FlatEGraph
+from .budgeted import priced_choices
+from .flat import EGraphBuilder, FlatEGraph, Int32Array
 from .greedy import LocalSearch, greedy_choice
 from .gym import extract_file, read_gym, write_gym
-from .result import Budget, Extraction, ExtractionError, dag_cost, require_terms, restrict, validate
+from .result import Budget, Extraction, ExtractionError, checked, dag_cost, require_terms, restrict, validate
 from .tree import tree_choice
 
 __all__ = [
@@ -32,7 +33,8 @@ def extract(
     egraph: FlatEGraph, method: str = "ilp", time_limit: float = 20.0, budgets: Sequence[Budget] = ()
 ) -> Extraction:
     """Choose a cheap program: `"tree"` is optimal if nothing is shared, `"greedy"` sees sharing, `"ilp"` is
-    optimal or says how far off it can be, takes `budgets`, and is never worse than the other two.
+    optimal or says how far off it can be, and is never worse than the other two. `"greedy"` and `"ilp"` take
+    `budgets`.
 
     Raises `ExtractionError` if a root has no finite term or nothing keeps within the budgets.
     """
@@ -40,12 +42,14 @@ def extract(
         from .ilp import ilp_extract  # HiGHS loads when it is used
 
         return ilp_extract(egraph, time_limit, budgets)
-    if budgets:
-        raise ExtractionError(f"method {method!r} cannot keep budgets: use 'ilp'")
+    if budgets and method == "tree":
+        raise ExtractionError("method 'tree' cannot keep budgets: use 'ilp' or 'greedy'")
     start = time.perf_counter()
     if method == "tree":
         choice = tree_choice(egraph)
         require_terms(egraph, choice)
+    elif method == "greedy" and budgets:
+        choice = _greedy_within(egraph, budgets, start + time_limit)
     elif method == "greedy":
         choice = greedy_choice(egraph)
         require_terms(egraph, choice)
@@ -57,3 +61,11 @@ def extract(
     return Extraction(
         restrict(egraph, choice), cost, 0.0, method, seconds, cost == 0.0, "heuristic" if cost else ""
     )
+
+
+def _greedy_within(egraph: FlatEGraph, budgets: Sequence[Budget], deadline: float) -> Int32Array:
+    require_terms(egraph, tree_choice(egraph))
+    found = list(priced_choices(egraph, [checked(egraph, b) for b in budgets], deadline))
+    if not found:
+        raise ExtractionError("greedy extraction found no program within the budgets: raise a limit or use 'ilp'")
+    return min(found, key=lambda choice: dag_cost(egraph, choice))

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from ..ir.attrs import Attrs
 from ..ir.compose import merge_inputs
 from ..ir.errors import NesteggError, UnsupportedError
 from ..ir.expr import Const, Read, ReadAt, Scalar, TensorExpr, inputs_read, rebuild, renumber
@@ -24,7 +25,7 @@ from ..ir.types import DTYPES
 from ..rewrite.graph_egraph import CallNode, GraphEGraph
 from . import extract
 from .flat import EGraphBuilder
-from .result import Extraction
+from .result import Budget, Extraction
 
 #: A kernel not searched yet is taken to cost this much more than its bound. The bound leaves out the loops around the
 #: register tile; without the allowance, every near miss of the best program would be searched for a few per cent.
@@ -70,7 +71,8 @@ class GraphChoice:
     """The chosen program: steps in order, and the extraction's figures (its cost is in seconds).
 
     `unusable`: kernels set aside because their search ended without a schedule. `greedy_cost`: what greedy extraction
-    makes of the same e-graph with the same costs.
+    makes of the same e-graph with the same costs. `loss`: the estimated variance of the outputs' relative error that
+    its approximations cause.
     """
 
     steps: tuple[Step, ...]
@@ -79,6 +81,7 @@ class GraphChoice:
     searched: int
     unusable: int
     greedy_cost: float
+    loss: float
 
 
 @dataclass(frozen=True)
@@ -89,10 +92,21 @@ class _Candidate:
     number: int
     kernel: Lowered
     args: tuple[int, ...]
+    loss: float = 0.0
 
 
-def choose(egraph: GraphEGraph, costs: KernelCosts, *, method: str = "ilp", time_limit: float = 10.0) -> GraphChoice:
-    """Extract the program with the least predicted time. Raises `NesteggError` if an output cannot be computed."""
+def choose(
+    egraph: GraphEGraph,
+    costs: KernelCosts,
+    *,
+    method: str = "ilp",
+    time_limit: float = 10.0,
+    budget: float | None = None,
+) -> GraphChoice:
+    """Extract the program with the least predicted time, whose kernels' losses sum to at most `budget` if one is given.
+
+    Raises `NesteggError` if an output cannot be computed.
+    """
     candidates = _candidates(egraph)
     kernels = {c.number: c.kernel for c in candidates}
     seconds = {n: _at_least(k, costs) for n, k in kernels.items()}
@@ -106,7 +120,7 @@ def choose(egraph: GraphEGraph, costs: KernelCosts, *, method: str = "ilp", time
         while True:
             rounds, most = rounds + 1, most - 1
             usable = [c for c in candidates if c.number not in unusable] if unusable else candidates
-            extraction, chosen = _extract(egraph, usable, seconds, how, time_limit)
+            extraction, chosen = _extract(egraph, usable, seconds, how, time_limit, budget)
             todo = list(dict.fromkeys(c.number for c in chosen if not c.kernel.is_alias and c.number not in found))
             for n, result in zip(todo, costs.search([kernels[n] for n in todo]), strict=True):
                 if result is None:
@@ -121,13 +135,16 @@ def choose(egraph: GraphEGraph, costs: KernelCosts, *, method: str = "ilp", time
     extraction, chosen, settled = settle(method, EXACT_ROUNDS)
     if not settled:  # the best program of the kernels searched so far
         known = [c for c in candidates if c.kernel.is_alias or c.number in found]
-        extraction, chosen = _extract(egraph, known, seconds, method, time_limit)
+        extraction, chosen = _extract(egraph, known, seconds, method, time_limit, budget)
     steps = [
         Step(c.kernel, c.args, c.owner, *(found.get(c.number) or (None, 0.0))) for c in _ordered(chosen)
     ]
     usable = [c for c in candidates if c.number not in unusable]
-    greedy = extraction if method == "greedy" else _extract(egraph, usable, seconds, "greedy", time_limit)[0]
-    return GraphChoice(tuple(steps), extraction, rounds, len(found), len(unusable), greedy.cost)
+    greedy = extraction
+    if method != "greedy":
+        greedy, _ = _extract(egraph, usable, seconds, "greedy", time_limit, budget)
+    loss = sum(c.loss for c in chosen)
+    return GraphChoice(tuple(steps), extraction, rounds, len(found), len(unusable), greedy.cost, loss)
 
 
 def _at_least(kernel: Lowered, costs: KernelCosts) -> float:
@@ -143,9 +160,12 @@ def _extract(
     seconds: Mapping[int, float],
     method: str,
     time_limit: float,
+    budget: float | None,
 ) -> tuple[Extraction, list[_Candidate]]:
     b = EGraphBuilder()
+    losses: list[float] = []
     for k, c in _undominated(candidates, seconds):
+        losses.append(c.loss)
         overhead = 0.0 if c.kernel.is_alias else CALL_OVERHEAD
         b.node(f"c{c.owner}", f"kernel{k}", (seconds[c.number] + overhead) * 1e6, [f"c{a}" for a in c.args], str(k))
     have = {c.owner for c in candidates}
@@ -154,12 +174,14 @@ def _extract(
         e = egraph.classes[a]
         if e.input is not None or e.const:
             b.node(f"c{a}", "leaf", 0.0, [], "leaf")
+            losses.append(0.0)
         elif a not in have:
             b.node(f"c{a}", "unsupported", 1e12, [], "unsupported")
+            losses.append(0.0)
     for o in dict.fromkeys(egraph.outputs):
         b.root(f"c{o}")
     flat = b.build()
-    result = extract(flat, method, time_limit)
+    result = extract(flat, method, time_limit, _budgets(losses, budget))
     names = [flat.node_name[n] for n in result.choice if n >= 0]
     if "unsupported" in names:
         raise UnsupportedError("no kernel computes one of the tensors of this graph; see `graph` for its operators")
@@ -170,13 +192,23 @@ def _extract(
 def _undominated(
     candidates: Sequence[_Candidate], seconds: Mapping[int, float]
 ) -> list[tuple[int, _Candidate]]:
-    """The candidates that may be part of a best program, numbered: none that reads all another reads and costs more."""
+    """The candidates that may be part of a best program, numbered: none that reads all another reads, costs more and
+    loses no less."""
     kept: dict[int, list[tuple[int, frozenset[int]]]] = {}
     for k in sorted(range(len(candidates)), key=lambda k: (seconds[candidates[k].number], k)):
         args, rivals = frozenset(candidates[k].args), kept.setdefault(candidates[k].owner, [])
-        if not any(read <= args for _, read in rivals):
+        if not any(read <= args and candidates[r].loss <= candidates[k].loss for r, read in rivals):
             rivals.append((k, args))
     return [(k, candidates[k]) for k in sorted(k for rivals in kept.values() for k, _ in rivals)]
+
+
+def _budgets(losses: Sequence[float], budget: float | None) -> list[Budget]:
+    """The losses as shares of the budget: solvers round numbers as small as variances to 0."""
+    if budget is None or not any(losses):
+        return []
+    if not budget:
+        return [([float(loss > 0) for loss in losses], 0.0)]
+    return [([min(loss / budget, 2.0) for loss in losses], 1.0)]
 
 
 def _ordered(chosen: Sequence[_Candidate]) -> list[_Candidate]:
@@ -212,13 +244,17 @@ def _candidates(egraph: GraphEGraph) -> list[_Candidate]:
                 continue
             same = tuple(call.args.index(a) for a in call.args)
             literals = tuple((k, repr(scalars[a])) for k, a in enumerate(call.args) if a in scalars)
-            key = (call.kernel, same, literals)
+            key = (replace(call.kernel, loss=0.0), same, literals)
             if key not in lowered:
                 lowered[key] = _lowered(call, scalars, numbers)
             made = lowered[key]
-            if made is not None:
-                args = tuple(call.args[k] for k in made[2])
-                out.setdefault((owner, made[0], args), _Candidate(owner, made[0], made[1], args))
+            if made is None:
+                continue
+            number, kernel, order = made
+            args = tuple(call.args[k] for k in order)
+            known = out.get((owner, number, args))
+            if known is None or call.kernel.loss < known.loss:
+                out[owner, number, args] = _Candidate(owner, number, kernel, args, call.kernel.loss)
     return list(out.values())
 
 
@@ -275,7 +311,7 @@ def _with_literals(expr: TensorExpr, literal: dict[int, float | int | bool]) -> 
 
 
 def constant_values(
-    egraph: GraphEGraph, wanted: Sequence[int], apply: Callable[[str, list[np.ndarray], object], np.ndarray]
+    egraph: GraphEGraph, wanted: Sequence[int], apply: Callable[[str, Sequence[np.ndarray], Attrs], np.ndarray]
 ) -> dict[int, np.ndarray]:
     """The arrays of compile-time e-classes, made by any chain of operators from the constants (all are equal)."""
     values: dict[int, np.ndarray] = {}

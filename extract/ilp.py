@@ -20,13 +20,14 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from .budgeted import priced_choices, within
 from .flat import FlatEGraph, Int32Array
 from .greedy import LocalSearch, greedy_choice
 from .lns import NeighbourhoodSearch
 from .part import Part, split
 from .program import Program
 from .reduce import Reduction
-from .result import Budget, Extraction, ExtractionError, dag_cost, require_terms, restrict, validate
+from .result import Budget, Extraction, ExtractionError, checked, dag_cost, require_terms, restrict, validate
 from .tree import dearest_path, tree_choice
 
 _HEURISTIC_SHARE = 0.15
@@ -49,10 +50,13 @@ def ilp_extract(egraph: FlatEGraph, time_limit: float = 20.0, budgets: Sequence[
     """
     start = time.perf_counter()
     deadline = start + time_limit
-    checked = [_check_budget(egraph, budget) for budget in budgets]
-    best = _Best(egraph, checked)
+    checks = [checked(egraph, budget) for budget in budgets]
+    best = _Best(egraph, checks)
     for choice in heuristic_choices(egraph, start + _HEURISTIC_SHARE * time_limit):
         best.offer(choice)
+    if checks:
+        for choice in priced_choices(egraph, checks, start + 2 * _HEURISTIC_SHARE * time_limit):
+            best.offer(choice)
     bound, limit = _solve(egraph, best, deadline)
     bound = max(bound, dearest_path(egraph))
     seconds = time.perf_counter() - start
@@ -82,23 +86,8 @@ class _Best:
         kept = restrict(self.egraph, choice)
         nodes = kept[kept >= 0]
         cost = float(self.egraph.node_cost[nodes].sum())
-        within = all(
-            weights[nodes].sum() <= limit + _TOLERANCE * (1 + abs(limit)) for weights, limit in self.budgets
-        )
-        if cost < self.cost and within and validate(self.egraph, kept):
+        if cost < self.cost and within(self.budgets, nodes) and validate(self.egraph, kept):
             self.choice, self.cost = kept, cost
-
-
-def _check_budget(egraph: FlatEGraph, budget: Budget) -> tuple[npt.NDArray[np.float64], float]:
-    weights, limit = np.asarray(budget[0], np.float64), float(budget[1])
-    if weights.shape != (egraph.n_nodes,) or not np.isfinite(weights).all() or (weights < 0).any():
-        raise ExtractionError(
-            f"a budget has weights of shape {weights.shape} or negative or non-finite ones: "
-            f"give one finite weight >= 0 for each of the {egraph.n_nodes} e-nodes"
-        )
-    if math.isnan(limit):
-        raise ExtractionError("a budget has the limit nan: give a number")
-    return weights, limit
 
 
 def _no_program(bound: float, limit: str, time_limit: float) -> str:

@@ -3,11 +3,13 @@ be."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from ..ir.errors import NesteggError
 from .flat import FlatEGraph, Int32Array
@@ -49,6 +51,19 @@ class Extraction:
         return (
             f"{self.method}: cost {self.cost:.10g}, bound {self.bound:.10g} ({state}), {self.seconds:.2f} s"
         )
+
+
+def checked(egraph: FlatEGraph, budget: Budget) -> tuple[npt.NDArray[np.float64], float]:
+    """A budget as an array and a number. Raises `ExtractionError` if it is malformed."""
+    weights, limit = np.asarray(budget[0], np.float64), float(budget[1])
+    if weights.shape != (egraph.n_nodes,) or not np.isfinite(weights).all() or (weights < 0).any():
+        raise ExtractionError(
+            f"a budget has weights of shape {weights.shape} or negative or non-finite ones: "
+            f"give one finite weight >= 0 for each of the {egraph.n_nodes} e-nodes"
+        )
+    if math.isnan(limit):
+        raise ExtractionError("a budget has the limit nan: give a number")
+    return weights, limit
 
 
 def as_array(egraph: FlatEGraph, choice: Choice) -> Int32Array:

@@ -193,11 +193,7 @@ def trunc(x: Value) -> Value:
 
 def round_even(x: Value) -> Value:
     """To the nearest integer, ties to even."""
-    low = unary("floor", x)
-    odd = sub(low, mul(unary("floor", mul(low, 0.5)), 2))
-    rest = sub(x, low)
-    tie_or_up = select(binary("gt", rest, 0.5), add(low, 1), add(low, odd))
-    return select(binary("lt", rest, 0.5), low, tie_or_up)
+    return unary("round", x)
 
 
 def integer_power(x: Value, exponent: int) -> Value:

@@ -39,3 +39,7 @@ class EGraphFormatError(NesteggError):
 
 class UnknownNameError(NesteggError):
     """A zoo model, target, operator or rule of that name does not exist."""
+
+
+class CalibrationError(NesteggError):
+    """Calibration data, or a file of ranges, does not fit the model; the message says what to give instead."""

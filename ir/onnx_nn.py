@@ -262,10 +262,25 @@ def _along(x: Value, parameter: Value, axis: int) -> Value:
 @onnx_op("DequantizeLinear")
 def _dequantize(c: OnnxCall) -> Value:
     x, scale, axis = c.value(0), c.value(1), c.attr("axis", 1)
+    zero, step = _zero_of(c, 2), ir.uniform_of(scale)
+    if zero is not None and scale.dtype == "f32" and DTYPES[x.dtype].kind in ("int", "uint"):
+        if step is not None and step > 0:
+            return c.builder.op("dequantize", x, scale=step, zero=zero, dtype="f32", loss=0.0)
+        wide = c.builder.op("dequantize", x, scale=1.0, zero=zero, dtype="f32", loss=0.0)
+        return ir.mul(wide, _along(x, scale, axis))
     wide = ir.cast(x, scale.dtype)
     if c.has(2):
         wide = ir.sub(wide, _along(x, ir.cast(c.value(2), scale.dtype), axis))
     return ir.mul(wide, _along(x, scale, axis))
+
+
+def _zero_of(c: OnnxCall, k: int) -> int | None:
+    """The zero point at operand k, if it is one number (0 if it is left out)."""
+    if not c.has(k):
+        return 0
+    known = c.known(k)
+    one = known is not None and known.size > 0 and known.dtype.kind in "iu" and bool((known == known.flat[0]).all())
+    return int(known.flat[0]) if known is not None and one else None
 
 
 @onnx_op("QuantizeLinear")
@@ -275,23 +290,32 @@ def _quantize(c: OnnxCall) -> Value:
     x, scale, axis = c.value(0), c.value(1), c.attr("axis", 1)
     to = c.attr("output_dtype") or 2  # uint8
     zero = c.value(2) if c.has(2) else c.builder.constant(np.zeros((), helper.tensor_dtype_to_np_dtype(to)))
-    steps = ir.divide(ir.cast(x, scale.dtype), _along(x, scale, axis))
-    return _quantized(steps, _along(x, zero, axis))
+    step = ir.uniform_of(scale)
+    if step is not None and step > 0 and scale.dtype == "f32":
+        return _quantized(ir.cast(x, "f32"), zero, axis, _zero_of(c, 2), step)
+    return _quantized(ir.divide(ir.cast(x, scale.dtype), _along(x, scale, axis)), zero, axis, _zero_of(c, 2))
 
 
-def _quantized(steps: Value, zero: Value) -> Value:
-    """Real numbers of steps, rounded, moved by the zero point, and saturated to its type."""
+def _quantized(x: Value, zero: Value, axis: int, point: int | None, scale: float = 1.0) -> Value:
+    """Real numbers in steps of `scale`, rounded, moved by the zero point (`point` if it is one number), and saturated
+    to its type."""
     bounds = np.iinfo(DTYPES[zero.dtype].numpy)
-    shifted = ir.add(nn.round_even(steps), ir.cast(zero, steps.dtype))
-    return ir.cast(nn.clip(shifted, float(bounds.min), float(bounds.max)), zero.dtype)
+    low, high = int(bounds.min), int(bounds.max)
+    if point is not None and DTYPES[x.dtype].kind == "float":
+        step = {"scale": scale, "zero": point, "rounding": "even", "loss": 0.0}
+        return x.builder.op("quantize", x, low=low, high=high, dtype=zero.dtype, **step)
+    spread = _along(x, zero, axis)
+    steps = x if scale == 1 else ir.divide(x, scale)
+    shifted = ir.add(nn.round_even(steps), ir.cast(spread, x.dtype))
+    return ir.cast(nn.clip(shifted, float(low), float(high)), zero.dtype)
 
 
 def _shifted(c: OnnxCall, k: int, zero: int, axis: int) -> Value:
     """Operand k minus its zero point, in i32."""
     x = c.value(k)
-    wide = ir.cast(x, "i32")
-    if not c.has(zero):
-        return wide
+    wide, number = ir.cast(x, "i32"), _zero_of(c, zero)
+    if number is not None:
+        return c.builder.op("affine", wide, factor=1, term=-number) if number else wide
     point: Any = c.value(zero)
     return ir.sub(wide, _along(x, ir.cast(point, "i32"), axis))
 
@@ -327,4 +351,4 @@ def _rescaled(c: OnnxCall, total: Value, scales: tuple[int, int, int], zero: int
     """An i32 total in steps of the first two scales, in steps of the third."""
     first, second, result = (_along(total, ir.cast(c.value(k), "f32"), axis) for k in scales)
     steps = ir.mul(ir.cast(total, "f32"), ir.divide(ir.mul(first, second), result))
-    return _quantized(steps, _along(total, c.value(zero), axis))
+    return _quantized(steps, c.value(zero), axis, _zero_of(c, zero))

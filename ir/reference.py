@@ -17,7 +17,7 @@ from .graph import CONSTANT, INPUT, Graph
 from .index import Axis
 from .operator import operator
 from .scalars import COMBINERS, scalar
-from .types import DTYPES, is_float
+from .types import DTYPES, TensorType, dtype_of, is_float
 
 
 def evaluate(graph: Graph, args: Sequence[Any], double: bool = False) -> list[np.ndarray]:
@@ -41,10 +41,23 @@ def evaluate(graph: Graph, args: Sequence[Any], double: bool = False) -> list[np
 
 
 def apply_reference(op: str, arrays: Sequence[Any], attrs: Attrs, double: bool = False) -> Any:
-    """One operator's JAX reference; with `double`, a cast to a float type goes to float64 instead."""
-    if double and op == "cast" and DTYPES[attrs.dtype].kind == "float":
+    """One operator's JAX reference; with `double`, a conversion to a float type goes to float64 instead."""
+    if double and "dtype" in attrs and DTYPES[attrs.dtype].kind == "float":
         attrs = attrs.replace(dtype="f64")
     return operator(op).reference(*arrays, **attrs)
+
+
+def fold(op: str, args: Sequence[np.ndarray], attrs: Attrs) -> np.ndarray:
+    """One operator on constants, in float64, rounded once to the operator's type."""
+    import jax
+
+    types = tuple(TensorType(a.shape, dtype_of(a)) for a in args)
+    result = operator(op).check(types, attrs)
+    moves = operator(op).family == "movement"
+    with jax.enable_x64(True):
+        wide = args if moves else [a.astype(np.float64) if a.dtype == np.float32 else a for a in args]
+        value = np.asarray(apply_reference(op, wide, attrs, double=not moves))
+    return np.asarray(value.astype(DTYPES[result.dtype].numpy), order="C")  # ascontiguousarray would add an axis
 
 
 def evaluate_expr(expr: TensorExpr, arrays: Sequence[np.ndarray], double: bool = False) -> np.ndarray:
@@ -125,6 +138,7 @@ _NUMPY: dict[str, Callable[..., Any]] = {
     "sign": np.sign,
     "floor": np.floor,
     "ceil": np.ceil,
+    "round": np.round,
     "sqrt": np.sqrt,
     "reciprocal": lambda a: 1 / a,
     "rsqrt": lambda a: 1 / np.sqrt(a),

@@ -61,6 +61,12 @@ def _reciprocal(a: Any) -> Any:
     return jax.lax.integer_pow(a, -1)
 
 
+def _round(a: Any) -> Any:
+    import jax.numpy as jnp
+
+    return jnp.round(a)
+
+
 def _select(c: Any, a: Any, b: Any) -> Any:
     import jax.numpy as jnp
 
@@ -94,6 +100,7 @@ _ROWS = (
     ScalarFn("abs", 1, _lax("abs"), _S),
     ScalarFn("sign", 1, _lax("sign"), _S, cost=2),
     ScalarFn("floor", 1, _lax("floor"), _F),
+    ScalarFn("round", 1, _round, _F),
     ScalarFn("ceil", 1, _lax("ceil"), _F),
     ScalarFn("sqrt", 1, _lax("sqrt"), _F, cost=10, domain=(0.0, 100.0)),
     ScalarFn("rsqrt", 1, _lax("rsqrt"), _F, cost=16, domain=(0.01, 100.0)),

@@ -13,6 +13,7 @@ from .graph_rules import graph_rules
 from .language import lowering_rules
 from .loop_language import LoopRule
 from .loop_rules import LOOP_RULES
+from .quantization_rules import quantization_rules
 from .rule import GraphRule, distinct
 from .substitution_rules import SUBSTITUTIONS
 
@@ -42,7 +43,9 @@ Rule = GraphRule | FusionRule | LoweringRule | LoopRule
 
 def all_rules(lanes: int = 16) -> list[Rule]:
     """Every shipped rule, for vectors of `lanes` elements: name, kind, level, condition, doc, where."""
-    return [*graph_rules(lanes, all_intrinsics(lanes)), *SUBSTITUTIONS, LoweringRule(), *LOOP_RULES]
+    lossy = {r.name: r for scales in ("any", "power-of-two") for r in quantization_rules(scales)}
+    graph = (*graph_rules(lanes, all_intrinsics(lanes)), *SUBSTITUTIONS, *lossy.values())
+    return [*graph, LoweringRule(), *LOOP_RULES]
 
 
 def named(rules: Sequence[Rule], name: str) -> Rule:

@@ -23,6 +23,7 @@ from .kernel import (
     prologue_movement,
     prologue_unpack,
     prologue_widening,
+    prologue_widening_integer,
     row_reduction,
     whole_prologue,
 )
@@ -70,6 +71,7 @@ class FusionRule:
 FUSION_RULES = (
     FusionRule("fuse_broadcast_prologue", prologue_broadcast, "open", "single", dominates=True),
     FusionRule("fuse_packed_constant", prologue_unpack, "open", "single", const=True, dominates=True),
+    FusionRule("fuse_widening_integers", prologue_widening_integer, "open", "single", dominates=True),
     FusionRule("fuse_movement_prologue", prologue_movement, "open", "single"),
     FusionRule("fuse_arithmetic_prologue", prologue_arithmetic, "open", "single"),
     FusionRule("fuse_widening_prologue", prologue_widening, "open", "single"),

@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 
 from ..ir.attrs import Attrs
+from ..ir.calibration import Ranges
 from ..ir.graph import CONSTANT, INPUT, Graph
 from ..ir.operator import OPERATORS
 from ..ir.types import TensorType
+from .folded import Folded
 from .fusion_rules import FusionRule
 from .host import Host
 from .kernel import Kernel
@@ -91,23 +93,44 @@ def _phases(rules: Sequence[GraphRule | FusionRule], host: Host) -> list[list[An
     return [rewrites, lowering_rules(host), first, middle, *last]
 
 
-def build(graph: Graph, rules: Sequence[GraphRule | FusionRule], limits: Limits = GRAPH_LIMITS) -> GraphEGraph:
-    """Encode and saturate. Raises `RuleError` if a rule's function fails or its sides differ in type."""
-    return _saturated(graph, lambda host: _phases(distinct(rules), host), limits)
+def build(
+    graph: Graph,
+    rules: Sequence[GraphRule | FusionRule],
+    limits: Limits = GRAPH_LIMITS,
+    ranges: Ranges | None = None,
+) -> GraphEGraph:
+    """Encode and saturate; `ranges` are what lossy rules know of the graph's tensors.
+
+    Raises `RuleError` if a rule's function fails or its sides differ in type.
+    """
+    asks_values = any(isinstance(r, GraphRule) and r.values for r in rules)
+    return _saturated(graph, lambda host: _phases(distinct(rules), host), limits, asks_values, ranges)
 
 
 def explore(graph: Graph, rules: Sequence[GraphRule], limits: Limits = GRAPH_LIMITS) -> GraphEGraph:
     """Saturate with rules of operators alone: what terms a program may be, none of them made a kernel."""
-    return _saturated(graph, lambda host: [render(distinct(rules), host)], limits)
+    asks_values = any(r.values for r in rules)
+    return _saturated(graph, lambda host: [render(distinct(rules), host)], limits, asks_values, None)
 
 
-def _saturated(graph: Graph, phases_in: Callable[[Host], list[list[Any]]], limits: Limits) -> GraphEGraph:
+def _saturated(
+    graph: Graph,
+    phases_in: Callable[[Host], list[list[Any]]],
+    limits: Limits,
+    asks_values: bool,
+    ranges: Ranges | None,
+) -> GraphEGraph:
     engine = Engine()
     with Host() as host:
-        engine.load(declarations(host), analyses(host))
+        engine.load(declarations(host), analyses(host, asks_values))
         phases = phases_in(host)
         engine.load(*{r.name: r.text for phase in phases for r in phase}.values())
         constants = _encode(graph, engine, host)
+        if asks_values:
+            _set_values(graph, engine, host)
+        if ranges is not None:
+            numbers = {k: host.intern(t) for k, t in ranges.tensors.items()}
+            engine.load(*(f"(set (calibrated $n{k}) (py-from-int {n}))" for k, n in numbers.items()))
         counted = {"Input", "Const", "Call"} | {constructor(n, k) for n in OPERATORS for k in arities(n)}
 
         def raise_error() -> None:
@@ -141,6 +164,11 @@ def _encode(graph: Graph, engine: Engine, host: Host) -> list[np.ndarray]:
             lines.append(f"(is-const $n{k}) (set (constness $n{k}) 1)")
     engine.load(*lines)
     return constants
+
+
+def _set_values(graph: Graph, engine: Engine, host: Host) -> None:
+    numbers = {k: host.intern(Folded(given=array)) for k, array in graph.constants.items()}
+    engine.load(*(f"(set (value $n{k}) (py-from-int {n}))" for k, n in numbers.items()))
 
 
 def _term(op: str, args: list[str], attrs: Attrs, host: Host) -> str:

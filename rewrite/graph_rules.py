@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from ..ir.attrs import Attrs
 from ..ir.intrinsic import Intrinsic
 from ..ir.operator import Chooser
 from ..ir.types import DTYPES, TensorType
 from .fusion_rules import FUSION_RULES, FusionRule
 from .pattern import Environment, op
+from .quantization_rules import INTEGER_RULES
 from .rule import GraphRule, rule
 from .tensor_rules import packing_rules
 
@@ -207,7 +210,11 @@ def blocked_layouts(lanes: int) -> tuple[GraphRule, ...]:
     def blocks(n: int) -> bool:
         return n % lanes == 0
 
-    @rule("layout", when=lambda x, c: x.rank == 4 and c.groups == 1 and blocks(x.shape[1]), draw=conv_like)
+    def of_floats(x: TensorType) -> bool:
+        """An image of floats: integers are laid out as their intrinsics want them (`tensor_rules.py`)."""
+        return x.rank == 4 and DTYPES[x.dtype].kind == "float"
+
+    @rule("layout", when=lambda x, c: of_floats(x) and c.groups == 1 and blocks(x.shape[1]), draw=conv_like)
     def block_conv_input(x, w, *, c):
         """A convolution may read its input with the channels in vector blocks."""
         return op.conv(x, w, c) >> op.conv(op.unpack(op.pack(x, axis=1, factor=lanes), axis=1), w, c)
@@ -217,7 +224,7 @@ def blocked_layouts(lanes: int) -> tuple[GraphRule, ...]:
         """A convolution may write its result with the channels in vector blocks."""
         return op.conv(x, w, c) >> op.unpack(op.pack(op.conv(x, w, c), axis=1, factor=lanes), axis=1)
 
-    @rule("layout", when=lambda w: w.rank == 4 and blocks(w.shape[0]), const=("w",), draw=conv_like)
+    @rule("layout", when=lambda w: of_floats(w) and blocks(w.shape[0]), const=("w",), draw=conv_like)
     def block_conv_weights(x, w, *, c):
         """Constant weights are stored with the output channels in vector blocks, at compile time."""
         return op.conv(x, w, c) >> op.conv(x, op.unpack(op.pack(w, axis=0, factor=lanes), axis=0), c)
@@ -284,6 +291,25 @@ def conv_of_padded(x, w, *, c):
     )
 
 
+def pads_alike(x: TensorType, c: Attrs, p: Attrs) -> bool:
+    """A conversion of integers to wider ones that can also hold the padding before it."""
+    kinds = {DTYPES[x.dtype].kind, DTYPES[c.dtype].kind}
+    if not kinds <= {"int", "uint"} or DTYPES[c.dtype].size <= DTYPES[x.dtype].size:
+        return False
+    bounds = np.iinfo(DTYPES[x.dtype].numpy)
+    return bounds.min <= p.value <= bounds.max
+
+
+def _padded_bytes(c: Chooser) -> Environment:
+    return {"x": TensorType((c.integer(1, 4),), c.pick(("u8", "i8"))), "c": Attrs(dtype="i32")}
+
+
+@rule("layout", when=pads_alike, draw=_padded_bytes)
+def pad_before_widening(x, *, c, p):
+    """pad(cast(x)) -> cast(pad(x)): the padded tensor is stored in the narrow type."""
+    return op.pad(op.cast(x, c), p) >> op.cast(op.pad(x, p), c)
+
+
 ALGEBRA: tuple[GraphRule, ...] = (
     scale_into_conv,
     scale_into_matmul,
@@ -303,7 +329,10 @@ ALGEBRA: tuple[GraphRule, ...] = (
 )
 
 
-def graph_rules(lanes: int = 16, intrinsics: Sequence[Intrinsic] = ()) -> tuple[GraphRule | FusionRule, ...]:
-    """All shipped graph rules, for vectors of `lanes` elements and a target's intrinsics."""
-    layouts = (*blocked_layouts(lanes), *packing_rules(intrinsics))
-    return (*ALGEBRA, conv_of_padded, unpack_pack, pack_unpack, *layouts, *FUSION_RULES)
+def graph_rules(
+    lanes: int = 16, intrinsics: Sequence[Intrinsic] = (), integers: bool = True
+) -> tuple[GraphRule | FusionRule, ...]:
+    """All shipped graph rules that are equations, for vectors of `lanes` elements and a target's intrinsics; those on
+    quantized tensors if there are `integers`."""
+    layouts = (*blocked_layouts(lanes), *packing_rules(intrinsics), *(INTEGER_RULES if integers else ()))
+    return (*ALGEBRA, conv_of_padded, pad_before_widening, unpack_pack, pack_unpack, *layouts, *FUSION_RULES)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 from ..ir.attrs import Attrs
@@ -53,17 +53,30 @@ class Kernel:
     op: str = ""
     operators: int = 1
     closed: bool = False
+    kept: bool = False
+    loss: float = 0.0
+    conversions: int = 0
+    moved: bool = field(default=False, compare=False)
+
+    @property
+    def light(self) -> bool:
+        """At most one operator, besides conversions of its operands."""
+        return self.operators - self.conversions <= 1 and is_map(self.expr)
 
 
 @cache
 def of_operator(name: str, attrs: Attrs, *types: TensorType) -> Kernel:
     """The kernel of one operator."""
-    expr = operator(name).expr(types, attrs)
-    return Kernel(expr, name, 0 if is_movement(expr) else 1)
+    declared = operator(name)
+    expr = declared.expr(types, attrs)
+    moves = is_movement(expr)
+    kept = declared.inlining == "stored" and not moves
+    converts = int(declared.inlining == "conversion")
+    return Kernel(expr, name, 0 if moves else 1, kept=kept, loss=attrs.get("loss", 0.0), conversions=converts)
 
 
 def _fits(consumer: Kernel, i: int, producer: Kernel, most: int = MAX_INPUTS) -> bool:
-    if i >= len(consumer.expr.inputs) or reads_at(consumer.expr, i):
+    if i >= len(consumer.expr.inputs) or reads_at(consumer.expr, i) or (producer.kept and consumer.operators):
         return False
     if consumer.operators + producer.operators > MAX_OPERATORS:
         return False
@@ -117,12 +130,21 @@ def _computed_where_read(consumer: Kernel, i: int, producer: Kernel) -> bool:
     return visits_once(consumer.expr, i) or (is_map(consumer.expr) and not shares(consumer.expr, i))
 
 
+def prologue_widening_integer(consumer: Kernel, i: int, producer: Kernel) -> bool:
+    """Integers are read in the narrow type that they are stored in: an intrinsic may take them as they are, and there
+    is less to move; the unfused kernel is dropped."""
+    if _inlining(producer) != "conversion" or not consumer.operators or not _inlines(consumer, i, producer):
+        return False
+    narrow, wide = (DTYPES[t.dtype] for t in (producer.expr.inputs[0], producer.expr.type))
+    return narrow.size < wide.size and {narrow.kind, wide.kind} <= {"int", "uint"}
+
+
 def prologue_widening(consumer: Kernel, i: int, producer: Kernel) -> bool:
     """A conversion to a wider type may be made where it is read: the narrow operand is less to move, and an intrinsic
-    may take it as it is."""
-    if _inlining(producer) != "conversion" or not _inlines(consumer, i, producer):
+    may take it as it is. One that computes more than the conversion is not made again for every reading."""
+    if _inlining(producer) != "conversion" or not _inlines(consumer, i, producer) or cost(producer.expr.body) > 1:
         return False
-    if prologue_arithmetic(consumer, i, producer):
+    if prologue_arithmetic(consumer, i, producer) or prologue_widening_integer(consumer, i, producer):
         return False
     return DTYPES[producer.expr.inputs[0].dtype].size < DTYPES[producer.expr.type.dtype].size
 
@@ -133,7 +155,7 @@ def whole_prologue(consumer: Kernel, i: int, producer: Kernel) -> bool:
 
 
 def _after_reduction(consumer: Kernel, i: int, producer: Kernel) -> bool:
-    if not (consumer.operators <= 1 and is_map(consumer.expr) and not is_map(producer.expr)):
+    if not consumer.light or is_map(producer.expr) or (producer.moved and not consumer.operators):
         return False
     if not _fits(consumer, i, producer):
         return False
@@ -192,7 +214,10 @@ def fuse(consumer: Kernel, i: int, producer: Kernel) -> Kernel:
     """The composition; closed once a reduction has an epilogue."""
     closed = consumer.closed or producer.closed or (is_map(consumer.expr) and not is_map(producer.expr))
     operators = consumer.operators + producer.operators
-    return Kernel(compose(consumer.expr, i, producer.expr), "", operators, closed)
+    expr = compose(consumer.expr, i, producer.expr)
+    kept, loss = consumer.kept or producer.kept, consumer.loss + producer.loss
+    moved = not consumer.operators and not is_map(producer.expr)
+    return Kernel(expr, "", operators, closed, kept, loss, consumer.conversions + producer.conversions, moved)
 
 
 #: What e-matching may ask of a kernel before a fusion rule's condition is called.
@@ -200,6 +225,6 @@ TRAITS: dict[str, Callable[[Kernel], bool]] = {
     "any": lambda k: True,
     "open": lambda k: not k.closed,
     "single": lambda k: bool(k.op),
-    "light": lambda k: k.operators <= 1 and is_map(k.expr),
+    "light": lambda k: k.light,
     "reducing": lambda k: not is_map(k.expr),
 }

@@ -12,10 +12,23 @@ from collections.abc import Iterable, Sequence
 from ..ir.attrs import EMPTY
 from ..ir.errors import RuleError, TypeRuleError
 from ..ir.operator import OPERATORS, operator
+from .folded import Folded
 from .fusion_rules import POSITIONS, WIDE_POSITIONS, FusionRule
 from .host import PRELUDE, Host, call_text, merge_text, test_text
 from .kernel import TRAITS, fuse, genus, merge_operands, of_operator, wider
-from .pattern import Apply, Pattern, Record, Var, call, records, tensors, type_of
+from .pattern import (
+    RESULT,
+    Apply,
+    Pattern,
+    Record,
+    Var,
+    calibrated_name,
+    call,
+    records,
+    tensors,
+    type_of,
+    value_name,
+)
 from .rule import GraphRule
 from .saturate import EggRule
 
@@ -43,6 +56,7 @@ def declarations(host: Host) -> str:
         "(function ty (T) PyObject :no-merge)",
         "(relation is-const (T))",
         "(function constness (T) i64 :merge (max old new))",
+        "(function calibrated (T) PyObject :merge old) (function value (T) PyObject :merge old)",
         "(relation uses (PyObject TV i64 T))",
         "(function repeated (PyObject TV) i64 :merge (min old new))",
         f"(function widest (T PyObject) PyObject :merge {merge_text(host.function('wider', wider))})",
@@ -54,8 +68,9 @@ def declarations(host: Host) -> str:
     return "\n".join(lines)
 
 
-def analyses(host: Host) -> str:
-    """Rules that give every operator e-node its type, spread compile-time constness, and index kernels' arguments."""
+def analyses(host: Host, values: bool = False) -> str:
+    """Rules that give every operator e-node its type, spread compile-time constness (and, for rules that ask for them,
+    `values`), and index kernels' arguments."""
     out = [
         f"(rule ((= e (Call k xs)) (> (vec-length xs) {i})) ((uses k xs {i} (vec-get xs {i}))) :ruleset {ANALYSES})"
         for i in WIDE_POSITIONS
@@ -74,7 +89,18 @@ def analyses(host: Host) -> str:
                 f" (set (constness e) 0)) :ruleset {ANALYSES})")
             if n:
                 out.append(f"(rule ({node} {const}) ((is-const e) (set (constness e) 1)) :ruleset {ANALYSES})")
-    return "\n".join(out)
+    return "\n".join([*out, *(_value_rules(host) if values else ())])
+
+
+def _value_rules(host: Host) -> Iterable[str]:
+    """How every compile-time tensor is made of others."""
+    for name in OPERATORS:
+        make = host.function(f"value of {name}", lambda a, *args, _n=name: Folded(_n, a, args))
+        for n in arities(name):
+            xs, vs = [f"x{k}" for k in range(n)], [f"v{k}" for k in range(n)]
+            known = " ".join(f"(= {v} (value {x}))" for v, x in zip(vs, xs, strict=True))
+            node = f"(= e ({constructor(name, n)} {' '.join(xs)} a))"
+            yield f"(rule ({node} {known}) ((set (value e) {call_text(make, ['a', *vs])})) :ruleset {ANALYSES})"
 
 
 def lowering_rules(host: Host) -> list[EggRule]:
@@ -162,9 +188,12 @@ def graph_rule(r: GraphRule, host: Host) -> EggRule:
     facts = [f"(= root{k} {_left(p, fixed)})" for k, p in enumerate(lefts)]
     facts += [f"(= ty_{v} (ty {v}))" for v in tensor_vars]
     facts += [f"(is-const {v})" for v in r.const] + [f"(= 0 (constness {v}))" for v in r.varies]
+    facts += [f"(= cal_{v} (calibrated {'root0' if v == RESULT else v}))" for v in r.calibrated]
+    facts += [f"(= val_{v} (value {v}))" for v in r.values]
     record_vars = sorted({n for p in lefts for n in records(p)} | set(fixed))
-    names = [*tensor_vars, *record_vars]
+    names = [*tensor_vars, *record_vars, *map(calibrated_name, r.calibrated), *map(value_name, r.values)]
     arguments = [*(f"ty_{v}" for v in tensor_vars), *(f"at_{v}" for v in record_vars)]
+    arguments += [*(f"cal_{v}" for v in r.calibrated), *(f"val_{v}" for v in r.values)]
 
     def applies(*values: object) -> bool:
         env = dict(zip(names, values, strict=True))

@@ -19,9 +19,22 @@ from ..ir.errors import RuleError
 from ..ir.graph import GraphBuilder, Value
 from ..ir.operator import operator
 from ..ir.types import TensorType
+from .folded import Folded
 
 Environment = Mapping[str, Any]
-"""What a match binds: tensor variables to their `TensorType`, record variables to their `Attrs`."""
+"""What a match binds: tensor variables to their `TensorType`, record variables to their `Attrs`; and, where the rule
+asks for them, `x_calibrated` to a tensor's `Calibrated` and `w_value` to a constant's array."""
+
+#: The left side itself, where calibrations are named.
+RESULT = "result"
+
+
+def calibrated_name(variable: str) -> str:
+    return f"{variable}_calibrated"
+
+
+def value_name(variable: str) -> str:
+    return f"{variable}_value"
 
 
 @dataclass(frozen=True)
@@ -90,7 +103,11 @@ def parameters(f: Callable[..., Any]) -> tuple[str, ...]:
 
 def call(f: Callable[..., Any], env: Environment) -> Any:
     """Call a condition or attribute function with the variables that its parameters name."""
-    return f(**{name: env[name] for name in parameters(f)})
+    return f(**{name: _seen(env[name]) for name in parameters(f)})
+
+
+def _seen(value: Any) -> Any:
+    return value.array if isinstance(value, Folded) else value
 
 
 class _Operators:

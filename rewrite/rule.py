@@ -23,18 +23,34 @@ from typing import Any, Protocol, TypeVar
 from ..ir.errors import NesteggError, RuleError
 from .fusion_rules import FusionRule
 from .loop_language import LoopRule
-from .pattern import Environment, Record, Rewrite, Var, call, functions, parameters, records, tensors
+from .pattern import (
+    RESULT,
+    Environment,
+    Record,
+    Rewrite,
+    Var,
+    calibrated_name,
+    call,
+    functions,
+    parameters,
+    records,
+    tensors,
+    value_name,
+)
 from .saturate import KINDS
 
 
 @dataclass(frozen=True)
 class GraphRule:
-    """A rewrite rule of graph programs.
+    """A rewrite rule of graph programs: an equation, or a `lossy` approximation.
 
     `when`: condition over types and attributes (None: always). `const`: tensor variables that must be known
     at compile time; `varies`: that must not. `rewrites`: the left and right sides (several lefts must match
     together). `draw`: optional sampler of instances for the property test, a function of a `Chooser` returning
-    a partial binding.
+    a partial binding. `calibrated`: tensor variables (or `result`, the left side) whose calibration it needs, as
+    `x_calibrated`: the rule is then an approximation, whose right side states its `loss`, and applies only to tensors
+    with a calibration, in programs with an accuracy budget. `values`: constant variables whose arrays it asks for, as
+    `w_value`.
     """
 
     name: str
@@ -48,7 +64,13 @@ class GraphRule:
     file: str
     line: int
     varies: tuple[str, ...] = ()
+    calibrated: tuple[str, ...] = ()
+    values: tuple[str, ...] = ()
     level: str = "graph"
+
+    @property
+    def lossy(self) -> bool:
+        return bool(self.calibrated)
 
     def holds(self, env: Environment) -> bool:
         return self.when is None or bool(call(self.when, env))
@@ -57,6 +79,7 @@ class GraphRule:
     def condition(self) -> str:
         """The condition as text."""
         parts = [f"{c} constant" for c in self.const] + [f"{v} not constant" for v in self.varies]
+        parts += [f"{v} calibrated" for v in self.calibrated]
         if self.when is not None:
             parts.append(condition_text(self.when))
         return " and ".join(parts) or "always"
@@ -91,6 +114,8 @@ def rule(
     when: Callable[..., bool] | None = None,
     const: Sequence[str] = (),
     varies: Sequence[str] = (),
+    calibrated: Sequence[str] = (),
+    values: Sequence[str] = (),
     draw: Callable[..., Environment] | None = None,
 ) -> Callable[[Callable[..., Any]], GraphRule]:
     """Declare a graph rule. Raises `RuleError` naming the file and line of a malformed one."""
@@ -98,7 +123,8 @@ def rule(
     def decorate(f: Callable[..., Any]) -> GraphRule:
         file, line = f.__code__.co_filename, f.__code__.co_firstlineno
         try:
-            return _make(f, kind, when, tuple(const), tuple(varies), draw, file, line)
+            made = _make(f, kind, when, tuple(const), tuple(varies), draw, tuple(calibrated), tuple(values))
+            return replace(made, file=file, line=line)
         except RuleError as e:
             raise RuleError(f"{file}:{line}: rule {f.__name__}: {e}") from None
 
@@ -127,7 +153,14 @@ def equation(
 
 
 def _make(
-    f: Any, kind: str, when: Any, const: tuple[str, ...], varies: tuple[str, ...], draw: Any, file: str, line: int
+    f: Any,
+    kind: str,
+    when: Any,
+    const: tuple[str, ...],
+    varies: tuple[str, ...],
+    draw: Any,
+    calibrated: tuple[str, ...],
+    values: tuple[str, ...],
 ) -> GraphRule:
     if kind not in KINDS:
         raise RuleError(f"kind {kind!r} is not one of {', '.join(KINDS)}")
@@ -148,11 +181,14 @@ def _make(
     used = {n for r in rewrites for n in (*tensors(r.right), *records(r.right))}
     asked = {n for r in rewrites for g in (*functions(r.left), *functions(r.right)) for n in parameters(g)}
     asked |= set(parameters(when)) if when else set()
+    asked -= {calibrated_name(v) for v in calibrated} | {value_name(v) for v in values}
     for names, what in (
         (used, "the right side uses"),
         (asked, "a condition or attribute asks for"),
         (set(const), "const names"),
         (set(varies), "varies names"),
+        (set(calibrated) - {RESULT}, "calibrated names"),
+        (set(values), "values names"),
     ):
         if names - bound:
             raise RuleError(f"{what} {', '.join(sorted(names - bound))}, which the left side does not bind")
@@ -162,8 +198,9 @@ def _make(
                 "attributes on the left side are fixed values or one record variable, not functions"
             )
     doc = " ".join((inspect.getdoc(f) or "").split())
+    variables = (*tensor_vars, *record_vars)
     return GraphRule(
-        f.__name__, kind, doc, (*tensor_vars, *record_vars), rewrites, when, const, draw, file, line, varies
+        f.__name__, kind, doc, variables, rewrites, when, const, draw, "", 0, varies, calibrated, values
     )
 
 

@@ -57,6 +57,9 @@ def _rules(o: Operands) -> Iterator[GraphRule]:
     yield _one_panel(o)
     yield _packed(o)
     yield _padded_depth(o)
+    yield _conv_weights(o)
+    yield _conv_input(o)
+    yield _padded_channels(o)
 
 
 def _multiplies(o: Operands, x: TensorType, w: TensorType, c: Attrs, e: Attrs, d: Attrs) -> bool:
@@ -149,6 +152,80 @@ def _padded_depth(o: Operands) -> GraphRule:
 
     pad_depth.__name__ = f"pad_{o.name}"
     return rule("layout", when=uneven, draw=_drawn(o, 1, False))(pad_depth)
+
+
+def _convolves(o: Operands, x: TensorType, w: TensorType, c: Attrs, e: Attrs, a: Attrs) -> bool:
+    """A convolution of the intrinsic's types, without padding, groups or a dilated input."""
+    types = (x.dtype, w.dtype, c.dtype, e.dtype) == (o.left, o.right, o.accumulator, o.accumulator)
+    return types and a.groups == 1 and set(a.lhs_dilation) == {1} and all(p == (0, 0) for p in a.padding)
+
+
+def _drawn_conv(o: Operands, outputs: int, channels: int, rest: int = 0) -> Callable[[Chooser], Environment]:
+    def draw(c: Chooser) -> Environment:
+        depth = channels * c.integer(1, 2) - rest
+        kernel = tuple(c.integer(1, 2) for _ in range(2))
+        wide, ones = Attrs(dtype=o.accumulator), (1, 1)
+        return {
+            "x": TensorType((1, depth, *(n + c.integer(0, 1) for n in kernel)), o.left),
+            "w": TensorType((outputs, depth, *kernel), o.right),
+            "c": wide,
+            "e": wide,
+            "a": Attrs(strides=ones, padding=((0, 0),) * 2, lhs_dilation=ones, rhs_dilation=ones, groups=1),
+        }
+
+    return draw
+
+
+def _conv_weights(o: Operands) -> GraphRule:
+    def fits(x: TensorType, w: TensorType, c: Attrs, e: Attrs, a: Attrs) -> bool:
+        """A convolution of the intrinsic's types with whole registers of output and of input channels."""
+        return _convolves(o, x, w, c, e, a) and w.shape[0] % o.lanes == 0 and w.shape[1] % o.depth == 0
+
+    def conv_registers(x, w, *, c, e, a):
+        """Constant weights of a convolution are stored as an intrinsic's registers: [O/lanes, I/depth, kernel, lanes,
+        depth]."""
+        registers = op.pack(op.pack(w, axis=0, factor=o.lanes), axis=1, factor=o.depth)
+        product = op.conv(op.cast(x, c), op.cast(w, e), a)
+        return product >> product, w >> op.unpack(op.unpack(registers, axis=1), axis=0)
+
+    conv_registers.__name__ = f"conv_registers_{o.name}"
+    return rule("layout", when=fits, const=("w",), draw=_drawn_conv(o, o.lanes, o.depth))(conv_registers)
+
+
+def _conv_input(o: Operands) -> GraphRule:
+    def block(x: TensorType) -> int:
+        return o.lanes if x.shape[1] % o.lanes == 0 else o.depth
+
+    def fits(x: TensorType, w: TensorType, c: Attrs, e: Attrs, a: Attrs) -> bool:
+        """A convolution of the intrinsic's types with whole registers of input channels."""
+        return _convolves(o, x, w, c, e, a) and x.shape[1] % o.depth == 0
+
+    def conv_blocks(x, w, *, c, e, a):
+        """A convolution by an intrinsic reads its input with the channels innermost, in blocks."""
+        product = op.conv(op.cast(x, c), op.cast(w, e), a)
+        return product >> product, x >> op.unpack(op.pack(x, axis=1, factor=block), axis=1)
+
+    conv_blocks.__name__ = f"conv_blocks_{o.name}"
+    return rule("layout", when=fits, varies=("x",), draw=_drawn_conv(o, 1, o.depth))(conv_blocks)
+
+
+def _padded_channels(o: Operands) -> GraphRule:
+    def high(x: TensorType) -> tuple[int, ...]:
+        return (0, -x.shape[1] % o.depth, *(0,) * (x.rank - 2))
+
+    def uneven(x: TensorType, w: TensorType, c: Attrs, e: Attrs, a: Attrs) -> bool:
+        """A convolution of the intrinsic's types whose input channels leave a register part empty."""
+        return _convolves(o, x, w, c, e, a) and x.shape[1] % o.depth != 0
+
+    def pad_channels(x, w, *, c, e, a):
+        """Zeros fill the input channels up to whole registers."""
+        nothing = lambda x: (0,) * x.rank  # noqa: E731
+        left = op.pad(x, low=nothing, high=high, interior=nothing, value=0.0)
+        right = op.pad(w, low=nothing, high=high, interior=nothing, value=0.0)
+        return op.conv(op.cast(x, c), op.cast(w, e), a) >> op.conv(op.cast(left, c), op.cast(right, e), a)
+
+    pad_channels.__name__ = f"pad_channels_{o.name}"
+    return rule("layout", when=uneven, const=("w",), draw=_drawn_conv(o, 1, o.depth, 1))(pad_channels)
 
 
 def _offset(o: Operands) -> GraphRule:

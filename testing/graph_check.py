@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,12 +13,15 @@ from ..rewrite.pattern import Environment, Pattern, Rewrite, type_of
 from ..rewrite.rule import GraphRule
 from .choosing import Outcome, Refuted, search
 from .instances import binding_text, draw_binding
+from .lossy_check import losses, too_far, with_data
 from .values import Arrays, data_sets, first_difference, in_jax, in_numpy, says_something
 
 Binding = dict[str, Any]
 Sides = Callable[[Rewrite, Environment, Arrays], tuple[np.ndarray, np.ndarray]]
 
 SHOWN_ELEMENTS = 12
+#: Of the data sets of a binding, the one of independent reals.
+UNIFORM = slice(1, 2)
 
 
 def check_graph_rule(rule: GraphRule, examples: int, jax_examples: int, seed: int) -> Outcome[Binding]:
@@ -35,18 +38,39 @@ def check_graph_rule(rule: GraphRule, examples: int, jax_examples: int, seed: in
 
 def _holds(rule: GraphRule, env: Binding, seed: int, sides: Sides, data: slice = slice(None)) -> None:
     """Raise `Refuted` if the rule applies and is wrong for the binding, `Reject` if it does not apply."""
-    _applies(rule, env)
+    looks = bool(rule.values or rule.calibrated)
+    if not looks:
+        _applies(rule, env)
     informative = False
     for rewrite in rule.rewrites:
-        _same_type(rewrite, env)
-        for arrays in list(data_sets(rewrite.left, env, seed))[data]:
-            left, right = sides(rewrite, env, arrays)
-            at = first_difference(left, right)
+        for arrays in list(_data(rule, env, seed))[UNIFORM if rule.lossy else data]:
+            seen = with_data(rule, env, arrays) if looks else env
+            if looks and not rule.holds(seen):
+                continue
+            _same_type(rewrite, seen)
+            left, right = sides(rewrite, seen, arrays)
+            at = _difference(rule, rewrite, seen, left, right)
             if at is not None:
                 raise Refuted(_values_text(rewrite, env, arrays, left, right, at))
             informative |= says_something(left)
     if not informative:
         raise Reject
+
+
+def _data(rule: GraphRule, env: Binding, seed: int) -> Iterator[dict[str, np.ndarray]]:
+    """Arrays that suit the first left side; for a rule that looks at constants, such of zeros too."""
+    yield from data_sets(rule.rewrites[0].left, env, seed)
+    if rule.values:
+        arrays = next(data_sets(rule.rewrites[0].left, env, seed))
+        yield {n: np.zeros_like(a) if n in rule.values else a for n, a in arrays.items()}
+
+
+def _difference(
+    rule: GraphRule, rewrite: Rewrite, env: Environment, left: np.ndarray, right: np.ndarray
+) -> tuple[int, ...] | None:
+    if not rule.lossy or rewrite.left == rewrite.right:
+        return first_difference(left, right)
+    return too_far(left, right, sum(losses(rewrite.right, env)))
 
 
 def _applies(rule: GraphRule, env: Binding) -> None:
