@@ -50,7 +50,7 @@ def cases() -> list[Any]:
     """The held-out cases, of the suites of `cases.py`."""
     import cases as suites
 
-    matmuls = [*((n, n, n) for n in (64, 128, 256, 512, 1024)), (128, 768, 768), *suites.ODD[:3]]
+    matmuls = [*((n, n, n) for n in (64, 128, 256, 512)), (128, 768, 768), *suites.ODD[:3]]
     convolutions = [r for r in suites.RESNET18 if r[0] in ("C2", "C3", "C5", "C6", "C8", "C9", "C12")]
     memory = [suites.MEMORY[k] for k in (1, 6, 8, 9, 11, 14, 15, 19)]
     return [
