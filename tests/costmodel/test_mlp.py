@@ -1,5 +1,6 @@
 """The learned model: it learns an order, is saved without pickle, and weights of other features are refused."""
 
+import tomllib
 import zipfile
 
 import numpy as np
@@ -115,3 +116,9 @@ def test_it_guides_a_beam():
     guided = extract_nests(egraph, LearnedModel(host(), 1))
     assert guided[0].seconds <= guided[-1].seconds
     assert LearnedModel(host(), 1).bound(kernel) == Roofline(host(), 1).bound(kernel)
+
+
+def test_the_wheel_holds_the_weights():
+    root = mlp.SHIPPED.parent.parent.parent
+    data = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    assert mlp.SHIPPED in {file for pattern in data["nestegg.costmodel"] for file in (root / "costmodel").glob(pattern)}
