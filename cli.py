@@ -7,7 +7,6 @@ quick. Whatever the user did wrong is a `NesteggError`: one line on stderr and e
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import sys
@@ -20,20 +19,19 @@ import typer
 from typer.core import TyperGroup
 
 from . import __version__
+from .cli_common import output_console, plain, strict_json
 from .cli_models import imported_model
+from .cli_tune import Log, tune
 from .cli_vta import vta
 from .ir.errors import NesteggError
 
 if TYPE_CHECKING:
-    from rich.console import Console
 
     from .cache import Usage
     from .compiler import Compiled
 
 FAILED, BAD_INPUT = 1, 2
 VTA = "vta"
-#: Columns of a table that goes to a file or a pipe.
-PLAIN_WIDTH = 118
 
 
 class _Group(TyperGroup):
@@ -59,6 +57,7 @@ app = typer.Typer(
 
 
 app.add_typer(vta, name="vta")
+app.command()(tune)
 
 
 class Method(StrEnum):
@@ -123,6 +122,10 @@ def optimize(
         int | None, typer.Option(help="Threads the program may run on; all CPUs by default.")
     ] = None,
     rules: RulesFiles = None,
+    cost_model: Annotated[
+        str, typer.Option(help="learned: re-rank each kernel's best nests; roofline: the analytic model alone.")
+    ] = "learned",
+    log: Log = None,
     report: Annotated[Path | None, typer.Option(metavar="FILE.html", help="Write an HTML report.")] = None,
     as_json: Json = False,
     dump_phases_to: Annotated[
@@ -166,6 +169,8 @@ def optimize(
             threads,
             tuple(rules or ()),
             cache=cache,
+            cost_model=cost_model,
+            log=log,
             accuracy_budget=accuracy_budget,
             ranges=ranges,
             scales=scales.value,
@@ -187,7 +192,7 @@ def optimize(
 
             write(compiled, found, report)
     if as_json:
-        typer.echo(_json(found))
+        typer.echo(strict_json(found))
     else:
         _print_optimized(found)
         for what, where in (("report", report), ("stages", dump_phases_to)):
@@ -206,7 +211,7 @@ def _optimize_for_vta(
     with _all_prints_to_stderr():
         network, found = compiled_network(imported_model(model, shapes), seed, dump)
     if as_json:
-        typer.echo(_json(found))
+        typer.echo(strict_json(found))
     else:
         print_network(found)
         if dump is not None:
@@ -264,9 +269,9 @@ def _print_optimized(r: dict[str, Any]) -> None:
 
     from .report_text import accounted, amount, verification
 
-    console = _console()
+    console = output_console()
     threads = f"{r['threads']} thread{'s' if r['threads'] > 1 else ''}"
-    console.print(f"[bold]{_plain(r['source'])}[/] on {r['target']}, {threads}\n")
+    console.print(f"[bold]{plain(r['source'])}[/] on {r['target']}, {threads}\n")
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("kernel", no_wrap=True)
     table.add_column("domain", no_wrap=True)
@@ -275,12 +280,12 @@ def _print_optimized(r: dict[str, Any]) -> None:
         table.add_column(name, justify="right", no_wrap=True)
     for k in r["kernels"]:
         counts = (f"{k['enodes']:,}", amount(k["programs"]), f"{k['predicted_us']:,.1f}")
-        table.add_row(k["name"], k["domain"], _plain(k["computes"]), *counts)
+        table.add_row(k["name"], k["domain"], plain(k["computes"]), *counts)
     console.print(table)
     lines = Table.grid(padding=(0, 2))
     lines.add_row()
     for what, text in accounted(r):
-        lines.add_row(f"[bold]{what}[/]", _plain(text))
+        lines.add_row(f"[bold]{what}[/]", plain(text))
     ok = r["verify"]["ok"]
     colour = "bold green" if ok else "bold red"
     lines.add_row(f"[{colour}]verify {'ok' if ok else 'FAILED'}[/]", verification(r))
@@ -337,7 +342,7 @@ def extract(
     with _all_prints_to_stderr():
         found = extract_file(file, method.value, time_limit)
     if as_json:
-        typer.echo(_json(found))
+        typer.echo(strict_json(found))
     else:
         cost, bound = found["cost"], found["bound"]
         gap = 0.0 if cost <= bound or cost == 0 else (cost - bound) / cost
@@ -372,19 +377,19 @@ def list_rules(rules: RulesFiles = None, as_json: Json = False) -> None:
         for r in distinct([*shipped, *mine])
     ]
     if as_json:
-        typer.echo(_json({"rules": rows}))
+        typer.echo(strict_json({"rules": rows}))
         return
     from rich.table import Table
 
-    console = _console()
+    console = output_console()
     for level in dict.fromkeys(r["level"] for r in rows):
         table = Table(box=None, pad_edge=False, header_style="bold")
         for column in (f"{level} rule", "kind", "where"):
             table.add_column(column, no_wrap=True)
         table.add_column("what it says, and when", ratio=1)
         for r in (r for r in rows if r["level"] == level):
-            condition = "" if r["condition"] == "always" else f"\n[dim]if {_plain(r['condition'])}[/]"
-            table.add_row(r["name"], r["kind"], r["where"], _plain(r["doc"]) + condition)
+            condition = "" if r["condition"] == "always" else f"\n[dim]if {plain(r['condition'])}[/]"
+            table.add_row(r["name"], r["kind"], r["where"], plain(r["doc"]) + condition)
         console.print(table)
         console.print()
     console.print(f"{len(rows)} rules", style="bold")
@@ -412,7 +417,7 @@ def check_rules(
         found = check_rules_command(rule, rules, examples, lambda c: progress(f"{c.name}: {c.status}"))
     wrong = [r for r in found["rules"] if r["status"] not in ("proved", "tested")]
     if as_json:
-        typer.echo(_json(found))
+        typer.echo(strict_json(found))
     else:
         _print_checks(found["rules"], len(wrong))
     if wrong:
@@ -422,7 +427,7 @@ def check_rules(
 def _print_checks(checks: list[dict[str, Any]], wrong: int) -> None:
     from rich.table import Table
 
-    console = _console()
+    console = output_console()
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("rule", "level", "kind", "status"):
         table.add_column(column, no_wrap=True)
@@ -434,7 +439,7 @@ def _print_checks(checks: list[dict[str, Any]], wrong: int) -> None:
     for c in checks:
         if c["counterexample"]:
             console.print(f"\n[bold red]{c['name']}[/] is refuted:")
-            console.print(_plain(c["counterexample"]))
+            console.print(plain(c["counterexample"]))
     style = "bold red" if wrong else "bold green"
     count = f"{len(checks)} rule{'s' if len(checks) != 1 else ''}"
     console.print(f"{count}, {wrong or 'none'} refuted or vacuous", style=style)
@@ -459,7 +464,7 @@ def zoo(
         _check_writable(where, None)
         models.write(name, where)
         line = f"{where}: {models.find(name).doc}"
-        typer.echo(_json({"model": name, "file": str(where)}) if as_json else line)
+        typer.echo(strict_json({"model": name, "file": str(where)}) if as_json else line)
         return
     if output is not None:
         raise NesteggError(f"-o {output}: say which model to write: nestegg zoo NAME -o {output}")
@@ -474,7 +479,7 @@ def zoo(
         for m in models.models()
     ]
     if as_json:
-        typer.echo(_json({"models": rows}))
+        typer.echo(strict_json({"models": rows}))
         return
     from rich.table import Table
 
@@ -486,9 +491,9 @@ def zoo(
     table.add_column("what it is")
     for r in rows:
         table.add_row(
-            r["name"], _plain(", ".join(r["inputs"])), f"{r['parameters']:,}", f"{r['macs']:,}", r["doc"]
+            r["name"], plain(", ".join(r["inputs"])), f"{r['parameters']:,}", f"{r['macs']:,}", r["doc"]
         )
-    _console().print(table)
+    output_console().print(table)
 
 
 # --- cache ----------------------------------------------------------------------------------------
@@ -519,7 +524,8 @@ def clear(as_json: Json = False) -> None:
 
 def _print_usage(usage: Usage, limit: int, as_json: bool) -> None:
     if as_json:
-        typer.echo(_json({"folder": str(usage.folder), "entries": usage.entries, "bytes": usage.bytes, "limit": limit}))
+        counts = {"entries": usage.entries, "bytes": usage.bytes}
+        typer.echo(strict_json({"folder": str(usage.folder), **counts, "limit": limit}))
         return
     from .report_text import size
 
@@ -529,33 +535,6 @@ def _print_usage(usage: Usage, limit: int, as_json: bool) -> None:
 
 
 # --- printing -------------------------------------------------------------------------------------
-
-
-def _console() -> Console:
-    """Standard output: coloured on a terminal (unless NO_COLOR is set), wide and plain in a pipe."""
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=PLAIN_WIDTH)
-
-
-def _plain(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
-
-
-def _json(value: Any) -> str:
-    """Strict JSON on one line: a number that is not finite becomes null."""
-
-    def finite(v: Any) -> Any:
-        if isinstance(v, dict):
-            return {k: finite(x) for k, x in v.items()}
-        if isinstance(v, (list, tuple)):
-            return [finite(x) for x in v]
-        return None if isinstance(v, float) and not math.isfinite(v) else v
-
-    return json.dumps(finite(value), allow_nan=False)
 
 
 def _relative(where: str) -> str:
@@ -590,7 +569,7 @@ def _progress(wanted: bool) -> Iterator[Callable[[str], None]]:
     )
     with Progress(*columns, console=console, transient=True, redirect_stdout=False) as bar:
         task = bar.add_task("starting", total=None)
-        yield lambda message: bar.update(task, description=_plain(message))
+        yield lambda message: bar.update(task, description=plain(message))
 
 
 if __name__ == "__main__":

@@ -20,12 +20,14 @@ from .arguments import as_array, is_jax
 from .cache import Cache
 from .codegen.pool import MAX_THREADS
 from .codegen.program import Buffer, Executable, KernelCall, MachineCode, Program
+from .costmodel.log import LogError, default_log
+from .costmodel.pick import Learned, Tuned
 from .costmodel.roofline import Roofline
 from .extract.choose import GraphChoice, Step, choose, constant_values
-from .extract.search import KernelSearch
+from .extract.search import LEARNED, ROOFLINE, BestOfSweep, KernelSearch
 from .ir.calibration import Ranges
 from .ir.compose import identity
-from .ir.errors import CalibrationError, ImportFailure, NesteggError
+from .ir.errors import CalibrationError, ImportFailure, NesteggError, UnknownNameError
 from .ir.graph import Graph
 from .ir.imported import ImportedProgram
 from .ir.intrinsic import Intrinsic
@@ -64,6 +66,8 @@ class Options:
     extraction: str = "ilp"
     time_limit: float = 4.0
     cache: bool = True
+    cost_model: str = LEARNED
+    log: str | Path | None = None
     accuracy_budget: float | None = None
     ranges: Ranges | str | Path | None = None
     scales: str = "any"
@@ -274,6 +278,8 @@ def optimize(
     target: str = "cpu",
     threads: int | None = None,
     rules: Sequence[GraphRule | LoopRule | str | Path] = (),
+    cost_model: str = LEARNED,
+    log: str | Path | None = None,
     options: Options | None = None,
     accuracy_budget: float | None = None,
     ranges: Ranges | str | Path | None = None,
@@ -293,8 +299,9 @@ def optimize(
     Raises `NesteggError` (a subclass that says where and what to do) for what cannot be imported or compiled.
     """
     chosen = options or Options(
-        target, threads, tuple(rules), cache=cache, accuracy_budget=accuracy_budget, ranges=ranges
-    )
+        target, threads, tuple(rules), cache=cache, cost_model=cost_model, log=log,
+        accuracy_budget=accuracy_budget, ranges=ranges,
+    )  # fmt: skip
     progress("importing")
     imported = import_program(source, *example_args, shapes=shapes, constants=constants)
     return compile_graph(imported, chosen, progress)
@@ -309,16 +316,18 @@ def compile_graph(imported: ImportedProgram, options: Options, progress: Progres
     extra = list(_load(options.rules))
     mine = [r for r in extra if isinstance(r, (GraphRule, FusionRule))]
     loops = [r for r in extra if isinstance(r, LoopRule)]
+    tuned = _tuned(options, machine)
     if not options.cache:
-        return _compile(imported, options, machine, mine, loops, progress, None, "it was not asked")
+        return _compile(imported, options, machine, mine, loops, progress, None, tuned, "it was not asked")
     begun = time.perf_counter()
     progress("looking in the cache")
-    where = context(machine, options.workers, _deciding(options), mine, loops)
+    where = context(machine, options.workers, _deciding(options), mine, loops, tuned.state if tuned else "")
     programs = ProgramStore(Cache(), imported.graph, where)
     stored = programs.get()
     if stored is None:
         schedules = ScheduleStore(programs.cache, where)
-        compiled = _compile(imported, options, machine, mine, loops, progress, schedules, programs.why_missing())
+        why = programs.why_missing()
+        compiled = _compile(imported, options, machine, mine, loops, progress, schedules, tuned, why)
         programs.put(compiled.program, compiled.executable.code, compiled.found, compiled.texts)
         return compiled
     seconds = {"cache": time.perf_counter() - begun}
@@ -328,7 +337,7 @@ def compile_graph(imported: ImportedProgram, options: Options, progress: Progres
 
 def _deciding(options: Options) -> dict[str, Any]:
     """The options that have no part of their own in the cache's context."""
-    return {k: v for k, v in vars(options).items() if k not in ("target", "threads", "rules", "cache")}
+    return {k: v for k, v in vars(options).items() if k not in ("target", "threads", "rules", "cache", "log")}
 
 
 def _compile(
@@ -339,6 +348,7 @@ def _compile(
     loops: Sequence[LoopRule],
     progress: Progress,
     schedules: ScheduleStore | None,
+    tuned: Tuned | None,
     why: str,
 ) -> Compiled:
     lanes, ranges = machine.lanes(), options.calibration
@@ -358,7 +368,14 @@ def _compile(
     lap("graph saturation")
     model = Roofline(machine, options.workers)
     search = KernelSearch(
-        model, machine, options.workers, [*LOOP_RULES, *loops], progress=progress, store=schedules
+        model,
+        machine,
+        options.workers,
+        [*LOOP_RULES, *loops],
+        progress=progress,
+        store=schedules,
+        picker=Learned(machine, options.workers) if options.cost_model == LEARNED else BestOfSweep(),
+        measured=tuned,
     )
     budget = None if ranges is None else ((options.accuracy_budget or 0.0) / ranges.peak) ** 2
     choice = choose(egraph, search, method=options.extraction, time_limit=options.time_limit, budget=budget)
@@ -373,6 +390,18 @@ def _compile(
     found = found_by(imported.graph, egraph, choice, program, search, accuracy)
     texts = {"egraph.txt": _egraph_text(egraph), "chosen.txt": _chosen_text(choice)}
     return Compiled(imported, program, found, texts, seconds, {"hit": False, "why": why, "entry": None})
+
+
+def _tuned(options: Options, machine: Target) -> Tuned | None:
+    """What the tuning log holds. Raises `LogError` if a log is named that is not there, or if a file is none."""
+    if options.cost_model not in (LEARNED, ROOFLINE):
+        raise UnknownNameError(f"cost model {options.cost_model!r} does not exist; choose {LEARNED} or {ROOFLINE}")
+    where = Path(options.log or default_log())
+    if where.exists():
+        return Tuned(where, machine, options.workers)
+    if options.log is not None:
+        raise LogError(f"{where}: there is no such tuning log; `nestegg tune` makes one")
+    return None
 
 
 def _useful(machine: Target, graph: Graph, quantizes: bool) -> list[Intrinsic]:

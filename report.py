@@ -5,6 +5,7 @@ Rendering as a table is in `cli.py`, as HTML in `report_html.py`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .extract.choose import SLACK
+from .extract.search import LEARNED, ROOFLINE, TUNED
 from .ir.nest import parallel
 
 if TYPE_CHECKING:
@@ -96,6 +98,7 @@ class Report:
                 "threads": c.program.threads,
                 "verify": None if verification is None else vars(verification),
                 **c.found,
+                "schedules": _schedules(kernels),
                 "memory": {"peak": memory.peak, "largest_live_set": memory.live, "sum_of_tensors": memory.total},
                 "predicted_us": sum(k["predicted_us"] for k in kernels),
                 "cache": c.cached,
@@ -164,4 +167,17 @@ def _kernel(call: KernelCall, schedule: KernelSchedule) -> Json:
         "parallel": parallel(call.nest),
         "stopped_by": schedule.stopped_by,
         "predicted_us": call.seconds * 1e6,
+        "chosen_by": schedule.by,
+        "gain": schedule.gain,
+    }
+
+
+def _schedules(kernels: Sequence[Json]) -> Json:
+    """Who chose the nests of how many kernels, and how many times faster they should be than the roofline's."""
+    chosen = Counter(k["chosen_by"] for k in kernels)
+    without = sum(k["predicted_us"] * (k["gain"] if k["chosen_by"] == TUNED else 1.0) for k in kernels)
+    faster = sum(k["predicted_us"] / (k["gain"] if k["chosen_by"] == LEARNED else 1.0) for k in kernels)
+    return {
+        "chosen_by": {by: chosen[by] for by in (ROOFLINE, LEARNED, TUNED)},
+        "gain": without / faster if faster else 1.0,
     }

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 
+#: Who chooses nests, in words.
+WHO = {"roofline": "the roofline", "learned": "the learned model", "tuned": "measurement (nestegg tune)"}
+
 
 def described(compiled: Compiled) -> Json:
     """The report as JSON, each kernel with its `domain` and what it `computes` besides."""
@@ -134,11 +137,19 @@ def accounted(r: Json) -> list[tuple[str, str]]:
         lines.append(("accuracy", f"relative error of {budget:.2g} allowed, {estimate:.2g} estimated"))
     arena, all_of_them = size(memory["peak"]), size(memory["sum_of_tensors"])
     lines.append(("memory", f"{arena} arena for {all_of_them} of temporaries"))
+    lines.append(("schedules", chosen_by(r)))
     lines.append(("predicted", f"{r['predicted_us']:,.1f} us a run" + measured(r)))
     stages = ", ".join(f"{name} {s:.2f}" for name, s in r["seconds"].items())
     how = "loaded from the cache" if r["cache"]["hit"] else f"not from the cache: {r['cache']['why']}"
     lines.append(("compiled", f"in {r['compile_s']:.2f} s ({stages}); {how}"))
     return lines
+
+
+def chosen_by(r: Json) -> str:
+    """Who chose how many kernels' nests, and what that is expected to gain over the roofline alone."""
+    s = r["schedules"]
+    counts = ", ".join(f"{n} by {WHO[by]}" for by, n in s["chosen_by"].items() if n)
+    return f"{counts or 'none'}; expected to run {s['gain']:.2f} times as fast as the roofline's"
 
 
 def measured(r: Json) -> str:

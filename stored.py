@@ -58,9 +58,15 @@ class Context:
 
 
 def context(
-    machine: Target, threads: int, options: Mapping[str, Any], graph: Sequence[Any], loop: Sequence[Any]
+    machine: Target,
+    threads: int,
+    options: Mapping[str, Any],
+    graph: Sequence[Any],
+    loop: Sequence[Any],
+    measured: str = "",
 ) -> Context:
-    """The context of a compilation with these options and these user's rules of graphs and loops."""
+    """The context of a compilation with these options and these user's rules of graphs and loops. `measured`: the
+    state of the tuning log."""
     intrinsics = [(i.name, str(i.expr), i.features, i.rate, i.repeat, _origin(i.emit)) for i in machine.intrinsics]
     return Context(
         {
@@ -72,6 +78,7 @@ def context(
             "options": _options({k: v for k, v in options.items() if k not in GRAPH_OPTIONS}),
             "graph rules": digest(map(_rule, graph)),
             "loop rules": digest(map(_rule, loop)),
+            "tuning log": measured,
         }
     )
 
@@ -115,7 +122,7 @@ class ScheduleStore:
 
     def __init__(self, cache: Cache, where: Context) -> None:
         self.cache = cache
-        self._digest = where.without("graph rules", "graph options").whole
+        self._digest = where.without("graph rules", "graph options", "tuning log").whole
 
     def get(self, kernel: Lowered) -> KernelSchedule | None:
         """The schedule found for the kernel earlier."""

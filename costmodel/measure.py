@@ -20,6 +20,8 @@ from ..ir.target import Target, host
 from ..ir.types import DTYPES, TensorType
 
 PAGE = 4096
+#: Seconds that a single run may take however little patience there is: a first run is cold, and has a call to itself.
+SHORT = 5e-4
 
 REPEAT = """
 define void @repeat(ptr %entry, i64 %times, ptr %inputs, ptr %outputs, ptr %constants, ptr %arena) {
@@ -65,7 +67,7 @@ class Bench:
     def seconds(self, nest: Nest, samples: int = 5, min_sample: float = 0.002, give_up: float = float("inf")) -> float:
         """Seconds of one run: the fastest of some samples that last at least `min_sample` seconds each.
 
-        A nest whose first run takes more than `give_up` seconds is not run again.
+        A nest whose first runs take more than `give_up` seconds (and more than `SHORT`) is not run again.
         """
         return self.load(nest).seconds(samples, min_sample, give_up)
 
@@ -86,7 +88,7 @@ class Timer:
 
     def seconds(self, samples: int, min_sample: float, give_up: float = float("inf")) -> float:
         first = self.run(1)
-        if first > give_up:
+        if first > max(give_up, SHORT):
             return first
         once = self.run(1)
         times = max(1, round(min_sample / max(once, 1e-8)))

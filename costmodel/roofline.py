@@ -380,9 +380,10 @@ class Scorer:
 
     @cached_property
     def _straight(self) -> np.ndarray:
-        """For each class, its first e-node of straight-line code."""
+        """For each class, its first e-node of straight-line code (or any, if it has none)."""
         g = self.g
         first = np.zeros(len(g.level), np.int64)
+        first[g.owner] = np.arange(g.enodes)
         nodes = np.flatnonzero(np.isin(g.op, LEAVES) | ((g.op == FOR) & (g.kind == UNROLL_KIND)))[::-1]
         first[g.owner[nodes]] = nodes
         return first

@@ -13,7 +13,10 @@ import numpy as np
 from ..ir.errors import NesteggError
 from ..ir.nest import Nest
 from ..rewrite.loop_egraph import CAT, FOR, INTRIN, LEAVES, SEQ, STAGE, TILE, VEC, LoopEGraph
-from .costmodel import CostModel, NestScorer
+from .costmodel import CostModel, NestScorer, NotingScorer
+
+#: Of so many times the beam's width, chosen by their scores, a `NotingScorer` refines every block's best.
+SHORTLIST = 2
 
 
 @dataclass(frozen=True)
@@ -30,17 +33,23 @@ class NoSchedule(NesteggError):
 
 def extract_nests(egraph: LoopEGraph, model: CostModel, width: int = 6) -> list[ScoredNest]:
     """The best `width` nests of the whole kernel, best first. Raises `NoSchedule` if the e-graph holds none."""
-    sweep = _Sweep(egraph, model.scorer(egraph), width)
+    return swept(egraph, model, width).best(egraph.root)
+
+
+def swept(egraph: LoopEGraph, model: CostModel, width: int = 6) -> Sweep:
+    """The e-graph with the best `width` partial nests of every block. Raises `NoSchedule` if the kernel has none."""
+    sweep = Sweep(egraph, model.scorer(egraph), width)
     sweep.run()
-    found = sweep.best(egraph.root)
-    if not found:
+    if not np.isfinite(sweep.cost[egraph.root]).any():
         raise NoSchedule(
             f"no schedule was found within the limits ({egraph.report.stopped_by}) for {egraph.kernel}"
         )
-    return found
+    return sweep
 
 
-class _Sweep:
+class Sweep:
+    """The best `width` partial nests of every block. `node_cost`: what the best that begins with each e-node costs."""
+
     def __init__(self, egraph: LoopEGraph, scorer: NestScorer, width: int) -> None:
         classes = len(egraph.level)
         self.egraph, self.scorer, self.width = egraph, scorer, width
@@ -48,6 +57,9 @@ class _Sweep:
         self.state = np.zeros((classes, width, scorer.width))
         self.node = np.full((classes, width), -1, np.int64)
         self.rank = np.zeros((classes, width, 2), np.int64)
+        self.node_cost = np.full(egraph.enodes, np.inf)
+        self.noting = scorer if isinstance(scorer, NotingScorer) else None
+        self.note = np.zeros((classes, width, self.noting.notes if self.noting else 0), np.float32)
 
     def run(self) -> None:
         g = self.egraph
@@ -62,6 +74,7 @@ class _Sweep:
 
         def keep(n: np.ndarray, s: np.ndarray, alive: np.ndarray, r: np.ndarray) -> None:
             cost = np.where(alive, self.scorer.score(g.owner[n], s), np.inf)
+            self.node_cost[n] = cost.min(axis=1)
             states.append(s.reshape(-1, self.scorer.width))
             costs.append(cost.reshape(-1))
             ranks.append(r.reshape(-1, 2))
@@ -96,18 +109,25 @@ class _Sweep:
         live = np.isfinite(cost)
         node, cost, state, rank = node[live], cost[live], state[live], rank[live]
         owner = self.egraph.owner[node]
-        order = np.lexsort((node, cost, owner))
+        order, place = _best(owner, cost, node, self.width * (SHORTLIST if self.noting else 1))
+        if self.noting is not None and len(order):
+            node, state, rank, owner = node[order], state[order], rank[order], owner[order]
+            notes = self._notes(self.noting, node, state, rank)
+            cost = self.noting.refine(owner, state, notes)
+            order, place = _best(owner, cost, node, self.width)
+            self.note[owner[order], place] = notes[order]
         owner = owner[order]
-        if not len(owner):
-            return
-        starts = np.flatnonzero(np.r_[True, owner[1:] != owner[:-1]])
-        place = np.arange(len(owner)) - np.repeat(starts, np.diff(np.r_[starts, len(owner)]))
-        top = place < self.width
-        order, owner, place = order[top], owner[top], place[top]
         self.cost[owner, place] = cost[order]
         self.state[owner, place] = state[order]
         self.node[owner, place] = node[order]
         self.rank[owner, place] = rank[order]
+
+    def _notes(self, noting: NotingScorer, node: np.ndarray, state: np.ndarray, rank: np.ndarray) -> np.ndarray:
+        child, other = self.egraph.child[node], self.egraph.other[node]
+        below, beside = self.note[child, rank[:, 0]], self.note[other, 0]
+        below[child < 0] = 0.0
+        dearer = (other < 0) | (self.cost[child, rank[:, 0]] >= self.cost[other, 0])
+        return noting.note(node, state, below, beside, dearer)
 
     def best(self, root: int) -> list[ScoredNest]:
         out = []
@@ -120,3 +140,13 @@ class _Sweep:
         n = int(self.node[c, k])
         ranks = iter(self.rank[c, k])
         return self.egraph.node(n, lambda child: self._nest(child, int(next(ranks))))
+
+
+def _best(owner: np.ndarray, cost: np.ndarray, node: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """(which, place): the best `width` partial nests of every owner, and what place each has among them."""
+    order = np.lexsort((node, cost, owner))
+    owner = owner[order]
+    starts = np.flatnonzero(np.r_[True, owner[1:] != owner[:-1]]) if len(owner) else np.zeros(0, np.int64)
+    place = np.arange(len(owner)) - np.repeat(starts, np.diff(np.r_[starts, len(owner)]))
+    top = place < width
+    return order[top], place[top]

@@ -6,7 +6,7 @@ state); everything about the block that the nest covers it can compute from the 
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -49,6 +49,27 @@ class NestScorer(Protocol):
 
     def total(self, state: np.ndarray) -> float:
         """Predicted seconds of a whole nest at the root."""
+        ...
+
+
+@runtime_checkable
+class NotingScorer(NestScorer, Protocol):
+    """A scorer that looks closer at the best few partial nests of every block, and remembers more of them.
+
+    `score` chooses which few; `refine` orders them. `notes`: floats that it remembers of a partial nest besides.
+    """
+
+    notes: int
+
+    def note(
+        self, nodes: np.ndarray, states: np.ndarray, below: np.ndarray, beside: np.ndarray, dearer: np.ndarray
+    ) -> np.ndarray:
+        """Notes of partial nests, shape (n, notes), from those of their parts; `dearer`: where the first part costs
+        more than the second (or is the only one). States have shape (n, width)."""
+        ...
+
+    def refine(self, owners: np.ndarray, states: np.ndarray, notes: np.ndarray) -> np.ndarray:
+        """Predicted seconds of partial nests of the e-classes `owners`, shape (n,)."""
         ...
 
 

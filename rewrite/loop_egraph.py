@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ..ir.errors import NesteggError
 from ..ir.loops import Lowered
 from ..ir.nest import KINDS, Cat, For, Intrin, Nest, Seq, Stage, Tile, Vec
 from ..ir.target import Target
@@ -265,7 +266,91 @@ def _read_back(kernel: Lowered, s: Space, engine: Engine, report: SaturationRepo
     for r in tables["Seq"]:
         first, second = r.inputs
         rows.append((of[r.output], SEQ, -1, -1, -1, of[first], of[second]))
-    classes = len(of)
+    return _assembled(kernel, s, rows, len(of), root, known, report)
+
+
+def of_nests(
+    kernel: Lowered, target: Target, threads: int, nests: Sequence[Nest]
+) -> tuple[LoopEGraph, np.ndarray]:
+    """An e-graph of just these nests of the kernel, one e-node an e-class, and the e-class of each nest.
+
+    Raises `NesteggError` if a nest applies an intrinsic that the target lacks.
+    """
+    s = space(kernel, target, threads)
+    table = _NestTable(s)
+    whole = tuple((0, a.extent) for a in s.axes)
+    roots = [table.add(n, s.stage, whole) for n in nests]
+    report = SaturationReport()
+    egraph = _assembled(kernel, s, table.rows, len(table.rows), roots[0] if roots else 0, table.inside, report)
+    return egraph, np.array(roots, np.int64)
+
+
+class _NestTable:
+    """Nests as rows of e-nodes. Equal parts over places that meet the same ends of padded axes are one row."""
+
+    def __init__(self, s: Space) -> None:
+        self.space = s
+        self.rows: list[tuple[int, ...]] = []
+        self.inside: dict[int, int] = {}
+        self._known: dict[tuple[object, ...], int] = {}
+
+    def add(self, n: Nest, stage: int, place: tuple[tuple[int, int], ...]) -> int:
+        """The class of a nest over `place`: from where to where it goes along every axis."""
+        if isinstance(n, Seq):
+            return self._row(SEQ, -1, -1, -1, self.add(n.first, stage, place), self.add(n.second, stage, place))
+        if isinstance(n, Stage):
+            axes = self.space.of_stage(n.number).axes
+            body = self.add(n.body, n.number, tuple((0, a.extent) for a in axes))
+            return self._row(STAGE, -1, -1, n.number, body, -1)
+        if isinstance(n, Cat):
+            lo, hi = place[n.axis]
+            first, second = (
+                self.add(part, stage, (*place[: n.axis], end, *place[n.axis + 1 :]))
+                for part, end in ((n.first, (lo, lo + n.at)), (n.second, (lo + n.at, hi)))
+            )
+            return self._row(CAT, n.axis, n.at, -1, first, second)
+        if isinstance(n, Tile):
+            return self._row(TILE, n.vector, -1, -1, self.add(n.body, stage, place), -1)
+        if isinstance(n, For):
+            return self._row(FOR, n.axis, n.trips, KINDS.index(n.kind), self.add(n.body, stage, place), -1)
+        clear = self._clear_ends(stage, place)
+        made = self._row(VEC, n.axis, n.lanes, stage, -1, -1, clear) if isinstance(n, Vec) else self._row(
+            INTRIN, self._fit(n, stage), n.sizes[0], stage, -1, -1, clear
+        )  # fmt: skip
+        self.inside[made] = clear
+        return made
+
+    def _row(self, *cells: int) -> int:
+        if cells not in self._known:
+            self._known[cells] = len(self.rows)
+            self.rows.append((len(self.rows), *cells[:6]))
+        return self._known[cells]
+
+    def _clear_ends(self, stage: int, place: tuple[tuple[int, int], ...]) -> int:
+        clear = 0
+        for a, (lo, hi) in zip(self.space.of_stage(stage).axes, place, strict=True):
+            if a.bit >= 0:
+                clear |= (int(lo >= a.below) | int(hi <= a.extent - a.above) << 1) << a.bit
+        return clear
+
+    def _fit(self, n: Intrin, stage: int) -> int:
+        for f in self.space.of_stage(stage).fits:
+            if (f.name, tuple(f.axes)) == (n.name, tuple(n.axes)):
+                return f.number
+        raise NesteggError(f"nest applies {n.name} over axes {n.axes}, which the target or the kernel does not have")
+
+
+def _assembled(
+    kernel: Lowered,
+    s: Space,
+    rows: list[tuple[int, ...]],
+    classes: int,
+    root: int,
+    known: dict[int, int],
+    report: SaturationReport,
+) -> LoopEGraph:
+    """Rows (owner, op, axis, count, kind, child, other) as a `LoopEGraph`, children first. `known`: `inside` of the
+    leaves."""
     nodes = np.array(rows, np.int64).reshape(len(rows), 7)
     level = _levels(nodes, classes)
     nodes = nodes[np.argsort(level[nodes[:, 0]], kind="stable")]

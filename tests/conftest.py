@@ -32,9 +32,10 @@ settings.load_profile("ci")
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Compiled objects go to a folder of this run: no test reads what an earlier version left behind."""
+    """Compiled objects and tuning logs go to folders of this run: no test reads what an earlier version left behind."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
         yield
 
 

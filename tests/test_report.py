@@ -103,6 +103,7 @@ def test_every_figure_of_the_table_has_a_line(compiled):
         "graph rules",
         "loop rules",
         "memory",
+        "schedules",
         "predicted",
         "compiled",
     ]
