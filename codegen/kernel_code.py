@@ -36,6 +36,7 @@ from .llvm_types import (
 from .pool import emit_fork_join
 from .scalar_code import Position, ScalarCode
 from .scalar_ops import emit_scalar
+from .transposing import runs_along
 
 #: Bytes of stack that partial results of a cut reduction may take.
 STACK_LIMIT = 256 * 1024
@@ -257,8 +258,7 @@ class KernelCode:
         slots = self._slots(nest.body, origin, nest.vector)
         self.code.fresh()
         if self.kernel.update is None:
-            for slot, lanes in slots.items():
-                self._finish(self._at(at, slot), nest.vector, lanes, None)
+            self._finish_tile(at, nest.vector, slots, None)
             return
         if nest.vector >= self.spatial:
             self._tile_lanes(nest, at, slots)
@@ -266,12 +266,11 @@ class KernelCode:
         start = {s: self._start(at, s, n, nest.vector) for s, n in slots.items()}
         done = self._reduce(nest.body, at, origin, start, nest.vector)
         self.code.fresh()
+        if self.partial is None:
+            self._finish_tile(at, nest.vector, slots, done)
+            return
         for slot, lanes in slots.items():
-            here = self._at(at, slot)
-            if self.partial is not None:
-                self._store_partial(done[slot], here, nest.vector, lanes)
-            else:
-                self._finish(here, nest.vector, lanes, done[slot])
+            self._store_partial(done[slot], self._at(at, slot), nest.vector, lanes)
 
     def _tile_lanes(self, nest: Tile, at: Position, slots: dict[Slot, int]) -> None:
         """A tile vectorised along a reduction axis: lanes hold partial results, combined when the tile is done."""
@@ -414,6 +413,25 @@ class KernelCode:
         out = self._loop(nest.trips, [acc[k] for k in keys], body)
         self.code.fresh()
         return dict(zip(keys, out, strict=True))
+
+    def _finish_tile(self, at: Position, vector: int, slots: dict[Slot, int], done: Accumulators | None) -> None:
+        """The results of a register tile. What lies across its vectors in memory is read and written as whole rows."""
+        for read, axis in self.code.across(vector):
+            for run, lanes in runs_along(slots, axis):
+                self.code.read_across(read, [self._at(at, s) for s in run], vector, lanes)
+        left = dict(slots)
+        axis = self.code.written_across(vector)
+        for run, lanes in runs_along(slots, axis) if axis is not None else ():
+            places = [self._at(at, s) for s in run]
+            values = [
+                self.code.value(self.kernel.epilogue, p, vector, lanes, done and done[s])
+                for s, p in zip(run, places, strict=True)
+            ]
+            self.code.write_across(values, places[0], vector, lanes)
+            for s in run:
+                del left[s]
+        for slot, lanes in left.items():
+            self._finish(self._at(at, slot), vector, lanes, done and done[slot])
 
     def _finish(self, at: Position, vector: int, lanes: int, accumulator: ir.Value | None) -> None:
         value = self.code.value(self.kernel.epilogue, at, vector, lanes, accumulator)

@@ -82,7 +82,7 @@ def widened(builder: ir.IRBuilder, value: ir.Value, lanes: int) -> ir.Value:
     if lanes_of(value) == 1:
         vector = ir.VectorType(value.type, lanes)
         return builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(I32, 0))
-    return _picked(builder, value, [min(k, lanes_of(value)) for k in range(lanes)])
+    return picked(builder, value, [min(k, lanes_of(value)) for k in range(lanes)])
 
 
 def first_lanes(builder: ir.IRBuilder, value: ir.Value, lanes: int) -> ir.Value:
@@ -91,12 +91,13 @@ def first_lanes(builder: ir.IRBuilder, value: ir.Value, lanes: int) -> ir.Value:
         return value
     if lanes == 1:
         return builder.extract_element(value, ir.Constant(I32, 0))
-    return _picked(builder, value, range(lanes))
+    return picked(builder, value, range(lanes))
 
 
-def _picked(builder: ir.IRBuilder, value: ir.Value, lanes: Sequence[int]) -> ir.Value:
+def picked(builder: ir.IRBuilder, value: ir.Value, lanes: Sequence[int], second: ir.Value | None = None) -> ir.Value:
+    """The named lanes of a vector; those of a second one of its length count on."""
     mask = ir.Constant(ir.VectorType(I32, len(lanes)), [ir.Constant(I32, k) for k in lanes])
-    return builder.shuffle_vector(value, ir.Constant(value.type, ir.Undefined), mask)
+    return builder.shuffle_vector(value, ir.Constant(value.type, ir.Undefined) if second is None else second, mask)
 
 
 def load_repeated(builder: ir.IRBuilder, pointer: ir.Value, dtype: str, unit: int, times: int) -> ir.Value:

@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 
 from llvmlite import ir
 
-from ..ir.expr import Apply, Cast, Const, IndexValue, Read, ReadAt, Scalar, When
+from ..ir.expr import Apply, Cast, Const, IndexValue, Read, ReadAt, Scalar, When, children
 from ..ir.index import Axis, Index, Quotient
 from ..ir.loops import ACCUMULATOR, LoopKernel
 from .llvm_types import I64, constant, lanes_of, load, load_repeated, offset, register_type, splat, store
 from .scalar_ops import emit_cast, emit_scalar
+from .transposing import restored, transposed
 
 
 @dataclass(frozen=True)
@@ -212,16 +213,21 @@ class ScalarCode:
         return index.substitute(here).range
 
     def _read(self, r: Read, at: Position, vector: int, lanes: int, mask: ir.Value | None) -> ir.Value:
-        access = self.number[r]
-        address = r.index[0]
-        axis = self.kernel.axes[vector] if vector >= 0 and lanes > 1 else None
-        varies = axis is not None and axis in address.axes
-        key = (access, at.pointers[access], at.fixed, vector if varies else -1, lanes if varies else 1, mask)
-        if address.is_affine:
-            key = (access, at.pointers[access], self._static(address, at), *key[3:])
+        key = self._key(r, at, vector, lanes, mask)
         if key not in self._loaded:
-            self._loaded[key] = self._load(r, access, at, vector, lanes if varies else 1, mask)
+            varies = self._varies(r.index[0], vector, lanes)
+            self._loaded[key] = self._load(r, self.number[r], at, vector, lanes if varies else 1, mask)
         return self._loaded[key]
+
+    def _varies(self, address: Index, vector: int, lanes: int) -> bool:
+        return vector >= 0 and lanes > 1 and self.kernel.axes[vector] in address.axes
+
+    def _key(self, r: Read, at: Position, vector: int, lanes: int, mask: ir.Value | None) -> tuple[object, ...]:
+        """Reads of equal keys within a piece of straight-line code are of equal elements."""
+        access, address = self.number[r], r.index[0]
+        place = self._static(address, at) if address.is_affine else at.fixed
+        along = (vector, lanes) if self._varies(address, vector, lanes) else (-1, 1)
+        return (access, at.pointers[access], place, *along, mask)
 
     def _load(self, r: Read, access: int, at: Position, vector: int, lanes: int, mask: ir.Value | None) -> ir.Value:
         b = self.builder
@@ -305,5 +311,47 @@ class ScalarCode:
             element = b.extract_element(value, ir.Constant(I64, k))
             store(b, element, self.pointer(access, at, k, vector), dtype)
 
+    # --- rows of a register tile that lie across its vectors ---------------------------------------------------------
+
+    def across(self, vector: int) -> list[tuple[Read, int]]:
+        """The reads of the epilogue that move along the vector axis by more than an element, each with the axis along
+        which its neighbours lie. Only reads that are performed everywhere."""
+        if vector < 0:
+            return []
+        found = ((r, self._rows(r.index[0], r.dtype, vector)) for r in _unconditional(self.kernel.epilogue))
+        return [(r, axis) for r, axis in found if axis is not None]
+
+    def written_across(self, vector: int) -> int | None:
+        """The axis along which neighbouring results lie, if it is another than the vectors'."""
+        return self._rows(self.kernel.out, self.kernel.out_type.dtype, vector) if vector >= 0 else None
+
+    def _rows(self, address: Index, dtype: str, vector: int) -> int | None:
+        if not address.is_affine or dtype == "bool":
+            return None
+        axes = self.kernel.axes[: len(self.kernel.spatial)]
+        along = address.coefficient(self.kernel.axes[vector])
+        unit = [k for k, a in enumerate(axes) if k != vector and address.coefficient(a) == 1]
+        return unit[0] if unit and along not in (0, 1) else None
+
+    def read_across(self, r: Read, places: Sequence[Position], vector: int, lanes: int) -> None:
+        """Load a read at neighbouring places, `lanes` steps along the vector axis each: rows, transposed."""
+        access = self.number[r]
+        pointers = [self.pointer(access, places[0], k, vector) for k in range(lanes)]
+        rows = [load(self.builder, p, r.dtype, len(places)) for p in pointers]
+        for at, value in zip(places, transposed(self.builder, rows), strict=True):
+            self._loaded[self._key(r, at, vector, lanes, None)] = value
+
+    def write_across(self, values: Sequence[ir.Value], at: Position, vector: int, lanes: int) -> None:
+        """Store the results of neighbouring places, the first of which is `at`, as rows."""
+        b, access, dtype = self.builder, len(self.reads), self.kernel.out_type.dtype
+        for k, row in enumerate(restored(b, [splat(b, v, lanes) for v in values])):
+            store(b, row, self.pointer(access, at, k, vector), dtype)
 
 
+def _unconditional(s: Scalar) -> list[Read]:
+    """The distinct reads of an expression that stand under no bounds test."""
+    if isinstance(s, When):
+        return []
+    if isinstance(s, Read):
+        return [s] if s.input != ACCUMULATOR else []
+    return list(dict.fromkeys(r for c in children(s) for r in _unconditional(c)))

@@ -39,6 +39,7 @@ BETWEEN_CORES = 4.0  # bytes a cycle out of another core's cache (layer norm 128
 WAITING = 0.05  # share of a task that threads wait for the last one: a thread gets several tasks where that is free
 SHARED_MEMORY = 1.25  # what all threads together draw from memory, in terms of one: measured 1.1 reading, 1.6 copying
 WARM = 0.8  # share of a cache that a working set may fill
+SINGLE = 1.5  # cycles of an element that is loaded or stored by itself, and put into a vector or taken out
 OVERLAP = 0.25  # share of the lesser costs that the greatest does not hide
 STATE = 5  # what is remembered of every partial nest: cycles, bytes into L1, L2 and L3, threads
 
@@ -160,7 +161,7 @@ class Rates:
         split = SPLIT if a.splits(self.t.vector_bytes) else 1.0
         contiguous = split * count * -(-along // self.lanes) / self.t.loads_per_cycle
         broadcast = count * repeat / self.t.loads_per_cycle
-        gathered = count * along * 1.5
+        gathered = count * along * SINGLE
         cycles = np.where(stride == 0, broadcast, np.where(stride == a.size * unit, contiguous, gathered))
         if not a.affine:
             cycles = cycles + gathered
@@ -168,6 +169,30 @@ class Rates:
             return cycles
         free = np.zeros(len(inside), bool) if a.clear is None else (inside & a.clear) == a.clear
         return np.where(free, cycles, cycles * 3 + 2.0 * count)
+
+    def _loads_of_tile(self, a: Access, results: np.ndarray, v: np.ndarray, inside: np.ndarray) -> np.ndarray:
+        """Cycles of loads for the epilogue of register tiles: what lies across their vectors is read as rows."""
+        cycles = self.loads(a, results, v, inside)
+        if a.tested or not a.affine:
+            return cycles
+        stride = np.where(v >= 0, a.strides[np.maximum(v, 0)], 0) if len(a.strides) else np.zeros(len(v))
+        gathers = (stride != 0) & (stride != a.size)
+        share = np.minimum(1.0, self._across(a, results, v, self.t.loads_per_cycle) / SINGLE)
+        return np.where(gathers, cycles * share, cycles)
+
+    def _across(self, a: Access, results: np.ndarray, v: np.ndarray, rate: float) -> np.ndarray:
+        """Cycles an element of rows that lie across the vectors, transposed in registers (`codegen/transposing.py`):
+        a row is an instruction, and log2(lanes) shuffles make a vector; none where there is no such row."""
+        unit = [k for k in range(self.spatial) if a.strides[k] == a.size]
+        along = self._along(results, v)
+        if not unit:
+            return np.full(len(v), np.inf)
+        lanes = np.minimum(along, self.lanes)
+        rows = np.where(v == unit[0], 1, np.minimum(results[:, unit[0]], lanes))
+        length = 2.0 ** np.floor(np.log2(rows))
+        fits = (length > 1) & (lanes & (lanes - 1) == 0)
+        shuffles = np.log2(np.maximum(lanes, 2)) / np.maximum(lanes, 1)
+        return np.where(fits, 1 / (rate * length) + shuffles / self.t.loads_per_cycle, np.inf)
 
     def region(self, domain: np.ndarray, v: np.ndarray, inside: np.ndarray, fit: np.ndarray) -> np.ndarray:
         """Cycles of the straight-line code that fills a block; `fit`: which of the space's intrinsics it applies, or -1
@@ -205,14 +230,15 @@ class Rates:
         rows = self._others(results, v, np.ones(domain.shape[1], bool))
         vectors = rows * -(-along // self.lanes)
         work = vectors * self.epilogue_cost / self.t.fma_per_cycle
-        loads = sum((self.loads(a, results, v, inside) for a in self.extras), np.zeros(len(v)))
+        loads = sum((self._loads_of_tile(a, results, v, inside) for a in self.extras), np.zeros(len(v)))
         # The epilogue of a reduction waits for it; a map's loads run ahead of its arithmetic.
         waits = 1.0 if self.kernel.update is not None else OVERLAP
         work = np.maximum(work, loads) + waits * np.minimum(work, loads)
         stride = np.where(v >= 0, self.out.strides[np.maximum(v, 0)], 0) if domain.shape[1] else np.zeros(len(v))
         scattered = (stride != self.out.size) & (along > 1)
         split = SPLIT if self.out.splits(self.t.vector_bytes) else 1.0
-        store = np.where(scattered, rows * along * 1.5, split * vectors / self.t.stores_per_cycle)
+        each = np.minimum(SINGLE, self._across(self.out, results, v, self.t.stores_per_cycle))
+        store = np.where(scattered, rows * along * each, split * vectors / self.t.stores_per_cycle)
         overhead = TILE_OVERHEAD if self.kernel.update is not None else 0.0
         overhead = overhead + np.where(v >= self.spatial, rows * LANES_COMBINED, 0.0)
         return np.maximum(work, store) + 0.3 * np.minimum(work, store) + overhead
