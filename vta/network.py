@@ -29,7 +29,7 @@ from ..ir.expr import Cast, Read, TensorExpr
 from ..ir.graph import Graph
 from ..ir.index import Index
 from ..ir.loops import lower
-from ..ir.reference import apply_reference
+from ..ir.reference import fold
 from ..ir.types import DTYPES, TensorType
 from ..rewrite.fusion_rules import FUSION_RULES, FusionRule
 from ..rewrite.graph_egraph import GraphEGraph, build
@@ -223,11 +223,7 @@ def _is_conversion(expr: TensorExpr) -> bool:
 def _constants(egraph: GraphEGraph) -> dict[int, NDArray[Any]]:
     """The arrays of the tensors that are known and that kernels read."""
     wanted = {a for e in egraph.classes for call in e.calls for a in call.args if egraph.classes[a].const}
-
-    def apply(op: str, args: list[NDArray[Any]], attrs: Any) -> NDArray[Any]:
-        return np.asarray(apply_reference(op, args, attrs))
-
-    return constant_values(egraph, sorted(wanted), apply)
+    return constant_values(egraph, sorted(wanted), fold)
 
 
 # --- the compiled network ----------------------------------------------------------------------------
