@@ -517,6 +517,18 @@ def compile_network(
     return compile_egraph(network_egraph(graph), config, board, effort)
 
 
+def offers(
+    egraph: GraphEGraph, config: Config = DEFAULT, board: Board = SIM, effort: int = EFFORT
+) -> dict[int, list[tuple[tuple[int, ...], Offer]]]:
+    """Of every e-class the offers for the kernels that make it, each with the e-classes that it reads: what a partition
+    chooses from. Schedules are not searched yet."""
+    found: dict[int, list[tuple[tuple[int, ...], Offer]]] = {}
+    for c in _Choosing(egraph, config, board, effort).candidates:
+        if c.offer is not None:
+            found.setdefault(c.owner, []).append((c.args, c.offer))
+    return found
+
+
 def network_egraph(graph: Graph) -> GraphEGraph:
     """The kernels that a graph may be made of, the same for every configuration."""
     return build(graph, RULES)
