@@ -314,7 +314,8 @@ def calibrate(
     with _all_prints_to_stderr():
         from .calibration import calibrate as measure
 
-        ranges = measure(imported_model(model, _shapes(shape or [])), data=data, method=method.value, percentile=percentile)
+        imported = imported_model(model, _shapes(shape or []))
+        ranges = measure(imported, data=data, method=method.value, percentile=percentile)
         ranges.save(output)
     typer.echo(f"{output}: {len(ranges.tensors)} tensors, {ranges.samples} samples, {ranges.method}")
 

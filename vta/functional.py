@@ -143,8 +143,9 @@ def run(
 ) -> Result:
     """Execute a program. All on-chip buffers begin at zero; DRAM begins as `program.image(before)`.
 
-    `choose` picks the unit that goes next among those that can, by default the lowest one. Raises `ExecutionError` with the checker's code if an
-    instruction is not legal (for this profile), if units wait for each other, or after `work_limit` micro-ops.
+    `choose` picks the unit that goes next among those that can, by default the lowest one. Raises `ExecutionError` with
+    the checker's code if an instruction is not legal (for this profile), if units wait for each other, or after
+    `work_limit` micro-ops.
     """
     if profile.only not in (None, program.config):
         raise ExecutionError("V1301", f"profile {profile.name} exists for {profile.only.name} only")

@@ -67,8 +67,8 @@ class Kernels:
         outer: tuple[int, int, int],
         inner: tuple[int, int, int],
     ) -> None:
-        """Apply an operation (an `AluOp`'s number) in program order. `memories`: accumulators, state, right operands; `indices`: dst, src; a
-        loop is its number of iterations and its factors of dst and src.
+        """Apply an operation (an `AluOp`'s number) in program order. `memories`: accumulators, state, right operands;
+        `indices`: dst, src; a loop is its number of iterations and its factors of dst and src.
         """
         self._alu[op](*memories, *indices, count, *outer, *inner)
 

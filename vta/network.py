@@ -23,18 +23,18 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..extract import EGraphBuilder, extract
 from ..extract.choose import REPEATS, canonical_call, constant_values
-from ..ir.compose import reads_once
+from ..ir.compose import reads_at, reads_once
 from ..ir.errors import NesteggError, UnsupportedError
 from ..ir.expr import Cast, Read, TensorExpr
 from ..ir.graph import Graph
 from ..ir.index import Index
 from ..ir.loops import lower
-from ..ir.reference import apply_reference
+from ..ir.reference import fold
 from ..ir.types import DTYPES, TensorType
 from ..rewrite.fusion_rules import FUSION_RULES, FusionRule
 from ..rewrite.graph_egraph import GraphEGraph, build
 from ..rewrite.graph_rules import ALGEBRA
-from ..rewrite.kernel import MAX_INPUTS, Kernel
+from ..rewrite.kernel import MAX_STAGE_INPUTS, Kernel
 from .choose import EFFORT
 from .config import DEFAULT, Config, Memory
 from .errors import ProgramError
@@ -57,17 +57,18 @@ ROUNDS = 20
 Values = Mapping[int, NDArray[Any]]
 
 
-def addend_prologue(consumer: Kernel, i: int, producer: Kernel) -> bool:
-    """A tensor that is added to a reduction's results may be converted and scaled where it is read: GEMM adds it times
-    a factor."""
+def wide_prologue(consumer: Kernel, i: int, producer: Kernel) -> bool:
+    """What has more bits than the accelerator stores is computed where it is read: by the ALU, or, of a tensor that is
+    added, as a factor of GEMM's identity."""
     expr, inputs = consumer.expr, len(consumer.expr.inputs) + len(producer.expr.inputs) - 1
-    if i >= len(expr.inputs) or inputs > MAX_INPUTS or not reads_once(expr, i):
+    wide = producer.expr.type.dtype == "i32" and inputs <= MAX_STAGE_INPUTS
+    if not wide or i >= len(expr.inputs) or reads_at(expr, i) or not reads_once(expr, i):
         return False
     return all(index.axes <= set(expr.axes) for r in expr.reads if r.input == i for index in r.index)
 
 
 #: The rules of the CPU's graphs that say what an operator is, and none about its layouts: those are the accelerator's.
-RULES = (*ALGEBRA, *FUSION_RULES, FusionRule("fuse_addend_prologue", addend_prologue, "reducing", "light"))
+RULES = (*ALGEBRA, *FUSION_RULES, FusionRule("fuse_wide_prologue", wide_prologue, "any", "light"))
 
 
 # --- which kernels -----------------------------------------------------------------------------------
@@ -222,11 +223,7 @@ def _is_conversion(expr: TensorExpr) -> bool:
 def _constants(egraph: GraphEGraph) -> dict[int, NDArray[Any]]:
     """The arrays of the tensors that are known and that kernels read."""
     wanted = {a for e in egraph.classes for call in e.calls for a in call.args if egraph.classes[a].const}
-
-    def apply(op: str, args: list[NDArray[Any]], attrs: Any) -> NDArray[Any]:
-        return np.asarray(apply_reference(op, args, attrs))
-
-    return constant_values(egraph, sorted(wanted), apply)
+    return constant_values(egraph, sorted(wanted), fold)
 
 
 # --- the compiled network ----------------------------------------------------------------------------
@@ -518,6 +515,18 @@ def compile_network(
     one cannot be made there, `ProgramError` if a layer does not fit the accelerator's buffers.
     """
     return compile_egraph(network_egraph(graph), config, board, effort)
+
+
+def offers(
+    egraph: GraphEGraph, config: Config = DEFAULT, board: Board = SIM, effort: int = EFFORT
+) -> dict[int, list[tuple[tuple[int, ...], Offer]]]:
+    """Of every e-class the offers for the kernels that make it, each with the e-classes that it reads: what a partition
+    chooses from. Schedules are not searched yet."""
+    found: dict[int, list[tuple[tuple[int, ...], Offer]]] = {}
+    for c in _Choosing(egraph, config, board, effort).candidates:
+        if c.offer is not None:
+            found.setdefault(c.owner, []).append((c.args, c.offer))
+    return found
 
 
 def network_egraph(graph: Graph) -> GraphEGraph:

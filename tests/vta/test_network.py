@@ -112,6 +112,34 @@ def test_a_residual_is_added_where_the_sums_are():
     assert [len(s.kernel.work.addends) for s in network.steps] == [0, 1]
 
 
+def test_operators_of_modern_networks_in_one_stream():
+    """A strided convolution, two branches that meet, a depthwise convolution, a global average, a product."""
+    rng = np.random.default_rng(0)
+    shapes = ((16, 3, 3, 3), (32, 16, 3, 3), (32, 16, 1, 1), (32, 1, 3, 3), (10, 32))
+    w = [rng.integers(-127, 128, shape).astype(np.int8) for shape in shapes]
+
+    def rounded(y, shift, low=-127):
+        return jnp.clip((y + (1 << (shift - 1))) >> shift, low, 127).astype(jnp.int8)
+
+    def depthwise(x, kernel):
+        return lax.conv_general_dilated(
+            x, kernel, (1, 1), [(1, 1)] * 2, preferred_element_type=jnp.int32, feature_group_count=len(kernel)
+        )
+
+    def network(x):
+        h = rounded(conv(x, w[0], 1), 8, 0)
+        a, b = rounded(conv(h, w[1], 1, 2), 9), rounded(conv(h, w[2], 0, 2), 8)
+        h = rounded(a.astype(jnp.int32) * 2 + b.astype(jnp.int32), 1, 0)
+        h = rounded(jnp.sum(rounded(depthwise(h, w[3]), 7, 0).astype(jnp.int32), (2, 3)), 4)
+        return rounded(lax.dot_general(h, w[4], (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32), 7)
+
+    x = inputs(DEFAULT, (1, 3, 12, 12))
+    made, expected = compiled(network, x, DEFAULT)
+    assert_exact(made, x, expected)
+    assert len(made.programs) == 1
+    assert len(made.steps) == 7
+
+
 def test_where_readers_disagree_the_cpu_packs():
     w = np.random.default_rng(1).integers(-128, 128, (8, 33)).astype(np.int8)
 
