@@ -45,6 +45,7 @@ from .rewrite.loop_rules import LOOP_RULES
 from .rewrite.quantization_rules import quantization_rules
 from .rewrite.rule import GraphRule, load_rules
 from .rewrite.saturate import Limits
+from .rewrite.winograd import ROUNDING_GAIN, gain_of
 from .stored import ProgramStore, ScheduleStore, context
 
 Progress = Callable[[str], None]
@@ -57,6 +58,7 @@ class Options:
     target: `cpu` (this machine) or the name of a target. threads: how many the program may run on; by default one for
     each CPU that this process may use. rules: rules besides the shipped ones, or files of them. graph_limits: when
     graph saturation stops. extraction: `ilp` or `greedy`. time_limit: seconds for one graph extraction.
+    rounding_gain: how much a shipped rule's algorithm may amplify rounding errors (`GraphRule.gain`).
     """
 
     target: str = "cpu"
@@ -84,6 +86,7 @@ class Options:
         if self.ranges is None:
             raise CalibrationError("an accuracy_budget needs ranges: measure them with `nestegg calibrate`")
         return self.ranges if isinstance(self.ranges, Ranges) else Ranges.load(self.ranges)
+    rounding_gain: float = ROUNDING_GAIN
 
     @property
     def workers(self) -> int:
@@ -159,6 +162,11 @@ class Compiled:
         return None if self.found["accuracy"] is None else Accuracy(**self.found["accuracy"])
 
     @property
+    def rounding_gain(self) -> float:
+        """How much the algorithms of the program may amplify rounding errors, by their own statement; 1: not at all."""
+        return max((gain_of(call.kernel) for call in self.program.calls), default=1.0)
+
+    @property
     def compile_s(self) -> float:
         """Seconds from the imported graph to machine code."""
         return sum(self.seconds.values())
@@ -226,7 +234,7 @@ class Compiled:
         self.executable.run(inputs, outputs)
         exact = evaluate(self.graph, inputs, double=True)
         peer = xla(self.graph)(*inputs)
-        self._verified = Verification.of(outputs, peer, exact, self.accuracy)
+        self._verified = Verification.of(outputs, peer, exact, self.accuracy, self.rounding_gain)
         return self._verified
 
     def report(self) -> Report:
@@ -362,7 +370,7 @@ def _compile(
 
     progress("saturating the graph e-graph")
     integers = ranges is not None or bool({"quantize", "dequantize", "affine"} & set(imported.graph.operator_counts))
-    shipped = graph_rules(lanes, _useful(machine, imported.graph, ranges is not None), integers)
+    shipped = graph_rules(lanes, _useful(machine, imported.graph, ranges is not None), integers, options.rounding_gain)
     lossy = quantization_rules(options.scales) if ranges is not None else ()
     egraph = build(imported.graph, [*mine, *lossy, *shipped], options.graph_limits, ranges)
     lap("graph saturation")

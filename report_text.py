@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .extract.choose import SLACK
-from .ir.expr import Apply, Cast, Const, IndexValue, Read, Scalar, When
+from .ir.expr import Apply, Cast, Const, IndexValue, Read, Scalar, Weighted, When
 from .ir.loops import ACCUMULATOR, Lowered, StagedKernel
 from .ir.scalars import scalar
+from .report import ACCURACY_FACTOR
 
 if TYPE_CHECKING:
     from .compiler import Compiled
@@ -64,6 +65,8 @@ def _short(s: Scalar, accumulated: str) -> str:
         return f"{s.index}"
     if isinstance(s, Cast):
         return f"{s.dtype}({_bare(_short(s.arg, accumulated))})"
+    if isinstance(s, Weighted):
+        return f"table * {_short(s.arg, accumulated)}"
     if isinstance(s, When):
         return f"({_short(s.then, accumulated)} or {_short(s.otherwise, accumulated)} outside)"
     if isinstance(s, Apply):
@@ -98,9 +101,11 @@ def verification(r: Json) -> str:
     v = r["verify"]
     accuracy = r.get("accuracy")
     estimated = f", estimated {accuracy['estimate']:.2g}" if accuracy else ""
+    gain = r["rounding_gain"]
+    why = f": its algorithms may amplify rounding errors {gain:.1f} times" if gain > ACCURACY_FACTOR else ""
     return (
         f"largest relative error {v['max_rel_err']:.2g} against float64"
-        f" (XLA's is {v['xla_rel_err']:.2g}, allowed is {v['bar']:.2g}{estimated})"
+        f" (XLA's is {v['xla_rel_err']:.2g}, allowed is {v['bar']:.2g}{why}{estimated})"
     )
 
 

@@ -13,6 +13,7 @@ from dataclasses import replace
 from llvmlite import ir
 
 from ..ir.errors import NesteggError
+from ..ir.expr import Scalar, Weighted
 from ..ir.intrinsic import Match, intrinsic, matches
 from ..ir.loops import LoopKernel, Lowered, StagedKernel
 from ..ir.nest import PARALLEL, SERIAL, UNROLL, Cat, For, Intrin, Nest, Seq, Tile, Vec, extents, stages
@@ -347,6 +348,8 @@ class KernelCode:
         if isinstance(nest, Vec):
             assert self.kernel.update is not None
             here = self._at(at, slot)
+            if self._adds_nothing(self.kernel.update, here, vector, nest.lanes):
+                return acc
             value = splat(self.builder, self.code.value(self.kernel.update, here, vector, nest.lanes), nest.lanes)
             value = self._widened(value, lanes_of(acc[slot]))
             combine = COMBINERS[self.kernel.kind]
@@ -371,6 +374,14 @@ class KernelCode:
                     self._fence()
                 acc = self._reduce(nest.body, at.shifted(nest.axis, t * step), moved, acc, vector)
         return acc
+
+    def _adds_nothing(self, update: Scalar, at: Position, vector: int, lanes: int) -> bool:
+        """A product with an entry of 0 of a table, to be summed."""
+        return (
+            isinstance(update, Weighted)
+            and self.kernel.kind == "sum"
+            and self.code.weight(update, at, vector, lanes) == 0
+        )
 
     def _apply(self, nest: Intrin, at: Position, accumulator: ir.Value) -> ir.Value:
         """The accumulator after one application of an intrinsic; lanes that the nest leaves out hold anything."""

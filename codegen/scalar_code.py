@@ -6,15 +6,27 @@ only where a vector needs them, so that broadcasts stay loads.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from llvmlite import ir
 
-from ..ir.expr import Apply, Cast, Const, IndexValue, Read, ReadAt, Scalar, When, children
+from ..ir.expr import Apply, Cast, Const, IndexValue, Read, ReadAt, Scalar, Weighted, When, children
 from ..ir.index import Axis, Index, Quotient
 from ..ir.loops import ACCUMULATOR, LoopKernel
-from .llvm_types import I64, constant, lanes_of, load, load_repeated, offset, register_type, splat, store
+from .llvm_types import (
+    I64,
+    POINTER,
+    constant,
+    lanes_of,
+    load,
+    load_repeated,
+    offset,
+    register_type,
+    splat,
+    store,
+)
 from .scalar_ops import emit_cast, emit_scalar
 from .transposing import restored, transposed
 
@@ -170,6 +182,8 @@ class ScalarCode:
             if vector >= 0 and lanes > 1 and self.kernel.axes[vector] in s.index.axes:
                 return emit_cast(b, self._lane_indices(s.index, at, vector, lanes), "i64", s.dtype)
             return emit_cast(b, self.index(s.index, at), "i64", s.dtype)
+        if isinstance(s, Weighted):
+            return self._weighted(s, go(s.arg), at, vector, lanes)
         if isinstance(s, When):
             inside = self._inside(s, at, vector, lanes)
             if isinstance(inside, bool):
@@ -179,6 +193,56 @@ class ScalarCode:
             width = max(lanes_of(inside), lanes_of(then))
             return b.select(splat(b, inside, width), splat(b, then, width), splat(b, otherwise, width))
         raise AssertionError(f"{type(s).__name__} does not occur inside a lowered kernel")
+
+    def weight(self, s: Weighted, at: Position, vector: int, lanes: int) -> float | None:
+        """The entry of the table, if it is known at compile time and one for all lanes."""
+        across = lanes > 1 and vector >= 0 and self.kernel.axes[vector] in s.index.axes
+        if across or any(at.loops[self.axes[a]] is not None for a in s.index.axes):
+            return None
+        place = s.index.evaluate({a: at.fixed[k] for a, k in self.axes.items()})
+        assert isinstance(place, int)
+        return s.table[place]
+
+    def _weighted(self, s: Weighted, value: ir.Value, at: Position, vector: int, lanes: int) -> ir.Value:
+        b, known = self.builder, self.weight(s, at, vector, lanes)
+        if known is not None:
+            return self._times(known, value, s.dtype)
+        weight, value = self._alike([self._entries(s, at, vector, lanes), value])
+        nothing = constant(0, s.dtype, lanes_of(weight))
+        counts = emit_scalar("ne", b, [weight, nothing], s.dtype)
+        return b.select(counts, emit_scalar("mul", b, [weight, value], s.dtype), nothing)
+
+    def _times(self, factor: float, value: ir.Value, dtype: str) -> ir.Value:
+        if factor == 0:
+            return constant(0, dtype, lanes_of(value))
+        if factor == 1:
+            return value
+        if factor == -1:
+            return emit_scalar("neg", self.builder, [value], dtype)
+        return emit_scalar("mul", self.builder, [value, constant(factor, dtype, lanes_of(value))], dtype)
+
+    def _entries(self, s: Weighted, at: Position, vector: int, lanes: int) -> ir.Value:
+        """The table's entries at a position, or over the lanes."""
+        b, table = self.builder, self._table(s)
+        if lanes == 1 or vector < 0 or self.kernel.axes[vector] not in s.index.axes:
+            return load(b, offset(b, table, self.index(s.index, at), s.dtype), s.dtype)
+        out: ir.Value = ir.Constant(register_type(s.dtype, lanes), ir.Undefined)
+        for k in range(lanes):
+            place = self.index(s.index, at.shifted(vector, k))
+            out = b.insert_element(out, load(b, offset(b, table, place, s.dtype), s.dtype), ir.Constant(I64, k))
+        return out
+
+    def _table(self, s: Weighted) -> ir.Value:
+        """The table in memory, once a module."""
+        module = self.builder.module
+        entries = [constant(v, s.dtype) for v in s.table]
+        made = ir.Constant(ir.ArrayType(entries[0].type, len(entries)), entries)
+        name = f"table_{s.dtype}_{hashlib.sha256(str(made).encode()).hexdigest()[:16]}"
+        if name not in module.globals:
+            table = ir.GlobalVariable(module, made.type, name)
+            table.linkage, table.global_constant, table.initializer, table.align = "internal", True, made, 64
+            table.type = POINTER  # llvmlite's globals still have typed pointers
+        return module.globals[name]
 
     def _alike(self, values: Sequence[ir.Value]) -> list[ir.Value]:
         width = max(lanes_of(v) for v in values)

@@ -18,7 +18,7 @@ from functools import cache, cached_property
 
 import numpy as np
 
-from ..ir.expr import Apply, Read, Scalar, When, cost, walk
+from ..ir.expr import Apply, Const, Read, Scalar, Weighted, When, cost, walk
 from ..ir.index import Axis
 from ..ir.intrinsic import intrinsic
 from ..ir.loops import LoopKernel, Lowered, StagedKernel
@@ -93,7 +93,8 @@ class Roofline:
 def update_cost(kernel: LoopKernel) -> float:
     """Fused multiply-adds per point of the reduction, at least one."""
     extra = scalar_cost(kernel.update)
-    product = isinstance(kernel.update, Apply) and kernel.update.fn == "mul" and kernel.kind == "sum"
+    multiplies = isinstance(kernel.update, Weighted) or (isinstance(kernel.update, Apply) and kernel.update.fn == "mul")
+    product = multiplies and kernel.kind == "sum"
     return max(1.0, extra if product else extra + 1.0)
 
 
@@ -125,6 +126,9 @@ class Rates:
         self.accesses = [*self.updates, *self.extras, self.out]
         self.buffers = [r.input for r in (*kernel.update_reads, *kernel.epilogue_reads, *kernel.gathers)]
         self.update_cost, self.epilogue_cost = update_cost(kernel), scalar_cost(kernel.epilogue)
+        table = kernel.update if isinstance(kernel.update, Weighted) else None
+        self.weights = [k for k, a in enumerate(kernel.axes) if table is not None and a in table.index.axes]
+        self.filled = 1.0 if table is None else scalar_cost(replace(table, arg=Const(0, table.dtype)))
 
     def by_buffer(self, whole: Lowered) -> list[tuple[int, Access]]:
         """The accesses of a kernel, or of this stage of one, to its inputs and (as the number after) to its output."""
@@ -204,13 +208,20 @@ class Rates:
             out[rows] = self._region(domain[rows], v[rows], inside[rows], applied)
         return out
 
+    def _done(self, domain: np.ndarray) -> np.ndarray:
+        """Share of a block's points that straight-line code computes: entries of 0 of a table of weights leave none,
+        where the code knows the entries. Elsewhere each is loaded first, which costs about as much again."""
+        whole = np.array([self.kernel.extents[k] for k in self.weights], np.int64)
+        known = (domain[:, self.weights] == whole).all(axis=1)
+        return np.where(known, self.filled, 2.0 if self.weights else 1.0)
+
     def _region(self, domain: np.ndarray, v: np.ndarray, inside: np.ndarray, fit: Fit | None) -> np.ndarray:
         unit, repeat, each = 1, 0.5, self.update_cost
         if fit is not None:
             unit, repeat, each = fit.depth, intrinsic(fit.name).repeat, 1.0 / intrinsic(fit.name).rate
             domain = domain // [fit.step(a) for a in self.space.axes]
         every = np.ones(domain.shape[1], bool)
-        operations = self._others(domain, v, every) * -(-self._along(domain, v) // self.lanes)
+        operations = self._done(domain) * self._others(domain, v, every) * -(-self._along(domain, v) // self.lanes)
         arithmetic = operations * each / self.t.fma_per_cycle
         loads = sum((self.loads(a, domain, v, inside, unit, repeat) for a in self.updates), np.zeros(len(v)))
         depth = domain[:, self.spatial :].prod(axis=1)
@@ -268,6 +279,8 @@ class Rates:
             if fit >= 0:
                 domain[:, self.spatial :] = [self.space.fits[fit].step(a) for a in self.space.reduced]
             v, which = np.full(len(shapes), axis), np.full(len(shapes), fit)
+            if self.weights:  # the code knows them where it holds the whole reduction
+                domain[:, self.spatial :] = [a.extent for a in k.reduce]
             rounds = depth / domain[:, self.spatial :].prod(axis=1)
             inside = np.full(len(v), -1)  # of every padding
             cycles = self.region(domain, v, inside, which) * rounds + self.finish(domain, v, inside)

@@ -232,12 +232,12 @@ def _ordered(chosen: Sequence[_Candidate]) -> list[_Candidate]:
 
 def _candidates(egraph: GraphEGraph) -> list[_Candidate]:
     """The lowerable kernel calls of every e-class that is not known at compile time, each once."""
-    scalars = _uniform(egraph)
+    scalars, wanted = _uniform(egraph), _reachable(egraph)
     numbers: dict[Lowered, int] = {}
     lowered: dict[Any, tuple[int, Lowered, tuple[int, ...]] | None] = {}  # repeated layers make the same kernels
     out: dict[tuple[int, int, tuple[int, ...]], _Candidate] = {}
     for owner, e in enumerate(egraph.classes):
-        if e.const or e.input is not None:
+        if owner not in wanted or e.const or e.input is not None:
             continue
         for call in e.calls:
             if owner in call.args:
@@ -268,6 +268,18 @@ def _lowered(
     except UnsupportedError:
         return None
     return numbers.setdefault(kernel, len(numbers)), kernel, tuple(call.args.index(a) for a in args)
+
+
+def _reachable(egraph: GraphEGraph) -> set[int]:
+    """The e-classes that some program of the outputs computes."""
+    found, todo = set(egraph.outputs), list(egraph.outputs)
+    while todo:
+        e = egraph.classes[todo.pop()]
+        if not (e.const or e.input is not None):
+            new = {a for call in e.calls for a in call.args} - found
+            found |= new
+            todo += sorted(new)
+    return found
 
 
 def _uniform(egraph: GraphEGraph) -> dict[int, float | int | bool]:

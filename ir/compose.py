@@ -10,7 +10,21 @@ from __future__ import annotations
 
 import math
 
-from .expr import Const, Operand, Read, ReadAt, Reduce, Scalar, TensorExpr, children, rebuild, rename, renumber, walk
+from .expr import (
+    Const,
+    Operand,
+    Read,
+    ReadAt,
+    Reduce,
+    Scalar,
+    TensorExpr,
+    Weighted,
+    children,
+    rebuild,
+    rename,
+    renumber,
+    walk,
+)
 from .index import Axis, Index
 from .stages import free
 from .types import TensorType
@@ -66,6 +80,11 @@ def merge_inputs(e: TensorExpr, same: dict[int, int]) -> TensorExpr:
 def is_map(e: TensorExpr) -> bool:
     """No reduction: each output element is computed on its own."""
     return not e.reduces
+
+
+def is_filter(e: TensorExpr) -> bool:
+    """Every reduction is a sum of elements with constant weights."""
+    return bool(e.reduces) and all(isinstance(r.body, Weighted) for r in e.reduces)
 
 
 def is_movement(e: TensorExpr) -> bool:

@@ -83,9 +83,18 @@ class ReadAt(_Ops):
 
 @dataclass(frozen=True, eq=True)
 class Const(_Ops):
+    """A number. Equal ones are written alike: 0.0 is not -0.0, and nan is nan."""
+
     value: float | int | bool
     dtype: str
     __hash__ = _Ops.__hash__
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(("Const", repr(self.value), self.dtype))
+
+    def __eq__(self, o: object) -> bool:
+        return isinstance(o, Const) and self.dtype == o.dtype and repr(self.value) == repr(o.value)
 
     def __str__(self) -> str:
         return f"{self.value}"
@@ -132,6 +141,23 @@ class Cast(_Ops):
 
 
 @dataclass(frozen=True, eq=True)
+class Weighted(_Ops):
+    """`arg` times the entry of a table of constants at `index`; 0 where that entry is 0, whatever `arg` is.
+
+    Code in which the index is known holds the entry itself, and nothing for an entry of 0.
+    """
+
+    table: tuple[float, ...]
+    index: Index
+    arg: Scalar
+    dtype: str
+    __hash__ = _Ops.__hash__
+
+    def __str__(self) -> str:
+        return f"[{', '.join(f'{v:g}' for v in self.table)}][{self.index}] * {self.arg}"
+
+
+@dataclass(frozen=True, eq=True)
 class When(_Ops):
     """`then` where all bounds hold, else `otherwise`; outside, `then` is not evaluated (it may read out of bounds)."""
 
@@ -160,7 +186,7 @@ class Reduce(_Ops):
         return f"{self.kind}({', '.join(f'{a}<{a.extent}' for a in self.axes)}) {self.body}"
 
 
-Scalar = Union[Read, ReadAt, Const, IndexValue, Apply, Cast, When, Reduce]  # noqa: UP007
+Scalar = Union[Read, ReadAt, Const, IndexValue, Apply, Cast, Weighted, When, Reduce]  # noqa: UP007
 
 
 def apply(fn: str, *args: Any) -> Scalar:
@@ -260,7 +286,9 @@ class TensorExpr:
         mapping = {a: Index.of(Axis(f"i{d}", a.extent)) for d, a in enumerate(self.axes)}
         counter = iter(range(1 << 30))
         body = rename(self.body, mapping, lambda a: Axis(f"r{next(counter)}", a.extent))
-        return TensorExpr(self.inputs, tuple(Axis(f"i{d}", a.extent) for d, a in enumerate(self.axes)), body)
+        made = TensorExpr(self.inputs, tuple(Axis(f"i{d}", a.extent) for d, a in enumerate(self.axes)), body)
+        made.__dict__["canonical"] = made
+        return made
 
     @cached_property
     def reduces(self) -> tuple[Reduce, ...]:
@@ -281,6 +309,8 @@ def children(s: Scalar) -> tuple[Scalar, ...]:
     if isinstance(s, Apply):
         return s.args
     if isinstance(s, Cast):
+        return (s.arg,)
+    if isinstance(s, Weighted):
         return (s.arg,)
     if isinstance(s, When):
         return (s.then, s.otherwise)
@@ -307,7 +337,15 @@ def walk(s: Scalar) -> Iterator[Scalar]:
 def cost(s: Scalar) -> float:
     """Cost of a scalar's arithmetic in fused multiply-adds, each distinct operation once. Bounds tests are not
     arithmetic: what they cost depends on the schedule."""
-    return sum(scalar(n.fn).cost if isinstance(n, Apply) else float(isinstance(n, Cast)) for n in walk(s))
+    return sum(map(_own_cost, walk(s)))
+
+
+def _own_cost(s: Scalar) -> float:
+    if isinstance(s, Apply):
+        return scalar(s.fn).cost
+    if isinstance(s, Weighted):
+        return sum(v != 0 for v in s.table) / len(s.table)
+    return float(isinstance(s, Cast))
 
 
 def rebuild(s: Scalar, f: Callable[[Scalar], Scalar], index: Callable[[Index], Index]) -> Scalar:
@@ -322,6 +360,8 @@ def rebuild(s: Scalar, f: Callable[[Scalar], Scalar], index: Callable[[Index], I
         return Apply(s.fn, tuple(f(a) for a in s.args), s.dtype)
     if isinstance(s, Cast):
         return Cast(f(s.arg), s.dtype)
+    if isinstance(s, Weighted):
+        return Weighted(s.table, index(s.index), f(s.arg), s.dtype)
     if isinstance(s, When):
         return when([(index(i), lo, hi) for i, lo, hi in s.bounds], f(s.then), f(s.otherwise))
     if isinstance(s, Reduce):

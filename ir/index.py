@@ -20,6 +20,13 @@ class Axis:
     name: str
     extent: int
 
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.name, self.extent))
+
+    def __hash__(self) -> int:
+        return self._hash
+
     def __str__(self) -> str:
         return self.name
 
@@ -51,7 +58,7 @@ IndexLike = Union["Index", Axis, int]
 
 
 def _order(atom: Atom) -> str:
-    return f"{type(atom).__name__[0]}{atom}"
+    return "A" + atom.name if isinstance(atom, Axis) else f"{type(atom).__name__[0]}{atom}"
 
 
 @dataclass(frozen=True)
@@ -74,7 +81,9 @@ class Index:
         total: dict[Atom, int] = {}
         for atom, c in pairs:
             total[atom] = total.get(atom, 0) + c
-        terms = sorted(((a, c) for a, c in total.items() if c), key=lambda t: _order(t[0]))
+        terms = [(a, c) for a, c in total.items() if c]
+        if len(terms) > 1:
+            terms.sort(key=lambda t: _order(t[0]))
         return _recombine(Index(tuple(terms), constant))
 
     def __add__(self, other: IndexLike) -> Index:
@@ -140,7 +149,8 @@ class Index:
         return self.map_atoms(lambda a: mapping[a] if a in mapping else Index.of(a))
 
     def map_atoms(self, f: Callable[[Axis], Index]) -> Index:
-        out = Index((), self.constant)
+        pairs: list[tuple[Atom, int]] = []
+        constant = self.constant
         for atom, c in self.terms:
             if isinstance(atom, Axis):
                 new = f(atom)
@@ -148,8 +158,9 @@ class Index:
                 new = atom.of.map_atoms(f) // atom.by
             else:
                 new = atom.of.map_atoms(f) % atom.by
-            out = out + new * c
-        return out
+            pairs += [(a, k * c) for a, k in new.terms]
+            constant += new.constant * c
+        return Index._make(pairs, constant)
 
     @cached_property
     def axes(self) -> frozenset[Axis]:

@@ -16,14 +16,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from .errors import UnsupportedError
-from .expr import Const, IndexValue, Read, ReadAt, Reduce, Scalar, TensorExpr, When, rebuild, walk
+from .expr import Const, IndexValue, Read, ReadAt, Reduce, Scalar, TensorExpr, Weighted, When, rebuild, walk
 from .index import Axis, Index, Quotient, Remainder
 from .nest import Nest, text
 from .scalars import neutral
-from .stages import ACCUMULATOR, StageBody, needs_stages, take_apart
+from .stages import ACCUMULATOR, StageBody, needs_stages, own_indices, take_apart
 from .types import DTYPES, TensorType
 
 #: Bytes of results between stages that one block may keep: they stay in the first-level cache, on the stack.
@@ -204,6 +204,7 @@ def described(kernel: Lowered, nest: Nest) -> str:
     return text(nest, [a.name for a in kernel.shared], own=own)
 
 
+@lru_cache(8192)
 def lower(expr: TensorExpr) -> Lowered:
     """The loop computation of a tensor expression. Raises `UnsupportedError` if it has none (`stages.py` says when)."""
     found = _one_reduction(expr)
@@ -235,6 +236,7 @@ def _one_reduction(expr: TensorExpr) -> LoopKernel | tuple[Scalar, tuple[Axis, .
     interior = _without_empty_reductions(interior)
     out = _flat(out_index, expr.type.strides)
     if needs_stages(interior, axes):
+        interior, out, axes = _split_body(interior, out, axes)
         return interior, axes, out, fill
     update: Scalar | None = None
     kind, reduce_axes = "", ()
@@ -329,7 +331,7 @@ def _flat(index: Sequence[Index], strides: Sequence[int]) -> Index:
 def _axes_of(s: Scalar) -> set[Axis]:
     if isinstance(s, Read):
         return {a for i in s.index for a in i.axes}
-    if isinstance(s, IndexValue):
+    if isinstance(s, (IndexValue, Weighted)):
         return set(s.index.axes)
     if isinstance(s, ReadAt):
         return set(s.base.axes)
@@ -396,7 +398,7 @@ def _indices(k: LoopKernel) -> list[Index]:
                 out += n.index
             elif isinstance(n, When):
                 out += [i for i, _, _ in n.bounds]
-            elif isinstance(n, IndexValue):
+            elif isinstance(n, (IndexValue, Weighted)):
                 out.append(n.index)
             elif isinstance(n, ReadAt):
                 out.append(n.base)
@@ -441,26 +443,48 @@ def _split_axes(
     """Split axes that layouts cut, so that addresses are affine: n -> (n0, n1) for n//16 and n%16."""
     ks = list(ks)
     for _ in range(8):
-        cuts: dict[Axis, set[int]] = {}
-        for index in _all_indices(ks):
-            for a, s in _cuts(index).items():
-                cuts.setdefault(a, set()).update(s)
-        todo = {a: place for a, s in cuts.items() if (place := _chain(a.extent, s))}
-        if not todo:
+        mapping, axes = _digits(_all_indices(ks))
+        if not mapping:
             break
-        mapping: dict[Axis, Index] = {}
-        axes: dict[Axis, tuple[Axis, ...]] = {}
-        for a, places in todo.items():
-            bounds = [*places, a.extent]
-            digits = [Axis(f"{a.name}_{d}", bounds[d + 1] // p) for d, p in enumerate(places)]
-            total = Index()
-            for digit, p in zip(digits, places, strict=True):
-                total = total + Index.of(digit) * p
-            mapping[a] = total
-            axes[a] = tuple(d for d in reversed(digits) if d.extent != 1)
         ks = [_reindex(k, mapping, axes) for k in ks]
         shared = _renewed(shared, axes)
     return ks, shared
+
+
+def _split_body(
+    body: Scalar, out: Index, axes: tuple[Axis, ...]
+) -> tuple[Scalar, Index, tuple[Axis, ...]]:
+    """The same of an expression before it is taken apart: a stage that needs only a digit of an axis runs over that."""
+    for _ in range(8):
+        mapping, digits = _digits([out, *(i for s in walk(body) for i in own_indices(s))], axes)
+        if not mapping:
+            break
+        body, out, axes = _substitute(body, mapping), out.substitute(mapping), _renewed(axes, digits)
+    return body, out, axes
+
+
+def _digits(
+    indices: Sequence[Index], only: Sequence[Axis] | None = None
+) -> tuple[dict[Axis, Index], dict[Axis, tuple[Axis, ...]]]:
+    """Axes (of all, or of some) that the indices cut, as sums of their digits, and these digits."""
+    cuts: dict[Axis, set[int]] = {}
+    for index in indices:
+        for a, s in _cuts(index).items():
+            cuts.setdefault(a, set()).update(s)
+    mapping: dict[Axis, Index] = {}
+    axes: dict[Axis, tuple[Axis, ...]] = {}
+    for a, s in cuts.items():
+        places = _chain(a.extent, s) if only is None or a in only else []
+        if not places:
+            continue
+        bounds = [*places, a.extent]
+        digits = [Axis(f"{a.name}_{d}", bounds[d + 1] // p) for d, p in enumerate(places)]
+        total = Index()
+        for digit, p in zip(digits, places, strict=True):
+            total = total + Index.of(digit) * p
+        mapping[a] = total
+        axes[a] = tuple(d for d in reversed(digits) if d.extent != 1)
+    return mapping, axes
 
 
 def _chain(extent: int, cuts: set[int]) -> list[int]:
@@ -480,7 +504,7 @@ def _bound_axes(k: LoopKernel) -> set[Axis]:
     out: set[Axis] = set()
     for s in (k.update, k.epilogue):
         for n in walk(s) if s is not None else ():
-            if isinstance(n, (When, IndexValue)):
+            if isinstance(n, (When, IndexValue, Weighted)):
                 out |= _axes_of(n)
     for index in _indices(k):
         out |= {a for atom, _ in index.terms if not isinstance(atom, Axis) for a in atom.of.axes}

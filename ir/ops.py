@@ -811,4 +811,4 @@ declare(
     )
 )
 
-from . import gather, quantization  # noqa: E402, F401 (add their operators)
+from . import filter_bank, gather, quantization, tiles  # noqa: E402, F401 (add their operators)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from .errors import UnsupportedError
-from .expr import IndexValue, Read, ReadAt, Reduce, Scalar, When, children, cost, rebuild, walk
+from .expr import IndexValue, Read, ReadAt, Reduce, Scalar, Weighted, When, children, cost, rebuild, walk
 from .index import Axis, Index
 
 #: `Read(ACCUMULATOR, (), dtype)` in an epilogue is the finished reduction.
@@ -77,18 +77,22 @@ def take_apart(body: Scalar, axes: Sequence[Axis], inputs: int) -> Staging:
 # --- scalars --------------------------------------------------------------------------------------------------------
 
 
-def own_axes(s: Scalar) -> Iterator[Axis]:
-    """The axes that the scalar's own indices use, without its operands'."""
-    indices: tuple[Index, ...] = ()
+def own_indices(s: Scalar) -> tuple[Index, ...]:
+    """The scalar's own indices, without its operands'."""
     if isinstance(s, Read):
-        indices = s.index
-    elif isinstance(s, ReadAt):
-        indices = (s.base,)
-    elif isinstance(s, IndexValue):
-        indices = (s.index,)
-    elif isinstance(s, When):
-        indices = tuple(i for i, _, _ in s.bounds)
-    for i in indices:
+        return s.index
+    if isinstance(s, ReadAt):
+        return (s.base,)
+    if isinstance(s, (IndexValue, Weighted)):
+        return (s.index,)
+    if isinstance(s, When):
+        return tuple(i for i, _, _ in s.bounds)
+    return ()
+
+
+def own_axes(s: Scalar) -> Iterator[Axis]:
+    """The axes that those indices use."""
+    for i in own_indices(s):
         yield from sorted(i.axes, key=lambda a: a.name)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -44,7 +45,7 @@ Rule = GraphRule | FusionRule | LoweringRule | LoopRule
 def all_rules(lanes: int = 16) -> list[Rule]:
     """Every shipped rule, for vectors of `lanes` elements: name, kind, level, condition, doc, where."""
     lossy = {r.name: r for scales in ("any", "power-of-two") for r in quantization_rules(scales)}
-    graph = (*graph_rules(lanes, all_intrinsics(lanes)), *SUBSTITUTIONS, *lossy.values())
+    graph = (*graph_rules(lanes, all_intrinsics(lanes), gain=math.inf), *SUBSTITUTIONS, *lossy.values())
     return [*graph, LoweringRule(), *LOOP_RULES]
 
 

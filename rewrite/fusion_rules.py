@@ -20,6 +20,7 @@ from .kernel import (
     epilogue_residual,
     prologue_arithmetic,
     prologue_broadcast,
+    prologue_filter,
     prologue_movement,
     prologue_unpack,
     prologue_widening,
@@ -70,6 +71,7 @@ class FusionRule:
 
 FUSION_RULES = (
     FusionRule("fuse_broadcast_prologue", prologue_broadcast, "open", "single", dominates=True),
+    FusionRule("fuse_filter_prologue", prologue_filter, "open", "open", dominates=True),
     FusionRule("fuse_packed_constant", prologue_unpack, "open", "single", const=True, dominates=True),
     FusionRule("fuse_widening_integers", prologue_widening_integer, "open", "single", dominates=True),
     FusionRule("fuse_movement_prologue", prologue_movement, "open", "single"),

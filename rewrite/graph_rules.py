@@ -18,6 +18,7 @@ from .pattern import Environment, op
 from .quantization_rules import INTEGER_RULES
 from .rule import GraphRule, rule
 from .tensor_rules import packing_rules
+from .winograd import ROUNDING_GAIN, winograd_rules
 
 # --- samplers for rules whose condition random instances seldom meet -------------------------------------------------
 
@@ -66,12 +67,22 @@ def is_matmul(d: Attrs, x: TensorType, w: TensorType) -> bool:
     return d.batch == ((), ()) and w.rank == 2 and d.contract == ((x.rank - 1,), (0,))
 
 
+def is_batch(d: Attrs, x: TensorType, w: TensorType) -> bool:
+    """x[b, m, k] @ w[b, n, k] for every b."""
+    return x.rank == w.rank == 3 and d.batch == ((0,), (0,)) and d.contract == ((2,), (2,))
+
+
 def scales_columns(d: Attrs, b: Attrs, x: TensorType, w: TensorType) -> bool:
     """A matmul whose result is multiplied by one factor a column."""
     return is_matmul(d, x, w) and b.dims == (x.rank - 1,)
 
 
-@rule("algebra", when=lambda b, s, w: b.dims == (1,) and s.shape == w.shape[:1], const=("w", "s"), draw=_conv_scale)
+def scales_channels(b: Attrs, s: TensorType, w: TensorType) -> bool:
+    """One factor for each output channel."""
+    return b.dims == (1,) and s.shape == w.shape[:1]
+
+
+@rule("algebra", when=scales_channels, const=("w", "s"), draw=_conv_scale, dominates=True)
 def scale_into_conv(x, w, s, *, c, b):
     """A factor per output channel goes into the weights (batch-norm folding, first half)."""
     return op.mul(op.conv(x, w, c), op.broadcast(s, b)) >> op.conv(
@@ -79,7 +90,7 @@ def scale_into_conv(x, w, s, *, c, b):
     )
 
 
-@rule("algebra", when=scales_columns, const=("w", "s"), draw=_matmul_scale)
+@rule("algebra", when=scales_columns, const=("w", "s"), draw=_matmul_scale, dominates=True)
 def scale_into_matmul(x, w, s, *, d, b):
     """A factor per column goes into the weights."""
     return op.mul(op.dot(x, w, d), op.broadcast(s, b)) >> op.dot(
@@ -168,6 +179,46 @@ def reshape_nothing(x, *, a):
     return op.reshape(x, a) >> x
 
 
+@rule("algebra", when=lambda a, x: set(a.start) == {0} and set(a.strides) == {1} and a.limit == x.shape)
+def slice_nothing(x, *, a):
+    """The whole tensor."""
+    return op.slice(x, a) >> x
+
+
+@rule("algebra", when=lambda a: {*a.low, *a.high, *a.interior} == {0})
+def pad_nothing(x, *, a):
+    """No border."""
+    return op.pad(x, a) >> x
+
+
+def _widens(a: Attrs, b: Attrs) -> bool:
+    """Two borders of one value, neither between elements nor cutting any off."""
+    grows = min((*a.low, *a.high, *b.low, *b.high, 0)) >= 0
+    return a.value == b.value and {*a.interior, *b.interior, 0} == {0} and grows
+
+
+def _pad_twice(c: Chooser) -> Environment:
+    x = TensorType(tuple(c.integer(1, 4) for _ in range(c.integer(1, 3))))
+
+    def border() -> Attrs:
+        low, high = (tuple(c.integer(0, 2) for _ in x.shape) for _ in range(2))
+        return Attrs(low=low, high=high, interior=(0,) * x.rank, value=0.0)
+
+    return {"x": x, "a": border(), "b": border()}
+
+
+@rule("algebra", when=_widens, draw=_pad_twice)
+def pad_pad(x, *, a, b):
+    """Two borders of one value are one."""
+    return op.pad(op.pad(x, a), b) >> op.pad(
+        x,
+        low=lambda a, b: tuple(map(sum, zip(a.low, b.low, strict=True))),
+        high=lambda a, b: tuple(map(sum, zip(a.high, b.high, strict=True))),
+        interior=lambda a: a.interior,
+        value=lambda a: a.value,
+    )
+
+
 # --- layout ----------------------------------------------------------------------------------------------------------
 
 
@@ -238,8 +289,37 @@ def blocked_layouts(lanes: int) -> tuple[GraphRule, ...]:
         blocked = op.window(op.unpack(op.pack(x, axis=1, factor=lanes), axis=1), a)
         return op.window(x, a) >> op.unpack(op.pack(blocked, axis=1, factor=lanes), axis=1)
 
-    found = [block_conv_input, block_conv_output, block_conv_weights, block_pool]
-    return tuple(found) + tuple(_panels(lanes, n) for n in (1, 2, 3, 4))
+    def overlapping(x: TensorType, a: Attrs) -> bool:
+        """Windows along the rows of an image that share elements."""
+        return x.rank == 4 and a.axis == 2 and a.stride < len(a.filters[0]) and blocks(x.shape[1])
+
+    def bank_like(c: Chooser) -> Environment:
+        x = TensorType((1, lanes * c.integer(1, 2), c.integer(3, 6), c.integer(1, 3)))
+        return {"x": x, "a": Attrs(axis=2, filters=((1.0, 0.0, -0.5), (0.0, 2.0, 1.0)), stride=c.integer(1, 2))}
+
+    @rule("layout", when=overlapping, varies=("x",), draw=bank_like)
+    def block_filter_input(x, *, a):
+        """A filter bank over an image may read it with the channels in vector blocks."""
+        return op.filter_bank(x, a) >> op.filter_bank(op.unpack(op.pack(x, axis=1, factor=lanes), axis=1), a)
+
+    def apart(x: TensorType, a: Attrs) -> bool:
+        """Windows along the columns of an image that share no element."""
+        return x.rank == 4 and a.axis == 3 and a.stride == len(a.filters[0]) and blocks(x.shape[1])
+
+    def apart_like(c: Chooser) -> Environment:
+        x = TensorType((1, lanes * c.integer(1, 2), c.integer(1, 3), 3 * c.integer(1, 2)))
+        return {"x": x, "a": Attrs(axis=3, filters=((1.0, 0.0, -0.5), (0.0, 2.0, 1.0)), stride=3)}
+
+    @rule("layout", when=apart, varies=("x",), draw=apart_like)
+    def block_filter_output(x, *, a):
+        """A filter bank that makes an image may write it with the channels in vector blocks."""
+        made = op.filter_bank(x, a)
+        return made >> op.unpack(op.pack(made, axis=1, factor=lanes), axis=1)
+
+    convolutions = (block_conv_input, block_conv_output, block_conv_weights, block_pool)
+    found = (*convolutions, block_filter_input, block_filter_output)
+    panels = (make(lanes, n) for make in (_panels, _batch_panels) for n in (1, 2, 3, 4))
+    return (*found, *panels)
 
 
 def _panels(lanes: int, vectors: int) -> GraphRule:
@@ -260,6 +340,27 @@ def _panels(lanes: int, vectors: int) -> GraphRule:
 
     panel_weights.__name__ = f"panel_weights_{width}"
     return rule("layout", when=has_panels, const=("w",), draw=matmul_like)(panel_weights)
+
+
+def _batch_panels(lanes: int, vectors: int) -> GraphRule:
+    width = lanes * vectors
+
+    def batch_like(c: Chooser) -> Environment:
+        b, m, k = c.integer(1, 3), c.integer(1, 4), c.integer(1, 4)
+        d = Attrs(contract=((2,), (2,)), batch=((0,), (0,)))
+        return {"x": TensorType((b, m, k)), "w": TensorType((b, width * c.integer(1, 2), k)), "d": d}
+
+    def has_panels(d: Attrs, x: TensorType, w: TensorType) -> bool:
+        """A batch of matmuls by transposed matrices with a whole number of panels of rows."""
+        return is_batch(d, x, w) and w.shape[1] % width == 0
+
+    def panel_batch(x, w, *, d):
+        """Constant weights of a batch of matmuls are stored in panels, each contiguous, at compile time."""
+        product = op.dot(x, w, d)
+        return product >> product, w >> op.unpack(op.pack(w, axis=1, factor=width), axis=1)
+
+    panel_batch.__name__ = f"panel_batch_{width}"
+    return rule("layout", when=has_panels, const=("w",), draw=batch_like)(panel_batch)
 
 
 # --- algorithm -------------------------------------------------------------------------------------------------------
@@ -326,13 +427,17 @@ ALGEBRA: tuple[GraphRule, ...] = (
     transpose_nothing,
     reshape_reshape,
     reshape_nothing,
+    slice_nothing,
+    pad_nothing,
+    pad_pad,
 )
 
 
 def graph_rules(
-    lanes: int = 16, intrinsics: Sequence[Intrinsic] = (), integers: bool = True
+    lanes: int = 16, intrinsics: Sequence[Intrinsic] = (), integers: bool = True, gain: float = ROUNDING_GAIN
 ) -> tuple[GraphRule | FusionRule, ...]:
     """All shipped graph rules that are equations, for vectors of `lanes` elements and a target's intrinsics; those on
-    quantized tensors if there are `integers`."""
+    quantized tensors if there are `integers`; of those that amplify rounding errors, if by at most `gain`."""
     layouts = (*blocked_layouts(lanes), *packing_rules(intrinsics), *(INTEGER_RULES if integers else ()))
-    return (*ALGEBRA, conv_of_padded, pad_before_widening, unpack_pack, pack_unpack, *layouts, *FUSION_RULES)
+    algorithms = (conv_of_padded, *winograd_rules(lanes, gain), pad_before_widening)
+    return (*ALGEBRA, *algorithms, unpack_pack, pack_unpack, *layouts, *FUSION_RULES)

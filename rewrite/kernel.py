@@ -11,6 +11,7 @@ from ..ir.compose import (
     arithmetic,
     compose,
     has_nested_reduce,
+    is_filter,
     is_map,
     is_movement,
     merge_inputs,
@@ -38,6 +39,11 @@ LITTLE_WORK = 4.0
 
 #: Points up to which stages are run one after the other although they share no axis: their operands stay in cache.
 SMALL_POINTS = 16384
+
+
+#: Points of stages, over those of their kernels apart: windows that overlap are computed again for each. The transform
+#: of the tiles of a convolution, F(2, 3), has 1.33.
+RECOMPUTED = 1.35
 
 
 @dataclass(frozen=True)
@@ -149,6 +155,15 @@ def prologue_widening(consumer: Kernel, i: int, producer: Kernel) -> bool:
     return DTYPES[producer.expr.inputs[0].dtype].size < DTYPES[producer.expr.type.dtype].size
 
 
+def prologue_filter(consumer: Kernel, i: int, producer: Kernel) -> bool:
+    """A filter bank along another axis is a stage of the one that reads it: what lies between stays in cache."""
+    banks = all(is_filter(k.expr) and k.operators == 1 and not k.closed for k in (consumer, producer))
+    if not banks or not _fits(consumer, i, producer):
+        return False
+    whole = lower(compose(consumer.expr, i, producer.expr))
+    return whole.points <= RECOMPUTED * sum(lower(k.expr).points for k in (consumer, producer))
+
+
 def whole_prologue(consumer: Kernel, i: int, producer: Kernel) -> bool:
     """All the arithmetic that leads to an operand may be computed where it is read, if that is once an element."""
     return _fits(consumer, i, producer, MAX_STAGE_INPUTS) and _computed_where_read(consumer, i, producer)
@@ -157,9 +172,11 @@ def whole_prologue(consumer: Kernel, i: int, producer: Kernel) -> bool:
 def _after_reduction(consumer: Kernel, i: int, producer: Kernel) -> bool:
     if not consumer.light or is_map(producer.expr) or (producer.moved and not consumer.operators):
         return False
+    if _inlining(consumer) == "always":
+        return False
     if not _fits(consumer, i, producer):
         return False
-    return reads_once(consumer.expr, i) and not has_nested_reduce(producer.expr)
+    return reads_once(consumer.expr, i) and (is_filter(producer.expr) or not has_nested_reduce(producer.expr))
 
 
 def epilogue(consumer: Kernel, i: int, producer: Kernel) -> bool:

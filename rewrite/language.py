@@ -185,7 +185,8 @@ def graph_rule(r: GraphRule, host: Host) -> EggRule:
     lefts = [w.left for w in r.rewrites]
     tensor_vars = sorted({n for p in lefts for n in tensors(p)})
     fixed: dict[str, Apply] = {}
-    facts = [f"(= root{k} {_left(p, fixed)})" for k, p in enumerate(lefts)]
+    matched = [_left(p, fixed) for p in lefts]
+    facts = [f"(= root{k} {text})" for k, text in enumerate(matched)]
     facts += [f"(= ty_{v} (ty {v}))" for v in tensor_vars]
     facts += [f"(is-const {v})" for v in r.const] + [f"(= 0 (constness {v}))" for v in r.varies]
     facts += [f"(= cal_{v} (calibrated {'root0' if v == RESULT else v}))" for v in r.calibrated]
@@ -207,6 +208,7 @@ def graph_rule(r: GraphRule, host: Host) -> EggRule:
     actions = [
         f"(union root{k} {_right(w.right, r, names, arguments, host)})" for k, w in enumerate(r.rewrites)
     ]
+    actions += [f"(subsume {text})" for text in matched if r.dominates]
     text = f"(ruleset {r.name})\n(rule ({' '.join(facts)}) ({' '.join(actions)}) :ruleset {r.name})"
     return EggRule(r.name, r.kind, r.name, text)
 

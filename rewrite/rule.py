@@ -50,7 +50,8 @@ class GraphRule:
     a partial binding. `calibrated`: tensor variables (or `result`, the left side) whose calibration it needs, as
     `x_calibrated`: the rule is then an approximation, whose right side states its `loss`, and applies only to tensors
     with a calibration, in programs with an accuracy budget. `values`: constant variables whose arrays it asks for, as
-    `w_value`.
+    `w_value`. `gain`: how many times larger than the left side's the right side's rounding errors may be.
+    `dominates`: the left side can never be better; nothing more is derived from it.
     """
 
     name: str
@@ -66,6 +67,8 @@ class GraphRule:
     varies: tuple[str, ...] = ()
     calibrated: tuple[str, ...] = ()
     values: tuple[str, ...] = ()
+    gain: float = 1.0
+    dominates: bool = False
     level: str = "graph"
 
     @property
@@ -82,6 +85,8 @@ class GraphRule:
         parts += [f"{v} calibrated" for v in self.calibrated]
         if self.when is not None:
             parts.append(condition_text(self.when))
+        if self.gain > 1:
+            parts.append(f"rounding errors may grow {self.gain:.1f} times")
         return " and ".join(parts) or "always"
 
     @property
@@ -117,6 +122,8 @@ def rule(
     calibrated: Sequence[str] = (),
     values: Sequence[str] = (),
     draw: Callable[..., Environment] | None = None,
+    gain: float = 1.0,
+    dominates: bool = False,
 ) -> Callable[[Callable[..., Any]], GraphRule]:
     """Declare a graph rule. Raises `RuleError` naming the file and line of a malformed one."""
 
@@ -124,7 +131,7 @@ def rule(
         file, line = f.__code__.co_filename, f.__code__.co_firstlineno
         try:
             made = _make(f, kind, when, tuple(const), tuple(varies), draw, tuple(calibrated), tuple(values))
-            return replace(made, file=file, line=line)
+            return replace(made, file=file, line=line, gain=gain, dominates=dominates)
         except RuleError as e:
             raise RuleError(f"{file}:{line}: rule {f.__name__}: {e}") from None
 

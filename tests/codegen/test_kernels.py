@@ -18,7 +18,7 @@ from nestegg.codegen.pool import pool_symbols
 from nestegg.ir.attrs import Attrs
 from nestegg.ir.compose import compose
 from nestegg.ir.loops import LoopKernel, Lowered, described, lower
-from nestegg.ir.nest import PARALLEL, SERIAL, Cat, For, Nest, Tile, Vec, parallel
+from nestegg.ir.nest import PARALLEL, SERIAL, UNROLL, Cat, For, Nest, Tile, Vec, parallel
 from nestegg.ir.operator import operator
 from nestegg.ir.target import host
 from nestegg.ir.types import DTYPES, TensorType
@@ -202,3 +202,55 @@ def test_any_nest_of_any_kernel_of_several_stages(data: st.DataObject, threads: 
 def test_any_nest_of_any_kernel_of_several_stages_at_length(data: st.DataObject, threads: int) -> None:
     kernel = lower(data.draw(staged_exprs()))
     check(kernel, data.draw(schedules(kernel, threads=threads)), data.draw(st.integers(0, 99)), threads)
+
+
+FILTERS = ((1.0, 0.0, -2.5, 0.0), (0.0, -1.0, 1.0, 0.5), (0.0, 1.0, 1.0, 0.5))
+
+
+def filtered(shape: tuple[int, ...], *axes: int) -> Lowered:
+    """A filter bank along one axis, or along several, one after the other."""
+    bank = operator("filter_bank")
+    expr = bank.expr((TensorType(shape),), Attrs(axis=axes[0], filters=FILTERS, stride=2))
+    for axis in axes[1:]:
+        expr = compose(bank.expr((expr.type,), Attrs(axis=axis, filters=FILTERS, stride=2)), 0, expr)
+    return lower(expr)
+
+
+@pytest.mark.parametrize("kernel", [filtered((3, 8, 16), 1), filtered((10, 5), 0), filtered((6, 8, 19), 0, 1)])
+def test_uniformly_drawn_nests_of_filter_banks(kernel: Lowered) -> None:
+    egraph, rng = build(kernel, host()), np.random.default_rng(8)
+    for _ in range(8):
+        nest = egraph.sample(rng)
+        assert nest is not None
+        check(kernel, nest)
+
+
+def test_weights_that_the_code_knows_are_part_of_it():
+    """No table in memory, and no multiplication by 0 or 1, where the bank is straight-line code."""
+    kernel = filtered((8, 16), 0)
+    assert isinstance(kernel, LoopKernel)
+    across, table, tap = kernel.spatial[-1], kernel.spatial[1], kernel.reduce[0]
+    number = {a: k for k, a in enumerate(kernel.axes)}
+    line = For(number[tap], 4, UNROLL, For(number[table], 3, UNROLL, Vec(number[across], 16)))
+    nest = For(0, 3, SERIAL, Tile(number[across], line))
+    check(kernel, nest)
+    text = _llvm(kernel, nest)
+    assert "table_" not in text and text.count(" fmul ") == 3
+    dynamic = For(0, 3, SERIAL, For(1, 3, SERIAL, Tile(number[across], For(number[tap], 4, UNROLL, Vec(2, 16)))))
+    check(kernel, dynamic)
+    assert "table_" in _llvm(kernel, dynamic)
+
+
+def _llvm(kernel: Lowered, nest: Nest) -> str:
+    module = ir.Module()
+    KernelCode(module, "kernel", kernel, nest, host().lanes(), 1).emit()
+    return str(module)
+
+
+def test_a_weight_of_zero_takes_nothing_of_its_operand():
+    kernel = filtered((4, 16), 0)
+    nest = build(kernel, host()).sample(np.random.default_rng(0))
+    assert nest is not None
+    x = np.ones((4, 16), np.float32)
+    x[1] = np.inf  # the first filter has a 0 there
+    assert np.array_equal(run(kernel, nest, [x.ravel()]).reshape(3, 16)[0], np.full(16, -1.5, np.float32))
