@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .ir.errors import NesteggError
     from .rewrite.loop_language import loop_rule
     from .rewrite.pattern import op
-    from .rewrite.rule import load_rules, rule
+    from .rewrite.rule import equation, load_rules, rule
 
 #: Public name -> the module that defines it; loaded when first used, so that importing nestegg is quick.
 _PUBLIC = {
@@ -33,6 +33,7 @@ _PUBLIC = {
     "Ranges": "ir.calibration",
     # writing rules
     "rule": "rewrite.rule",
+    "equation": "rewrite.rule",
     "loop_rule": "rewrite.loop_language",
     "load_rules": "rewrite.rule",
     "op": "rewrite.pattern",
@@ -48,6 +49,7 @@ __all__ = [
     "Ranges",
     "__version__",
     "calibrate",
+    "equation",
     "jit",
     "load_rules",
     "loop_rule",
