@@ -413,8 +413,8 @@ class ScalarCode:
 
 
 def _unconditional(s: Scalar) -> list[Read]:
-    """The distinct reads of an expression that stand under no bounds test."""
-    if isinstance(s, When):
+    """The distinct reads of an expression that stand under no bounds test (nor under weights, which may be 0)."""
+    if isinstance(s, (When, Weighted)):
         return []
     if isinstance(s, Read):
         return [s] if s.input != ACCUMULATOR else []

@@ -25,7 +25,7 @@ from .mlp import Ensemble, shipped
 
 #: Nests of a kernel that are ranked: the best of the sweep, and so many drawn at these temperatures.
 DRAWN = ((0.03, 12), (0.12, 16))
-#: The gain that every member must predict for the roofline's choice to be left.
+#: The gain that every member must predict for the roofline's choice to be left (docs/results.md says what that brings).
 MARGIN = 1.05
 #: A nest that the roofline takes to be worse than this is not considered, whatever the ensemble says.
 TRUST = 1.1
@@ -46,13 +46,18 @@ class Learned:
             return Pick(best.nest)
         usual, *others = candidates(sweep, kernel)
         features, seconds = describe(kernel, self.target, self.threads, [usual, *others])
-        members = self.ensemble.members(features) + np.log(seconds)
-        ahead = members[:, :1] - members  # of each member: how much faster each nest is than the roofline's choice
-        sure = np.where(seconds <= TRUST * seconds[0], ahead.min(axis=0), -np.inf)
-        chosen = int(sure.argmax())
-        if np.exp(sure[chosen]) < MARGIN:
-            return Pick(usual)
-        return Pick([usual, *others][chosen], LEARNED, float(np.exp(ahead[:, chosen].mean())))
+        chosen, gain = guarded(self.ensemble, features, seconds)
+        return Pick([usual, *others][chosen], LEARNED, gain) if chosen else Pick(usual)
+
+
+def guarded(ensemble: Ensemble, features: np.ndarray, seconds: np.ndarray) -> tuple[int, float]:
+    """(which nest, its mean predicted gain): the roofline's choice, which is number 0, or one that all members prefer
+    by `MARGIN`. `seconds` are the roofline's."""
+    members = ensemble.members(features) + np.log(seconds)
+    ahead = members[:, :1] - members  # of each member: how much faster each nest is than the roofline's choice
+    sure = np.where(seconds <= TRUST * seconds[0], ahead.min(axis=0), -np.inf)
+    chosen = int(sure.argmax())
+    return (chosen, float(np.exp(ahead[:, chosen].mean()))) if np.exp(sure[chosen]) >= MARGIN else (0, 1.0)
 
 
 def candidates(sweep: Sweep, kernel: Lowered) -> list[Nest]:

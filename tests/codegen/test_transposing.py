@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from nestegg.codegen.transposing import runs_along
-from nestegg.costmodel.measure import alone
 from nestegg.ir.attrs import Attrs
 from nestegg.ir.compose import compose
 from nestegg.ir.loops import LoopKernel, lower
 from nestegg.ir.nest import SERIAL, UNROLL, Cat, For, Nest, Tile, Vec
 from nestegg.ir.operator import operator
-from nestegg.ir.target import host
 from nestegg.ir.types import DTYPES, TensorType
+
+from test_kernels import run
 
 ROWS, COLUMNS = 32, 21
 
@@ -49,16 +49,10 @@ def tiled(vector: int, lanes: int, width: int) -> Nest:
 def test_transpositions(dtype: str, vector: int, lanes: int, width: int):
     negated = dtype not in ("bool", "u16")
     kernel = transposition(dtype, negated)
-    program = alone(kernel, tiled(vector, lanes, width), host())
-    rng = np.random.default_rng(0)
-    x = rng.integers(0, 2 if dtype == "bool" else 100, (COLUMNS, ROWS)).astype(DTYPES[dtype].numpy)
-    (out,) = program.executable([x.reshape(-1)]) if hasattr(program, "executable") else run(program, x)
-    expected = x.T if not negated else -x.T
-    np.testing.assert_array_equal(out.reshape(ROWS, COLUMNS), expected)
-
-
-def run(program, x: np.ndarray) -> list[np.ndarray]:
-    raise NotImplementedError
+    x = np.random.default_rng(0).integers(0, 2 if dtype == "bool" else 100, (COLUMNS, ROWS))
+    x = x.astype(DTYPES[dtype].numpy)
+    out = run(kernel, tiled(vector, lanes, width), [x.reshape(-1)])
+    np.testing.assert_array_equal(out.reshape(ROWS, COLUMNS), -x.T if negated else x.T)
 
 
 def test_runs_are_powers_of_two():
