@@ -22,7 +22,7 @@ from .instances import draw_instance, obliging
 #: Extents of drawn kernels: small, odd and prime ones among them, and some beyond a vector.
 EXTENTS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 13, 16, 17, 19, 24)
 #: Operators that a producer or consumer is drawn from, by role.
-ROLES = ("contraction", "elementwise", "reduction", "movement", "broadcast")
+ROLES = ("contraction", "elementwise", "reduction", "movement", "broadcast", "filter_bank")
 
 
 @dataclass(frozen=True)
