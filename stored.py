@@ -29,7 +29,7 @@ from .ir.target import Target
 #: Packages whose version decides what a program compiles to.
 MAKERS = ("egglog", "highspy", "jax", "jaxlib", "llvmlite", "numpy")
 #: Options that schedules of kernels do not depend on.
-GRAPH_OPTIONS = ("graph_limits", "extraction", "time_limit", "accuracy_budget", "ranges", "scales")
+GRAPH_OPTIONS = ("graph_limits", "extraction", "time_limit", "accuracy_budget", "ranges", "scales", "rounding_gain")
 PROGRAMS = KERNELS.extended(Buffer, KernelCall, Target)
 SCHEDULES = KERNELS.extended(KernelSchedule)
 
