@@ -57,7 +57,7 @@ class Options:
 
     target: `cpu` (this machine) or the name of a target. threads: how many the program may run on; by default one for
     each CPU that this process may use. rules: rules besides the shipped ones, or files of them. graph_limits: when
-    graph saturation stops. extraction: `ilp` or `greedy`. time_limit: seconds for one graph extraction.
+    graph saturation stops. extraction: `ilp` or `greedy`. time_limit: seconds for graph extraction.
     rounding_gain: how much a shipped rule's algorithm may amplify rounding errors (`GraphRule.gain`).
     """
 
@@ -66,7 +66,7 @@ class Options:
     rules: tuple[GraphRule | LoopRule | str | Path, ...] = ()
     graph_limits: Limits = GRAPH_LIMITS
     extraction: str = "ilp"
-    time_limit: float = 4.0
+    time_limit: float = 6.0
     cache: bool = True
     cost_model: str = LEARNED
     log: str | Path | None = None

@@ -105,14 +105,23 @@ def choose(
 ) -> GraphChoice:
     """Extract the program with the least predicted time, whose kernels' losses sum to at most `budget` if one is given.
 
-    Raises `NesteggError` if an output cannot be computed.
+    `time_limit`: seconds for all rounds of exact extraction together. Raises `NesteggError` if an output cannot be
+    computed.
     """
     candidates = _candidates(egraph)
     kernels = {c.number: c.kernel for c in candidates}
     seconds = {n: _at_least(k, costs) for n, k in kernels.items()}
     found: dict[int, tuple[Nest, float]] = {}
     unusable: set[int] = set()
-    rounds = 0
+    rounds, left = 0, time_limit
+
+    def limit_of(how: str) -> float:
+        """Seconds for a round: an exact one gets half of what is left."""
+        nonlocal left
+        if how == "greedy":
+            return time_limit
+        left /= 2
+        return left
 
     def settle(how: str, most: int) -> tuple[Extraction, list[_Candidate], bool]:
         """Extract and search until every kernel in the best program has its true cost, or the rounds run out."""
@@ -120,7 +129,7 @@ def choose(
         while True:
             rounds, most = rounds + 1, most - 1
             usable = [c for c in candidates if c.number not in unusable] if unusable else candidates
-            extraction, chosen = _extract(egraph, usable, seconds, how, time_limit, budget)
+            extraction, chosen = _extract(egraph, usable, seconds, how, limit_of(how), budget)
             todo = list(dict.fromkeys(c.number for c in chosen if not c.kernel.is_alias and c.number not in found))
             for n, result in zip(todo, costs.search([kernels[n] for n in todo]), strict=True):
                 if result is None:
@@ -135,7 +144,7 @@ def choose(
     extraction, chosen, settled = settle(method, EXACT_ROUNDS)
     if not settled:  # the best program of the kernels searched so far
         known = [c for c in candidates if c.kernel.is_alias or c.number in found]
-        extraction, chosen = _extract(egraph, known, seconds, method, time_limit, budget)
+        extraction, chosen = _extract(egraph, known, seconds, method, left, budget)
     steps = [
         Step(c.kernel, c.args, c.owner, *(found.get(c.number) or (None, 0.0))) for c in _ordered(chosen)
     ]
