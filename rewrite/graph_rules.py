@@ -246,8 +246,10 @@ def blocked_layouts(lanes: int) -> tuple[GraphRule, ...]:
 
     def conv_like(c: Chooser) -> Environment:
         x = TensorType((1, lanes * c.integer(1, 2), *([c.integer(2, 3)] * 2)))
-        w = TensorType((lanes * c.integer(1, 2), x.shape[1], *(c.integer(1, 2) for _ in range(2))))
-        attrs = Attrs(strides=(1, 1), padding=((0, 1), (1, 0)), lhs_dilation=(1, 1), rhs_dilation=(1, 1), groups=1)
+        groups = c.pick((1, 1, x.shape[1]))
+        out = x.shape[1] if groups > 1 else lanes * c.integer(1, 2)
+        w = TensorType((out, x.shape[1] // groups, *(c.integer(1, 2) for _ in range(2))))
+        attrs = Attrs(strides=(1, 1), padding=((0, 1), (1, 0)), lhs_dilation=(1, 1), rhs_dilation=(1, 1), groups=groups)
         return {"x": x, "w": w, "c": attrs}
 
     def pool_like(c: Chooser) -> Environment:
@@ -265,7 +267,11 @@ def blocked_layouts(lanes: int) -> tuple[GraphRule, ...]:
         """An image of floats: integers are laid out as their intrinsics want them (`tensor_rules.py`)."""
         return x.rank == 4 and DTYPES[x.dtype].kind == "float"
 
-    @rule("layout", when=lambda x, c: of_floats(x) and c.groups == 1 and blocks(x.shape[1]), draw=conv_like)
+    def splits(x: TensorType, w: TensorType, c: Attrs) -> bool:
+        """The input's channels come in vector blocks, all of one group, or each a group of its own."""
+        return of_floats(x) and blocks(x.shape[1]) and (c.groups == 1 or c.groups == x.shape[1] == w.shape[0])
+
+    @rule("layout", when=splits, draw=conv_like)
     def block_conv_input(x, w, *, c):
         """A convolution may read its input with the channels in vector blocks."""
         return op.conv(x, w, c) >> op.conv(op.unpack(op.pack(x, axis=1, factor=lanes), axis=1), w, c)
