@@ -380,6 +380,50 @@ _movement(
     folds=False,
 )
 
+
+def _depth_to_space_type(t: Types, a: Attrs) -> TensorType:
+    x, s = t[0], a.scale
+    require(x.rank == 4, f"{x} is no image (batch, channels, rows, columns)")
+    require(s > 0 and x.shape[1] % (s * s) == 0, f"scale {s}: its square must divide the channels of {x}")
+    return x.with_shape((x.shape[0], x.shape[1] // (s * s), x.shape[2] * s, x.shape[3] * s))
+
+
+def _depth_to_space_read(x: TensorType, a: Attrs, *i: Index) -> list[Index]:
+    n, channel, row, column = i
+    s, out = a.scale, x.shape[1] // (a.scale * a.scale)
+    phase = (row % s) * s + column % s
+    return [n, phase * out + channel, row // s, column // s]
+
+
+def _depth_to_space_reference(x: Any, scale: int) -> Any:
+    n, c, h, w = x.shape
+    parts = x.reshape(n, scale, scale, c // scale**2, h, w).transpose(0, 3, 4, 1, 5, 2)
+    return parts.reshape(n, c // scale**2, h * scale, w * scale)
+
+
+def _depth_to_space_sample(c: Chooser, known: Known, out: TensorType | None) -> tuple[Sequence[TensorType], Attrs]:
+    if known[0] is not None:
+        x = known[0]
+        scales = [s for s in (1, 2, 3) if x.rank == 4 and x.shape[1] % (s * s) == 0]
+        if not scales:
+            raise Reject
+        return [x], Attrs(scale=c.pick(scales))
+    scale = c.integer(1, 3)
+    shape = (c.integer(1, 2), c.integer(1, 2) * scale**2, c.integer(1, 3), c.integer(1, 3))
+    return [TensorType(shape, out.dtype if out else "f32")], Attrs(scale=scale)
+
+
+_movement(
+    "depth_to_space",
+    ("scale",),
+    _depth_to_space_type,
+    _depth_to_space_read,
+    _depth_to_space_reference,
+    _depth_to_space_sample,
+    "groups of channels as the pixels of squares of scale x scale (ONNX' mode DCR); whoever reads it reads the image",
+    inlining="stored",
+)
+
 # --- padding and concatenation -------------------------------------------------------------------------------------
 
 
