@@ -65,8 +65,7 @@ class _Run:
 
 
 class Partitioned:
-    """An optimized program for a CPU with a VTA. Call it like the original; it may be called from one thread at a time
-    or many: nothing is kept between calls.
+    """An optimized program for a CPU with a VTA. Call it like the original, from any number of threads.
 
     partition: what was chosen, and why. accelerator: what for. accuracy: what quantization was allowed and is estimated
     to cause, or None. Not to be built directly: see `optimize`.
@@ -219,20 +218,22 @@ class Partitioned:
         config, board, link = self.accelerator.config, self.accelerator.board, self.accelerator.transfers
         streams = [t for t in self._turns if isinstance(t, Stream)]
         rows = {a: self.partition.prices[a] * 1e6 for a in self.partition.actions}
+        transfers = [self._transfer_row(a) for a in rows if isinstance(a, (Send, Fetch))]
+        transfers += [self._weights_row(a, seconds) for a, seconds in self.partition.packing.items()]
         return {
             "source": self.imported.source,
             "target": {"cpu": self.machine.cpu, "threads": self.threads, "vta": config.name, "mhz": board.mhz},
             "link": {"bytes_per_second": link.bandwidth, "latency_us": link.latency * 1e6},
             "simulated": SIMULATED,
             "kernels": [self._kernel_row(a) for a in self.partition.actions if a in self.partition.reasons],
-            "transfers": [self._transfer_row(a) for a in rows if isinstance(a, (Send, Fetch))],
+            "transfers": transfers,
             "streams": [
                 {"kernels": len(s.kernels), "cycles": simulate(s.program.stream, config, board).cycles} for s in streams
             ],
             "predicted_us": {
                 "cpu": sum(us for a, us in rows.items() if isinstance(a, CpuKernel)),
                 "vta": sum(us for a, us in rows.items() if isinstance(a, VtaKernel)),
-                "transfers": sum(us for a, us in rows.items() if isinstance(a, (Send, Fetch))),
+                "transfers": sum(t["us"] for t in transfers),
             },
             "extraction": {
                 "method": self.partition.extraction.method,
@@ -264,3 +265,8 @@ class Partitioned:
             "bytes": self._device.buffers[place].size,
             "us": self.partition.prices[a] * 1e6,
         }
+
+    def _weights_row(self, a: VtaKernel, seconds: float) -> Json:
+        assert a.weights is not None
+        type_ = self.egraph.classes[a.weights].type
+        return {"tensor": str(type_), "to": "vta", "bytes": type_.nbytes, "us": seconds * 1e6}

@@ -96,12 +96,13 @@ def integers(*shape):
 
 
 def optimized(fn, *args, link=FREE):
-    return nestegg.optimize(fn, *args, target="vta", accelerator=Accelerator(board=FAST, link=link, effort=2), threads=1)
+    accelerator = Accelerator(board=FAST, link=link, effort=2)
+    return nestegg.optimize(fn, *args, target="vta", accelerator=accelerator, threads=1)
 
 
 def residual(x):
     h = clipped(conv(x, integers(16, 16, 3, 3)), 9)
-    return clipped(conv(h, integers(16, 16, 3, 3)) + (x.astype(jnp.int32) << 8), 9)
+    return clipped((conv(h, integers(16, 16, 3, 3)) >> 7) + x.astype(jnp.int32) * 4, 2)
 
 
 def two_streams(x):
@@ -151,6 +152,13 @@ def test_the_default_link_is_the_boards():
     assert link.bandwidth == 8 * 100e6
     assert link.latency == pytest.approx(1e-4)
     assert Link.of(FAST).latency == link.latency, "the host does not become faster"
+
+
+def test_weights_that_are_packed_are_transfers():
+    rows = optimized(product, integers(16, 128), integers(128, 32), link=FREE).report()["transfers"]
+    assert [(r["tensor"], r["to"]) for r in rows] == [
+        ("i8[16,128]", "vta"), ("i8[16,32]", "cpu"), ("i8[128,32]", "vta"),
+    ]  # fmt: skip
 
 
 def test_an_accelerator_is_for_the_target_vta():
