@@ -160,7 +160,10 @@ def optimize(
         return _optimize_for_vta(model, shapes, dump, seed, as_json)
     if target == VTA:
         if dump is not None or dump_phases_to is not None or report is not None:
-            raise NesteggError("a program for a CPU and an accelerator is not written to files: leave --dump and so on")
+            raise NesteggError(
+                "a program for a CPU and an accelerator is not written to files: leave --dump, --report and "
+                "--dump-phases-to away"
+            )
         given = {"accuracy_budget": accuracy_budget, "ranges": ranges, "threads": threads, "cost_model": cost_model}
         return _optimize_partitioned(model, shapes, given | {"rules": tuple(rules or ()), "log": log}, seed, as_json)
     with _all_prints_to_stderr(), _progress(not as_json) as progress:

@@ -263,7 +263,8 @@ def partition(
     budget: float | None = None,
 ) -> Partition:
     """Extract the program with the least predicted time on both machines together, whose kernels' losses sum to at most
-    `budget` if one is given. Nothing overlaps: while one side works or a tensor moves, the other waits.
+    `budget` if one is given. Nothing overlaps: while one side works or a tensor moves, the other waits. `time_limit`:
+    seconds for all rounds of exact extraction together.
 
     Raises `UnsupportedError` if an output cannot be computed.
     """
@@ -404,11 +405,17 @@ class _Partitioning:
         for o in dict.fromkeys(self.egraph.outputs):
             b.root(name(o))
         flat = b.build()
-        result = extract(flat, method, self.time_limit, loss_budgets(losses, self.budget))
+        result = extract(flat, method, self._limit(method), loss_budgets(losses, self.budget))
         names = [flat.node_name[n] for n in result.choice if n >= 0]
         if "unsupported" in names:
             raise UnsupportedError("no kernel computes one of the tensors of this graph; see `graph` for its operators")
         return result, [actions[int(n)] for n in names if n != "leaf"]
+
+    def _limit(self, method: str) -> float:
+        """Seconds for a round: an exact one gets half of what is left."""
+        if method != "greedy":
+            self.time_limit /= 2
+        return self.time_limit
 
     # --- reasons ----------------------------------------------------------------------------------
 
