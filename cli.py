@@ -156,8 +156,16 @@ def optimize(
     if dump is not None and target != VTA:
         raise NesteggError(f"--dump writes programs of the accelerator: give --target {VTA}, not {target}")
     shapes = _shapes(shape or [])
-    if target == VTA:
+    if target == VTA and accuracy_budget is None and ranges is None:
         return _optimize_for_vta(model, shapes, dump, seed, as_json)
+    if target == VTA:
+        if dump is not None or dump_phases_to is not None or report is not None:
+            raise NesteggError(
+                "a program for a CPU and an accelerator is not written to files: leave --dump, --report and "
+                "--dump-phases-to away"
+            )
+        given = {"accuracy_budget": accuracy_budget, "ranges": ranges, "threads": threads, "cost_model": cost_model}
+        return _optimize_partitioned(model, shapes, given | {"rules": tuple(rules or ()), "log": log}, seed, as_json)
     with _all_prints_to_stderr(), _progress(not as_json) as progress:
         progress("importing")
         imported = imported_model(model, shapes)
@@ -217,6 +225,29 @@ def _optimize_for_vta(
         if dump is not None:
             typer.echo(f"{'programs':<12} {dump}: {len(network.programs)}")
     if not found["exact"]:
+        raise typer.Exit(FAILED)
+
+
+def _optimize_partitioned(
+    model: str, shapes: dict[str, tuple[int, ...]], options: dict[str, Any], seed: int, as_json: bool
+) -> None:
+    """A model of floats, quantized within its budget: each kernel on the CPU or the accelerator."""
+    from .cli_vta import print_partitioned
+
+    with _all_prints_to_stderr(), _progress(not as_json) as progress:
+        progress("importing")
+        imported = imported_model(model, shapes)
+        from .compiler import Options, compile_partitioned
+
+        program = compile_partitioned(imported, Options(VTA, **options), progress=progress)
+        progress("verifying")
+        program.verify(seed=seed)
+        found = program.report()
+    if as_json:
+        typer.echo(strict_json(found))
+    else:
+        print_partitioned(found)
+    if not found["verify"]["ok"]:
         raise typer.Exit(FAILED)
 
 

@@ -100,6 +100,19 @@ def print_network(r: dict[str, Any]) -> None:
     typer.echo(f"{'outputs':<12} {'equal to' if r['exact'] else 'DIFFERENT from'} the integer reference")
 
 
+def print_partitioned(r: dict[str, Any]) -> None:
+    """The report of a program for a CPU and an accelerator."""
+    for k in r["kernels"]:
+        typer.echo(f"{k['side']}  {k['result']:<22} {k['reason']}")
+    for t in r["transfers"]:
+        typer.echo(f"to {t['to']:<4} {t['tensor']:<20} {t['bytes']:,} bytes, {t['us']:.2f} us")
+    us, v = r["predicted_us"], r["verify"]
+    typer.echo(f"\n{'predicted':<12} {us['cpu']:.2f} us CPU, {us['vta']:.2f} VTA, {us['transfers']:.2f} transfers")
+    typer.echo(f"{'error':<12} {v['max_rel_err']:.3g} of {v['bar']:.3g} allowed")
+    typer.echo(f"{'exact':<12} {v['vta_exact']} of {v['vta_kernels']} kernels of the accelerator")
+    typer.echo(f"{'simulated':<12} {r['simulated']}")
+
+
 @vta.command()
 def run(
     program: Annotated[str, typer.Argument(help="A program's folder or assembly text, or a model of integers.")],

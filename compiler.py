@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 
@@ -47,17 +47,26 @@ from .rewrite.rule import GraphRule, load_rules
 from .rewrite.saturate import Limits
 from .rewrite.winograd import ROUNDING_GAIN, gain_of
 from .stored import ProgramStore, ScheduleStore, context
+from .vta.network import WIDE_PROLOGUE
+from .vta.partition import Accelerator, partition
+
+if TYPE_CHECKING:
+    from .partitioned import Partitioned
 
 Progress = Callable[[str], None]
+
+#: The target that is a CPU and an accelerator.
+VTA = "vta"
 
 
 @dataclass(frozen=True)
 class Options:
     """How to compile.
 
-    target: `cpu` (this machine) or the name of a target. threads: how many the program may run on; by default one for
-    each CPU that this process may use. rules: rules besides the shipped ones, or files of them. graph_limits: when
-    graph saturation stops. extraction: `ilp` or `greedy`. time_limit: seconds for graph extraction.
+    target: `cpu` (this machine), `vta` (this machine with an accelerator), or the name of a target. threads: how many
+    the program may run on; by default one for each CPU that this process may use. rules: rules besides the shipped
+    ones, or files of them. graph_limits: when graph saturation stops. extraction: `ilp` or `greedy`. time_limit:
+    seconds for graph extraction.
     rounding_gain: how much a shipped rule's algorithm may amplify rounding errors (`GraphRule.gain`).
     """
 
@@ -73,6 +82,7 @@ class Options:
     accuracy_budget: float | None = None
     ranges: Ranges | str | Path | None = None
     scales: str = "any"
+    rounding_gain: float = ROUNDING_GAIN
 
     @property
     def calibration(self) -> Ranges | None:
@@ -86,7 +96,6 @@ class Options:
         if self.ranges is None:
             raise CalibrationError("an accuracy_budget needs ranges: measure them with `nestegg calibrate`")
         return self.ranges if isinstance(self.ranges, Ranges) else Ranges.load(self.ranges)
-    rounding_gain: float = ROUNDING_GAIN
 
     @property
     def workers(self) -> int:
@@ -125,6 +134,19 @@ def import_program(source: Any, *example_args: Any, shapes: Any = None, constant
 
         return from_jax(source, *example_args)
     raise ImportFailure(f"cannot optimize a {type(source).__name__}: give a JAX function, an .onnx file or zoo:NAME")
+
+
+def random_inputs(graph: Graph, seed: int = 0) -> list[np.ndarray]:
+    """Inputs of the right types: normal deviates for floats, small integers otherwise."""
+    rng = np.random.default_rng(seed)
+
+    def draw(t: TensorType) -> np.ndarray:
+        kind = DTYPES[t.dtype].kind
+        if kind == "float":
+            return rng.standard_normal(t.shape).astype(DTYPES[t.dtype].numpy)
+        return rng.integers(0, 2 if kind == "bool" else 8, t.shape).astype(DTYPES[t.dtype].numpy)
+
+    return [draw(t) for t in graph.input_types]
 
 
 class Compiled:
@@ -214,15 +236,7 @@ class Compiled:
 
     def example_inputs(self, seed: int = 0) -> list[np.ndarray]:
         """Random inputs of the right types: normal for floats, small integers otherwise."""
-        rng = np.random.default_rng(seed)
-
-        def draw(t: TensorType) -> np.ndarray:
-            kind = DTYPES[t.dtype].kind
-            if kind == "float":
-                return rng.standard_normal(t.shape).astype(DTYPES[t.dtype].numpy)
-            return rng.integers(0, 2 if kind == "bool" else 8, t.shape).astype(DTYPES[t.dtype].numpy)
-
-        return [draw(t) for t in self.graph.input_types]
+        return random_inputs(self.graph, seed)
 
     def verify(self, *args: Any, seed: int = 0) -> Verification:
         """Compare with the graph in float64, beside XLA in the graph's own precision (on `args`, or random inputs).
@@ -280,6 +294,12 @@ def _chosen_text(choice: GraphChoice) -> str:
     return "\n".join(lines)
 
 
+@overload
+def optimize(source: Any, *example_args: Any, target: Literal["vta"], **options: Any) -> Partitioned: ...
+@overload
+def optimize(source: Any, *example_args: Any, target: Literal["cpu"] = "cpu", **options: Any) -> Compiled: ...
+@overload
+def optimize(source: Any, *example_args: Any, target: str, **options: Any) -> Any: ...
 def optimize(
     source: Any,
     *example_args: Any,
@@ -295,11 +315,15 @@ def optimize(
     constants: Mapping[str, np.ndarray] | None = None,
     cache: bool = True,
     progress: Progress = lambda message: None,
-) -> Compiled:
+    accelerator: Accelerator | None = None,
+) -> Compiled | Partitioned:
     """Optimize a JAX function (with example arguments), an `.onnx` file, or `zoo:NAME` into a `Compiled` program.
 
     With an `accuracy_budget` (a relative error) and the `ranges` that `calibrate` measured, parts of the program are
     computed in small integers where that is faster, as far as their estimated error allows.
+
+    With `target="vta"` the result is a `Partitioned` program: each kernel runs on this CPU or on the VTA `accelerator`
+    (in its simulator), whichever is predicted to be faster, with what it costs to move tensors.
 
     Of an ONNX model, `shapes` gives open dimensions of inputs by name, and `constants` fixes inputs to arrays. A
     program that was compiled before is loaded from disk, unless `cache` is false.
@@ -312,6 +336,10 @@ def optimize(
     )  # fmt: skip
     progress("importing")
     imported = import_program(source, *example_args, shapes=shapes, constants=constants)
+    if chosen.target == VTA:
+        return compile_partitioned(imported, chosen, accelerator, progress)
+    if accelerator is not None:
+        raise NesteggError(f"accelerator is of use with target={VTA!r} only, not {chosen.target!r}")
     return compile_graph(imported, chosen, progress)
 
 
@@ -359,7 +387,7 @@ def _compile(
     tuned: Tuned | None,
     why: str,
 ) -> Compiled:
-    lanes, ranges = machine.lanes(), options.calibration
+    ranges = options.calibration
     seconds: dict[str, float] = {}
     begun = time.perf_counter()
 
@@ -369,27 +397,14 @@ def _compile(
         begun = time.perf_counter()
 
     progress("saturating the graph e-graph")
-    integers = ranges is not None or bool({"quantize", "dequantize", "affine"} & set(imported.graph.operator_counts))
-    shipped = graph_rules(lanes, _useful(machine, imported.graph, ranges is not None), integers, options.rounding_gain)
-    lossy = quantization_rules(options.scales) if ranges is not None else ()
-    egraph = build(imported.graph, [*mine, *lossy, *shipped], options.graph_limits, ranges)
+    egraph = _graph_egraph(imported.graph, options, machine, mine)
     lap("graph saturation")
-    model = Roofline(machine, options.workers)
-    search = KernelSearch(
-        model,
-        machine,
-        options.workers,
-        [*LOOP_RULES, *loops],
-        progress=progress,
-        store=schedules,
-        picker=Learned(machine, options.workers) if options.cost_model == LEARNED else BestOfSweep(),
-        measured=tuned,
-    )
-    budget = None if ranges is None else ((options.accuracy_budget or 0.0) / ranges.peak) ** 2
+    search = _kernel_search(options, machine, loops, progress, schedules, tuned)
+    budget = _loss_budget(options)
     choice = choose(egraph, search, method=options.extraction, time_limit=options.time_limit, budget=budget)
     lap("extraction and scheduling")
     progress("folding constants")
-    program = plan_program(imported.graph, egraph, choice, search, machine, options.workers)
+    program = plan_program(egraph, choice.steps, search, machine, options.workers)
     lap("constants")
     progress("generating machine code")
     accuracy = None
@@ -398,6 +413,75 @@ def _compile(
     found = found_by(imported.graph, egraph, choice, program, search, accuracy)
     texts = {"egraph.txt": _egraph_text(egraph), "chosen.txt": _chosen_text(choice)}
     return Compiled(imported, program, found, texts, seconds, {"hit": False, "why": why, "entry": None})
+
+
+def _graph_egraph(
+    graph: Graph, options: Options, machine: Target, mine: Sequence[GraphRule | FusionRule]
+) -> GraphEGraph:
+    """All programs of a graph by the shipped rules and the user's, integers among them if there are ranges."""
+    ranges = options.calibration
+    integers = ranges is not None or bool({"quantize", "dequantize", "affine"} & set(graph.operator_counts))
+    intrinsics = _useful(machine, graph, ranges is not None)
+    shipped = graph_rules(machine.lanes(), intrinsics, integers, options.rounding_gain)
+    lossy = quantization_rules(options.scales) if ranges is not None else ()
+    return build(graph, [*mine, *lossy, *shipped], options.graph_limits, ranges)
+
+
+def _kernel_search(
+    options: Options,
+    machine: Target,
+    loops: Sequence[LoopRule],
+    progress: Progress,
+    schedules: ScheduleStore | None = None,
+    tuned: Tuned | None = None,
+) -> KernelSearch:
+    return KernelSearch(
+        Roofline(machine, options.workers),
+        machine,
+        options.workers,
+        [*LOOP_RULES, *loops],
+        progress=progress,
+        store=schedules,
+        picker=Learned(machine, options.workers) if options.cost_model == LEARNED else BestOfSweep(),
+        measured=tuned,
+    )
+
+
+def _loss_budget(options: Options) -> float | None:
+    """What the losses of the chosen kernels may sum to."""
+    ranges = options.calibration
+    return None if ranges is None else ((options.accuracy_budget or 0.0) / ranges.peak) ** 2
+
+
+def compile_partitioned(
+    imported: ImportedProgram,
+    options: Options,
+    accelerator: Accelerator | None = None,
+    progress: Progress = lambda m: None,
+) -> Partitioned:
+    """From an imported graph to a program for this CPU and a VTA. Its scales are powers of two, since the accelerator
+    rescales by shifts; the cache is not used."""
+    from .partitioned import Partitioned
+
+    machine = require_runnable(target_named("cpu"))
+    options, chosen = replace(options, scales="power-of-two"), accelerator or Accelerator()
+    ranges = options.calibration
+    if ranges is not None:
+        ranges.require_of(imported.graph)
+    extra = list(_load(options.rules))
+    mine = [r for r in extra if isinstance(r, (GraphRule, FusionRule))]
+    loops = [r for r in extra if isinstance(r, LoopRule)]
+    progress("saturating the graph e-graph")
+    egraph = _graph_egraph(imported.graph, options, machine, [*mine, WIDE_PROLOGUE])
+    search = _kernel_search(options, machine, loops, progress, tuned=_tuned(options, machine))
+    progress("choosing kernels and their sides")
+    how = {"method": options.extraction, "time_limit": options.time_limit, "budget": _loss_budget(options)}
+    found = partition(egraph, search, chosen, **how)
+    accuracy = None
+    if ranges is not None:
+        accuracy = Accuracy(options.accuracy_budget or 0.0, ranges.peak * math.sqrt(found.loss))
+    progress("generating machine code and streams")
+    return Partitioned(imported, egraph, found, chosen, search, machine, options.workers, accuracy)
 
 
 def _tuned(options: Options, machine: Target) -> Tuned | None:
@@ -439,39 +523,39 @@ class _Buffers:
 
 
 def plan_program(
-    graph: Graph, egraph: GraphEGraph, choice: GraphChoice, search: KernelSearch, machine: Target, threads: int
+    egraph: GraphEGraph, steps: Sequence[Step], search: KernelSearch, machine: Target, threads: int
 ) -> Program:
     """Buffers and kernel calls of an extracted graph program; constants are evaluated here, once."""
-    buffers = _Buffers()
+    buffers, types = _Buffers(), [egraph.classes[c].type for c in egraph.outputs]
     for k, c in enumerate(egraph.classes):
         if c.input is not None:
             buffers.of[k] = buffers.add(Buffer(c.type, "input", c.input))
-    wanted = [a for s in choice.steps for a in s.args] + list(egraph.outputs)
+    wanted = [a for s in steps for a in s.args] + list(egraph.outputs)
     folded = list(dict.fromkeys(a for a in wanted if egraph.classes[a].const))
     values = constant_values(egraph, folded, fold)
     for index, c in enumerate(folded):
         buffers.of[c] = buffers.add(Buffer(egraph.classes[c].type, "constant", index))
-    direct = _direct_outputs(egraph, choice)
+    direct = _direct_outputs(egraph, steps)
     calls: list[KernelCall] = []
-    for s in choice.steps:
+    for s in steps:
         if s.nest is None:
             buffers.of[s.result] = buffers.of[s.args[0]]
             continue
         place = direct.get(s.result)
         kind = Buffer(egraph.classes[s.result].type, "temporary") if place is None else (
-            Buffer(graph.output_types[place], "output", place)
+            Buffer(types[place], "output", place)
         )
         buffers.of[s.result] = buffers.add(kind)
         calls.append(_call(s, buffers, len(calls)))
     for place, c in enumerate(egraph.outputs):
-        if buffers.all[buffers.of[c]] != Buffer(graph.output_types[place], "output", place):
-            calls.append(_copy(graph.output_types[place], place, buffers, buffers.of[c], search, len(calls)))
+        if buffers.all[buffers.of[c]] != Buffer(types[place], "output", place):
+            calls.append(_copy(types[place], place, buffers, buffers.of[c], search, len(calls)))
     return Program(tuple(buffers.all), tuple(calls), tuple(values[c] for c in folded), machine, threads)
 
 
-def _direct_outputs(egraph: GraphEGraph, choice: GraphChoice) -> dict[int, int]:
+def _direct_outputs(egraph: GraphEGraph, steps: Sequence[Step]) -> dict[int, int]:
     """E-class whose kernel may write straight into an output: the class itself, or what it is an alias of."""
-    made = {s.result: s for s in choice.steps}
+    made = {s.result: s for s in steps}
     out: dict[int, int] = {}
     for place, c in enumerate(egraph.outputs):
         while c in made and made[c].nest is None:

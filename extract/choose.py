@@ -85,13 +85,15 @@ class GraphChoice:
 
 
 @dataclass(frozen=True)
-class _Candidate:
-    """A kernel that may make the e-class `owner` from the e-classes `args`; `number` counts the distinct kernels."""
+class Candidate:
+    """A kernel that may make the e-class `owner` from the e-classes `args`; `number` counts the distinct kernels.
+    `expr` is what it was lowered from."""
 
     owner: int
     number: int
     kernel: Lowered
     args: tuple[int, ...]
+    expr: TensorExpr
     loss: float = 0.0
 
 
@@ -108,9 +110,9 @@ def choose(
     `time_limit`: seconds for all rounds of exact extraction together. Raises `NesteggError` if an output cannot be
     computed.
     """
-    candidates = _candidates(egraph)
+    candidates = kernel_candidates(egraph)
     kernels = {c.number: c.kernel for c in candidates}
-    seconds = {n: _at_least(k, costs) for n, k in kernels.items()}
+    seconds = {n: at_least(k, costs) for n, k in kernels.items()}
     found: dict[int, tuple[Nest, float]] = {}
     unusable: set[int] = set()
     rounds, left = 0, time_limit
@@ -123,7 +125,7 @@ def choose(
         left /= 2
         return left
 
-    def settle(how: str, most: int) -> tuple[Extraction, list[_Candidate], bool]:
+    def settle(how: str, most: int) -> tuple[Extraction, list[Candidate], bool]:
         """Extract and search until every kernel in the best program has its true cost, or the rounds run out."""
         nonlocal rounds
         while True:
@@ -156,7 +158,7 @@ def choose(
     return GraphChoice(tuple(steps), extraction, rounds, len(found), len(unusable), greedy.cost, loss)
 
 
-def _at_least(kernel: Lowered, costs: KernelCosts) -> float:
+def at_least(kernel: Lowered, costs: KernelCosts) -> float:
     """What a kernel counts for before it is searched."""
     if kernel.is_alias:
         return 0.0
@@ -165,15 +167,15 @@ def _at_least(kernel: Lowered, costs: KernelCosts) -> float:
 
 def _extract(
     egraph: GraphEGraph,
-    candidates: Sequence[_Candidate],
+    candidates: Sequence[Candidate],
     seconds: Mapping[int, float],
     method: str,
     time_limit: float,
     budget: float | None,
-) -> tuple[Extraction, list[_Candidate]]:
+) -> tuple[Extraction, list[Candidate]]:
     b = EGraphBuilder()
     losses: list[float] = []
-    for k, c in _undominated(candidates, seconds):
+    for k, c in undominated(candidates, seconds):
         losses.append(c.loss)
         overhead = 0.0 if c.kernel.is_alias else CALL_OVERHEAD
         b.node(f"c{c.owner}", f"kernel{k}", (seconds[c.number] + overhead) * 1e6, [f"c{a}" for a in c.args], str(k))
@@ -190,7 +192,7 @@ def _extract(
     for o in dict.fromkeys(egraph.outputs):
         b.root(f"c{o}")
     flat = b.build()
-    result = extract(flat, method, time_limit, _budgets(losses, budget))
+    result = extract(flat, method, time_limit, loss_budgets(losses, budget))
     names = [flat.node_name[n] for n in result.choice if n >= 0]
     if "unsupported" in names:
         raise UnsupportedError("no kernel computes one of the tensors of this graph; see `graph` for its operators")
@@ -198,9 +200,9 @@ def _extract(
     return replace(result, cost=result.cost * 1e-6, bound=result.bound * 1e-6), chosen
 
 
-def _undominated(
-    candidates: Sequence[_Candidate], seconds: Mapping[int, float]
-) -> list[tuple[int, _Candidate]]:
+def undominated(
+    candidates: Sequence[Candidate], seconds: Mapping[int, float]
+) -> list[tuple[int, Candidate]]:
     """The candidates that may be part of a best program, numbered: none that reads all another reads, costs more and
     loses no less."""
     kept: dict[int, list[tuple[int, frozenset[int]]]] = {}
@@ -211,7 +213,7 @@ def _undominated(
     return [(k, candidates[k]) for k in sorted(k for rivals in kept.values() for k, _ in rivals)]
 
 
-def _budgets(losses: Sequence[float], budget: float | None) -> list[Budget]:
+def loss_budgets(losses: Sequence[float], budget: float | None) -> list[Budget]:
     """The losses as shares of the budget: solvers round numbers as small as variances to 0."""
     if budget is None or not any(losses):
         return []
@@ -220,10 +222,10 @@ def _budgets(losses: Sequence[float], budget: float | None) -> list[Budget]:
     return [([min(loss / budget, 2.0) for loss in losses], 1.0)]
 
 
-def _ordered(chosen: Sequence[_Candidate]) -> list[_Candidate]:
+def _ordered(chosen: Sequence[Candidate]) -> list[Candidate]:
     """Topological order, depth first from the last: a tensor is made shortly before it is used."""
     makes = {c.owner: c for c in chosen}
-    out: list[_Candidate] = []
+    out: list[Candidate] = []
     done: set[int] = set()
 
     def visit(owner: int) -> None:
@@ -239,12 +241,13 @@ def _ordered(chosen: Sequence[_Candidate]) -> list[_Candidate]:
     return out
 
 
-def _candidates(egraph: GraphEGraph) -> list[_Candidate]:
+def kernel_candidates(egraph: GraphEGraph) -> list[Candidate]:
     """The lowerable kernel calls of every e-class that is not known at compile time, each once."""
     scalars, wanted = _uniform(egraph), _reachable(egraph)
     numbers: dict[Lowered, int] = {}
-    lowered: dict[Any, tuple[int, Lowered, tuple[int, ...]] | None] = {}  # repeated layers make the same kernels
-    out: dict[tuple[int, int, tuple[int, ...]], _Candidate] = {}
+    # Repeated layers make the same kernels.
+    lowered: dict[Any, tuple[int, Lowered, TensorExpr, tuple[int, ...]] | None] = {}
+    out: dict[tuple[int, int, tuple[int, ...]], Candidate] = {}
     for owner, e in enumerate(egraph.classes):
         if owner not in wanted or e.const or e.input is not None:
             continue
@@ -259,24 +262,25 @@ def _candidates(egraph: GraphEGraph) -> list[_Candidate]:
             made = lowered[key]
             if made is None:
                 continue
-            number, kernel, order = made
+            number, kernel, expr, order = made
             args = tuple(call.args[k] for k in order)
             known = out.get((owner, number, args))
             if known is None or call.kernel.loss < known.loss:
-                out[owner, number, args] = _Candidate(owner, number, kernel, args, call.kernel.loss)
+                out[owner, number, args] = Candidate(owner, number, kernel, args, expr, call.kernel.loss)
     return list(out.values())
 
 
 def _lowered(
     call: CallNode, scalars: dict[int, float | int | bool], numbers: dict[Lowered, int]
-) -> tuple[int, Lowered, tuple[int, ...]] | None:
-    """The kernel of a call with its number, if it has one, and the positions of the arguments it reads."""
+) -> tuple[int, Lowered, TensorExpr, tuple[int, ...]] | None:
+    """The kernel of a call with its number, if it has one, its expression, and the positions of the arguments it
+    reads."""
     expr, args = canonical_call(call, scalars)
     try:
         kernel = lower(expr)
     except UnsupportedError:
         return None
-    return numbers.setdefault(kernel, len(numbers)), kernel, tuple(call.args.index(a) for a in args)
+    return numbers.setdefault(kernel, len(numbers)), kernel, expr, tuple(call.args.index(a) for a in args)
 
 
 def _reachable(egraph: GraphEGraph) -> set[int]:

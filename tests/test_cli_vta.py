@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -143,6 +144,10 @@ def integers():
 
 def floats():
     return jnp.tanh, (np.zeros((4,), np.float32),)
+
+
+def dense():
+    return lambda x: x @ (WEIGHTS[:, :, 0, 0].T / np.float32(128)), (np.zeros((1, 16), np.float32),)
 """
 
 
@@ -179,6 +184,20 @@ def test_a_dumped_model_is_run_again(model, tmp_path):
     assert run("check", where).exit_code == 0
     wrong = CliRunner().invoke(app, ["optimize", f"{model}:integers", "--dump", str(where)])
     assert wrong.exit_code == 2 and "--target vta" in wrong.output
+
+
+def test_a_model_of_floats_is_partitioned(model):
+    np.savez("inputs.npz", x0=np.random.default_rng(0).standard_normal((4, 1, 16)).astype(np.float32))
+    made = CliRunner().invoke(app, ["calibrate", f"{model}:dense", "--data", "inputs.npz", "-o", "ranges.json"])
+    assert made.exit_code == 0, made.output
+    options = ["optimize", f"{model}:dense", "--target", "vta", "--ranges", "ranges.json", "--accuracy-budget", "0.2"]
+    result = CliRunner().invoke(app, [*options, "--json"])
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["verify"]["ok"] and found["kernels"] and all(k["reason"] for k in found["kernels"])
+    assert "kernels of the accelerator" in CliRunner().invoke(app, options).stdout
+    wrong = CliRunner().invoke(app, [*options, "--dump", "dump"])
+    assert wrong.exit_code == 2 and "not written to files" in wrong.output
 
 
 def test_explore(model, tmp_path):

@@ -67,21 +67,24 @@ def wide_prologue(consumer: Kernel, i: int, producer: Kernel) -> bool:
     return all(index.axes <= set(expr.axes) for r in expr.reads if r.input == i for index in r.index)
 
 
+#: The accelerator's own rule of fusion.
+WIDE_PROLOGUE = FusionRule("fuse_wide_prologue", wide_prologue, "any", "light")
 #: The rules of the CPU's graphs that say what an operator is, and none about its layouts: those are the accelerator's.
-RULES = (*ALGEBRA, *FUSION_RULES, FusionRule("fuse_wide_prologue", wide_prologue, "any", "light"))
+RULES = (*ALGEBRA, *FUSION_RULES, WIDE_PROLOGUE)
 
 
 # --- which kernels -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
-class _Candidate:
+class Candidate:
     """A way to make the tensor of an e-class: by an offer, or (`offer` None) as another one in another shape or type,
-    of which only a shape takes the CPU."""
+    of which only a shape takes the CPU. `loss`: what its approximations cost (`GraphRule.loss`)."""
 
     owner: int
     args: tuple[int, ...]
     offer: Offer | None
+    loss: float = 0.0
 
 
 class _Choosing:
@@ -96,16 +99,16 @@ class _Choosing:
         self.narrow: set[int] = set()
         self.candidates = self._offered()
 
-    def _offered(self) -> list[_Candidate]:
+    def _offered(self) -> list[Candidate]:
         """What can be made, again and again until no tensor is found to be narrow that was not."""
-        found: list[_Candidate] = []
+        found: list[Candidate] = []
         open_calls = [(owner, *call) for owner in range(len(self.egraph.classes)) for call in self._calls(owner)]
         while True:
             refused, before = [], len(self.narrow)
-            for owner, expr, args in open_calls:
-                made = self._candidate(owner, expr, args)
+            for owner, expr, args, loss in open_calls:
+                made = self._candidate(owner, expr, args, loss)
                 if made is None:
-                    refused.append((owner, expr, args))
+                    refused.append((owner, expr, args, loss))
                 else:
                     found.append(made)
                     self.narrow.add(owner)
@@ -114,28 +117,34 @@ class _Choosing:
             if len(self.narrow) == before:
                 return found
 
-    def _calls(self, owner: int) -> list[tuple[TensorExpr, tuple[int, ...]]]:
+    def _calls(self, owner: int) -> list[tuple[TensorExpr, tuple[int, ...], float]]:
+        """The kernels of a tensor, each once, with the least loss that any derivation of it has."""
         e = self.egraph.classes[owner]
         if e.const or e.input is not None:
             return []
-        return [canonical_call(call, self.numbers) for call in e.calls if owner not in call.args]
+        losses: dict[tuple[TensorExpr, tuple[int, ...]], float] = {}
+        for call in e.calls:
+            if owner not in call.args:
+                key = canonical_call(call, self.numbers)
+                losses[key] = min(call.kernel.loss, losses.get(key, call.kernel.loss))
+        return [(*key, loss) for key, loss in losses.items()]
 
-    def _candidate(self, owner: int, expr: TensorExpr, args: tuple[int, ...]) -> _Candidate | None:
+    def _candidate(self, owner: int, expr: TensorExpr, args: tuple[int, ...], loss: float) -> Candidate | None:
         if _is_reshape(expr) or (_is_conversion(expr) and self._is_narrow(args[0])):
-            return _Candidate(owner, args, None) if self._is_narrow(args[0]) else None
+            return Candidate(owner, args, None, loss) if self._is_narrow(args[0]) else None
         known = {k: self.values[a] for k, a in enumerate(args) if a in self.values}
         narrow = frozenset(k for k, a in enumerate(args) if a in self.narrow)
         made = offer(expr, known, self.config, self.board, self.effort, narrow)
         if made.reason:
             self.reasons.setdefault(owner, []).append(made.reason)
             return None
-        return _Candidate(owner, args, made)
+        return Candidate(owner, args, made, loss)
 
     def _is_narrow(self, number: int) -> bool:
         dtype = DTYPES[self.egraph.classes[number].type.dtype]
         return number in self.narrow or (dtype.kind == "int" and dtype.size * 8 <= max(8, self.config.inp_bits))
 
-    def best(self) -> list[_Candidate]:
+    def best(self) -> list[Candidate]:
         """The program with the fewest cycles, in order. Raises `Unsuitable` if there is none."""
         exact: dict[int, float] = {}
         chosen: list[int] = []
@@ -150,7 +159,7 @@ class _Choosing:
                 exact[k] = made.cycles if made is not None else prices[k]
         return self._ordered([self.candidates[k] for k in chosen])
 
-    def _bound(self, c: _Candidate) -> float:
+    def _bound(self, c: Candidate) -> float:
         if c.offer is not None:
             return c.offer.bound
         same = self.egraph.classes[c.owner].type.shape == self.egraph.classes[c.args[0]].type.shape
@@ -182,7 +191,7 @@ class _Choosing:
         reasons = list(dict.fromkeys([*filter(None, found), *self.reasons.get(owner, [])])) or ["no kernel makes it"]
         return f"nothing on {self.config.name} makes the tensor {self.egraph.classes[owner].type}: {'; '.join(reasons)}"
 
-    def _ordered(self, chosen: Sequence[_Candidate]) -> list[_Candidate]:
+    def _ordered(self, chosen: Sequence[Candidate]) -> list[Candidate]:
         makes, found = {c.owner: c for c in chosen}, {}
 
         def visit(owner: int) -> None:
@@ -411,7 +420,7 @@ class _Stream:
 class _Linking:
     """Kernels in order to streams over one DRAM."""
 
-    def __init__(self, choosing: _Choosing, order: Sequence[_Candidate]) -> None:
+    def __init__(self, choosing: _Choosing, order: Sequence[Candidate]) -> None:
         self.config, self.board, self.order = choosing.config, choosing.board, order
         self.egraph, self.known = choosing.egraph, choosing.values
         self.dram = Dram()
@@ -442,7 +451,7 @@ class _Linking:
             *(types, self.homes, self.shapes_of),
         )
 
-    def _kernel(self, c: _Candidate, made: Offer) -> None:
+    def _kernel(self, c: Candidate, made: Offer) -> None:
         kernel = made.kernel
         assert kernel is not None, "extraction has the cycles of every kernel that it chose"
         views = dict([kernel.work.source, *kernel.work.addends.items()])
@@ -461,7 +470,7 @@ class _Linking:
         self.results.append(results)
         self.steps.append(Step(kernel, c.args, c.owner))
 
-    def _packed_weights(self, c: _Candidate, kernel: CompiledKernel) -> tuple[int, Callable[..., list[bytes]]] | None:
+    def _packed_weights(self, c: Candidate, kernel: CompiledKernel) -> tuple[int, Callable[..., list[bytes]]] | None:
         """The tensor that has to be packed as weights when the network runs, and how."""
         w = kernel.work.weights
         if w is None or w.operand is None or w.operand in kernel.constants:
@@ -519,14 +528,10 @@ def compile_network(
 
 def offers(
     egraph: GraphEGraph, config: Config = DEFAULT, board: Board = SIM, effort: int = EFFORT
-) -> dict[int, list[tuple[tuple[int, ...], Offer]]]:
-    """Of every e-class the offers for the kernels that make it, each with the e-classes that it reads: what a partition
-    chooses from. Schedules are not searched yet."""
-    found: dict[int, list[tuple[tuple[int, ...], Offer]]] = {}
-    for c in _Choosing(egraph, config, board, effort).candidates:
-        if c.offer is not None:
-            found.setdefault(c.owner, []).append((c.args, c.offer))
-    return found
+) -> list[Candidate]:
+    """What the accelerator can make of an e-graph's tensors, and of which others: what a partition chooses from.
+    Schedules are not searched yet."""
+    return _Choosing(egraph, config, board, effort).candidates
 
 
 def network_egraph(graph: Graph) -> GraphEGraph:

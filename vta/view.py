@@ -31,13 +31,15 @@ class View:
     def order(self) -> tuple[int, ...]:
         return self.image + self.channel + self.row + self.column
 
+    @property
+    def canonical(self) -> View:
+        """The same layout, without roles of dimensions of one element: those do not matter."""
+        roles = (self.image, self.channel, self.row, self.column)
+        return View(self.shape, *(tuple(d for d in role if self.shape[d] > 1) for role in roles))
+
     def same(self, other: View) -> bool:
-        """Whether both lie alike: roles of dimensions of one element do not matter."""
-        roles = [
-            [tuple(d for d in role if self.shape[d] > 1) for role in (v.image, v.channel, v.row, v.column)]
-            for v in (self, other)
-        ]
-        return self.shape == other.shape and roles[0] == roles[1]
+        """Whether both lie alike."""
+        return self.canonical == other.canonical
 
     @property
     def sizes(self) -> tuple[int, int, int, int]:

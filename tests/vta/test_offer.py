@@ -65,7 +65,7 @@ def test_what_quantization_makes_of_a_layer_is_on_offer():
     rules = [*quantization_rules("power-of-two"), *graph_rules(16, (), True), RULES[-1]]
     egraph = build(imported.graph, rules, ranges=ranges)
     layer = TensorType((1, 16, 8, 8), "i8")
-    found = [o for c, made in offers(egraph).items() if egraph.classes[c].type == layer for _, o in made]
+    found = [c.offer for c in offers(egraph) if c.offer is not None and egraph.classes[c.owner].type == layer]
     whole = [o for o in found if o.work.weights is not None]
     assert [step.name for step in whole[0].work.epilogue] == ["add", "shr", "max", "min"]
     assert whole[0].bound == 8 * 8 * (9 + 1 + 2 + 3)
