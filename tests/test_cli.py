@@ -77,7 +77,7 @@ def mlp(tmp_path_factory) -> tuple[dict, Path]:
     """`nestegg optimize zoo:mlp`, run once: the JSON object, and the folder with report and stages."""
     folder = tmp_path_factory.mktemp("mlp")
     result = run(
-        *("optimize", "zoo:mlp", "--json", "--report", folder / "out" / "mlp.html"),
+        *("optimize", "zoo:mlp", "--no-cache", "--json", "--report", folder / "out" / "mlp.html"),
         *("--dump-phases-to", folder / "stages"),
     )
     assert result.exit_code == 0, result.output
