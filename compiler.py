@@ -32,6 +32,7 @@ from .ir.graph import Graph
 from .ir.imported import ImportedProgram
 from .ir.intrinsic import Intrinsic
 from .ir.loops import lower
+from .ir.quantization import QUANTIZED
 from .ir.reference import evaluate, fold, xla
 from .ir.target import Target, available_cpus, require_runnable
 from .ir.target import target as target_named
@@ -420,7 +421,7 @@ def _graph_egraph(
 ) -> GraphEGraph:
     """All programs of a graph by the shipped rules and the user's, integers among them if there are ranges."""
     ranges = options.calibration
-    integers = ranges is not None or bool({"quantize", "dequantize", "affine"} & set(graph.operator_counts))
+    integers = ranges is not None or not QUANTIZED.isdisjoint(graph.operator_counts)
     intrinsics = _useful(machine, graph, ranges is not None)
     shipped = graph_rules(machine.lanes(), intrinsics, integers, options.rounding_gain)
     lossy = quantization_rules(options.scales) if ranges is not None else ()

@@ -462,9 +462,8 @@ def _depth_to_space(c: OnnxCall) -> Value:
     x, b = c.value(), c.attr("blocksize")
     n, channels, h, w = x.shape
     if c.attr("mode", "DCR") == "DCR":
-        out = ir.transpose(ir.reshape(x, (n, b, b, channels // b**2, h, w)), (0, 3, 4, 1, 5, 2))
-    else:
-        out = ir.transpose(ir.reshape(x, (n, channels // b**2, b, b, h, w)), (0, 1, 4, 2, 5, 3))
+        return c.builder.op("depth_to_space", x, scale=b)
+    out = ir.transpose(ir.reshape(x, (n, channels // b**2, b, b, h, w)), (0, 1, 4, 2, 5, 3))
     return ir.reshape(out, (n, channels // b**2, h * b, w * b))
 
 

@@ -26,6 +26,8 @@ from .types import DTYPES, TensorType
 
 #: How `quantize` rounds: ties to even (ONNX), or half upwards (a shift after adding half a step: what integers do).
 ROUNDINGS = ("even", "up")
+#: A graph that has one of these holds quantized tensors: the rules of integers apply to it.
+QUANTIZED = frozenset({"quantize", "dequantize", "affine"})
 
 
 def _elementwise(name: str, attrs: tuple[str, ...], infer: Any, scalar: Any, reference: Any, sample: Any, doc: str,

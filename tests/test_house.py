@@ -210,7 +210,7 @@ def test_constraints_pin_every_declared_dependency():
 def test_no_registry_address_is_tracked():
     address = re.compile(
         rb"(?:https?|file)://[^\s\"'<>]*(?:pypi|python-?hosted|npmjs|deb\.debian|/simple\b)"
-        rb"|--(?:extra-)?index-url[= ]|--find-links[= ]|--trusted-host[= ]"
+        rb"|--(?:(?:extra-)?index-url|find-links|trusted-host)[= ]"
     )
     here = Path(__file__).resolve()
     found = [
