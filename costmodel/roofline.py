@@ -22,7 +22,7 @@ from ..ir.expr import Apply, Const, Read, Scalar, Weighted, When, cost, walk
 from ..ir.index import Axis
 from ..ir.intrinsic import intrinsic
 from ..ir.loops import LoopKernel, Lowered, StagedKernel
-from ..ir.nest import KINDS, PARALLEL, SERIAL, UNROLL
+from ..ir.nest import CACHED, KINDS, PARALLEL, SERIAL, UNROLL, WAYS
 from ..ir.target import Target
 from ..rewrite.loop_egraph import FOR, INTRIN, LEAVES, LoopEGraph
 from ..rewrite.loop_language import ALL, Fit, LoopAxis, border, space
@@ -43,6 +43,7 @@ SINGLE = 1.5  # cycles of an element that is loaded or stored by itself, and put
 OVERLAP = 0.25  # share of the lesser costs that the greatest does not hide
 STATE = 5  # what is remembered of every partial nest: cycles, bytes into L1, L2 and L3, threads
 
+THROUGH_CACHES = WAYS.index(CACHED)
 SERIAL_KIND, PARALLEL_KIND, UNROLL_KIND = (KINDS.index(k) for k in (SERIAL, PARALLEL, UNROLL))
 
 
@@ -457,6 +458,13 @@ class Scorer:
     def stage(self, nodes: np.ndarray, body: np.ndarray) -> np.ndarray:
         return body
 
+    def store(self, nodes: np.ndarray, body: np.ndarray) -> np.ndarray:
+        """Lines that are stored through the caches are brought in first."""
+        g, out = self.g, body.copy()
+        cached = self.print[g.owner[nodes], self.written] * (g.kind[nodes] == THROUGH_CACHES)
+        out[:, :, 3] += cached[:, None] / np.minimum(np.maximum(body[:, :, 4], 1.0), SHARED_MEMORY)
+        return out
+
     def score(self, owners: np.ndarray, states: np.ndarray) -> np.ndarray:
         whole = (owners == self.g.root)[:, None]
         return np.where(whole, self._seconds(self._warm(states)), self._seconds(states))
@@ -583,6 +591,9 @@ class StagedScorer:
 
     def stage(self, nodes: np.ndarray, body: np.ndarray) -> np.ndarray:
         return body
+
+    def store(self, nodes: np.ndarray, body: np.ndarray) -> np.ndarray:
+        return self._by_stage(nodes, "store", body)
 
     def score(self, owners: np.ndarray, states: np.ndarray) -> np.ndarray:
         return self.parts[ALL].score(owners, states)

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..ir.errors import NesteggError
 from ..ir.nest import Nest
-from ..rewrite.loop_egraph import CAT, FOR, INTRIN, LEAVES, SEQ, STAGE, TILE, VEC, LoopEGraph
+from ..rewrite.loop_egraph import CAT, FOR, INTRIN, LEAVES, SEQ, STAGE, STORE, TILE, VEC, LoopEGraph
 from .costmodel import CostModel, NestScorer, NotingScorer
 
 #: Of so many times the beam's width, chosen by their scores, a `NotingScorer` refines every block's best.
@@ -80,7 +80,7 @@ class Sweep:
             ranks.append(r.reshape(-1, 2))
             who.append(np.repeat(n, s.shape[1]))
 
-        for op in (VEC, INTRIN, FOR, TILE, CAT, SEQ, STAGE):
+        for op in (VEC, INTRIN, FOR, TILE, CAT, SEQ, STAGE, STORE):
             n = nodes[g.op[nodes] == op]
             if not len(n):
                 continue
@@ -99,7 +99,9 @@ class Sweep:
                 join = self.scorer.cat if op == CAT else self.scorer.seq
                 keep(n, join(n, self.state[child], second), alive, rank)
             else:
-                step = {FOR: self.scorer.loop, TILE: self.scorer.tile, STAGE: self.scorer.stage}[op]
+                step = {
+                    FOR: self.scorer.loop, TILE: self.scorer.tile, STAGE: self.scorer.stage, STORE: self.scorer.store
+                }[op]  # fmt: skip
                 keep(n, step(n, self.state[child]), alive, rank)
         self._select(
             np.concatenate(who), np.concatenate(costs), np.concatenate(states), np.concatenate(ranks)

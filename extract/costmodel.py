@@ -43,6 +43,10 @@ class NestScorer(Protocol):
         """States of stages of a kernel that has several."""
         ...
 
+    def store(self, nodes: np.ndarray, body: np.ndarray) -> np.ndarray:
+        """States of whole kernels that store their results one way or the other."""
+        ...
+
     def score(self, owners: np.ndarray, states: np.ndarray) -> np.ndarray:
         """Predicted seconds of partial nests of the e-classes `owners`, shape (n, k)."""
         ...

@@ -9,6 +9,7 @@ A nest covers a rectangular block of the kernel's domain (one extent an axis). `
     Intrin(name, axes, sizes)         a leaf: one machine instruction (`intrinsic.py`) over those extents of those axes
     Seq(first, second)                in a kernel of several stages: first, then second, over the same shared block
     Stage(number, body)               that stage over the block; inside, axes are numbered as the stage numbers its own
+    Store(how, body)                  outermost, if at all: how results are stored, through the caches or past them
 
 A loop's step is the extent of its inner block along the axis, so bodies never need re-indexing.
 """
@@ -22,6 +23,8 @@ from typing import Union
 
 PARALLEL, SERIAL, UNROLL = "parallel", "serial", "unroll"
 KINDS = (PARALLEL, SERIAL, UNROLL)
+CACHED, STREAMED = "cached", "streamed"
+WAYS = (CACHED, STREAMED)
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,16 @@ class Stage:
     body: Nest
 
 
-Nest = Union[Vec, Intrin, For, Cat, Tile, Seq, Stage]  # noqa: UP007
+@dataclass(frozen=True)
+class Store:
+    """The whole kernel, whose results are stored `cached`, or `streamed`: past the caches (non-temporal stores), which
+    neither bring in lines to be overwritten nor displace what the caches hold."""
+
+    how: str
+    body: Nest
+
+
+Nest = Union[Vec, Intrin, For, Cat, Tile, Seq, Stage, Store]  # noqa: UP007
 
 
 def extents(nest: Nest, rank: int) -> tuple[int, ...]:
@@ -90,7 +102,7 @@ def extents(nest: Nest, rank: int) -> tuple[int, ...]:
     if isinstance(nest, Intrin):
         sizes = dict(zip(nest.axes, nest.sizes, strict=True))
         return tuple(sizes.get(a, 1) for a in range(rank))
-    if isinstance(nest, (Tile, Stage)):
+    if isinstance(nest, (Tile, Stage, Store)):
         return extents(nest.body, rank)
     if isinstance(nest, Seq):
         return extents(nest.first, rank)
@@ -110,7 +122,7 @@ def points(nest: Nest, rank: int, offset: Sequence[int] | None = None) -> Iterat
     elif isinstance(nest, Intrin):
         for steps in product(*map(range, extents(nest, rank))):
             yield tuple(b + s for b, s in zip(base, steps, strict=True))
-    elif isinstance(nest, Tile):
+    elif isinstance(nest, (Tile, Store)):
         yield from points(nest.body, rank, base)
     elif isinstance(nest, Cat):
         yield from points(nest.first, rank, base)
@@ -141,6 +153,8 @@ def visits(
     elif isinstance(nest, Seq):
         yield from visits(nest.first, ranks, shared, base)
         yield from visits(nest.second, ranks, shared, base)
+    elif isinstance(nest, Store):
+        yield from visits(nest.body, ranks, shared, base)
     elif isinstance(nest, Cat):
         yield from visits(nest.first, ranks, shared, base)
         yield from visits(nest.second, ranks, shared, _moved(base, nest.axis, nest.at))
@@ -175,6 +189,9 @@ def text(nest: Nest, names: Sequence[str], indent: int = 0, own: Sequence[Sequen
     if isinstance(nest, Intrin):
         covered = ", ".join(f"{names[a]} x{n}" for a, n in zip(nest.axes, nest.sizes, strict=True))
         return f"{pad}{nest.name} over {covered}"
+    if isinstance(nest, Store):
+        body = text(nest.body, names, indent, own)
+        return f"{pad}results past the caches\n{body}" if nest.how == STREAMED else body
     if isinstance(nest, Tile):
         along = f" along {names[nest.vector]}" if nest.vector >= 0 else ""
         return f"{pad}in registers{along}:\n{text(nest.body, names, indent + 1, own)}"

@@ -10,7 +10,7 @@ import hashlib
 from . import nest
 from .errors import NesteggError
 from .loops import LoopKernel, Lowered, StagedKernel
-from .nest import KINDS, Cat, For, Intrin, Nest, Seq, Stage, Tile, Vec
+from .nest import KINDS, WAYS, Cat, For, Intrin, Nest, Seq, Stage, Store, Tile, Vec
 from .serial import KERNELS
 
 
@@ -51,6 +51,10 @@ def load_nest(text: str, kernel: Lowered) -> Nest:
 
 
 def _covers(n: Nest, kernel: Lowered) -> bool:
+    if isinstance(n, Store):
+        if n.how not in WAYS:
+            raise ValueError(f"results stored {n.how!r}")
+        return _covers(n.body, kernel)
     if isinstance(kernel, LoopKernel):
         return _block(n, len(kernel.axes)) == kernel.extents
     return _staged_block(n, kernel) == kernel.extents

@@ -62,7 +62,7 @@ _EXPRESSIONS = (
     expr.Read, expr.ReadAt, expr.Const, expr.IndexValue, expr.Apply, expr.Cast, expr.Weighted, expr.When,
     expr.Reduce,
 )  # fmt: skip
-_NESTS = (nest.Vec, nest.Intrin, nest.For, nest.Cat, nest.Tile, nest.Seq, nest.Stage)
+_NESTS = (nest.Vec, nest.Intrin, nest.For, nest.Cat, nest.Tile, nest.Seq, nest.Stage, nest.Store)
 
 _INDICES = (index.Axis, index.Quotient, index.Remainder, index.Index)
 

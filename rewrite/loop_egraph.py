@@ -15,7 +15,7 @@ import numpy as np
 
 from ..ir.errors import NesteggError
 from ..ir.loops import Lowered
-from ..ir.nest import KINDS, Cat, For, Intrin, Nest, Seq, Stage, Tile, Vec
+from ..ir.nest import KINDS, WAYS, Cat, For, Intrin, Nest, Seq, Stage, Store, Tile, Vec
 from ..ir.target import Target
 from .loop_language import ALL, PHASES, LoopAxis, LoopRule, Space, declarations, space
 from .loop_rules import LOOP_RULES
@@ -30,8 +30,8 @@ BORDER_TILE = 14
 #: Largest tile of an axis in a coarse space.
 COARSE_TILE = 16
 
-FOR, CAT, TILE, VEC, SEQ, STAGE, INTRIN = range(7)
-CONSTRUCTORS = ("For", "Cat", "Tile", "Vec", "Seq", "Stage", "Intrin")
+FOR, CAT, TILE, VEC, SEQ, STAGE, INTRIN, STORE = range(8)
+CONSTRUCTORS = ("For", "Cat", "Tile", "Vec", "Seq", "Stage", "Intrin", "Store")
 #: E-nodes without children.
 LEAVES = (VEC, INTRIN)
 
@@ -43,10 +43,10 @@ class LoopEGraph:
     Per e-class: `entered` (a loop or a tile leads to it, so straight-line code may begin there), `domain` (extents,
     one column an axis of its stage), `inside` (`Block.inside` of the vector operations below: the ends of padded axes
     that they keep clear of), `stage` (ALL where all stages are to come), `level` (children have lower ones).
-    Per e-node: `owner` (its class), `op` (FOR, CAT, TILE, VEC, SEQ, STAGE, INTRIN), `axis` (of an INTRIN: its number in
-    the `fits` of its stage), `count` (trips, cut or lanes), `kind` (number in `nest.KINDS`; of a leaf or a STAGE, the
-    stage's), `child`, `other` (classes; -1 where there is
-    none). E-nodes are sorted by level of owner.
+    Per e-node: `owner` (its class), `op` (FOR, CAT, TILE, VEC, SEQ, STAGE, INTRIN, STORE), `axis` (of an INTRIN: its
+    number in the `fits` of its stage), `count` (trips, cut or lanes), `kind` (number in `nest.KINDS`; of a leaf or a
+    STAGE, the stage's; of a STORE, number in `nest.WAYS`), `child`, `other` (classes; -1 where there is none). E-nodes
+    are sorted by level of owner.
     """
 
     kernel: Lowered
@@ -131,6 +131,8 @@ class LoopEGraph:
             return Cat(axis, count, of(int(self.child[n])), of(int(self.other[n])))
         if op == SEQ:
             return Seq(of(int(self.child[n])), of(int(self.other[n])))
+        if op == STORE:
+            return Store(WAYS[self.kind[n]], of(int(self.child[n])))
         if op == STAGE:
             return Stage(int(self.kind[n]), of(int(self.child[n])))
         return For(axis, count, KINDS[self.kind[n]], of(int(self.child[n])))
@@ -232,7 +234,7 @@ def _build(
     ]
     engine.load(declarations(s.rank), *(r.text for p in phases for r in p), facts(s, coarse))
     extents = [a.extent for a in s.axes] + [1] * (s.rank - len(s.axes))
-    engine.run(f"(let $root (Block {s.stage} 0 0 -1 {' '.join(map(str, extents))}))")
+    engine.run(f"(let $root (Block {s.stage} {PHASES.index(s.first_phase)} 0 -1 {' '.join(map(str, extents))}))")
     report = saturate(engine, phases, limits, counted=("Block", *CONSTRUCTORS))
     return _read_back(kernel, s, engine, report)
 
@@ -260,6 +262,9 @@ def _read_back(kernel: Lowered, s: Space, engine: Engine, report: SaturationRepo
             stage, inside, axis, lanes = r.inputs
             known[of[r.output]] = number[inside]
             rows.append((of[r.output], op, number[axis], number[lanes], number[stage], -1, -1))
+    for r in tables["Store"]:
+        how, child = r.inputs
+        rows.append((of[r.output], STORE, -1, -1, number[how], of[child], -1))
     for r in tables["Stage"]:
         stage, child = r.inputs
         rows.append((of[r.output], STAGE, -1, -1, number[stage], of[child], -1))
@@ -298,6 +303,8 @@ class _NestTable:
         """The class of a nest over `place`: from where to where it goes along every axis."""
         if isinstance(n, Seq):
             return self._row(SEQ, -1, -1, -1, self.add(n.first, stage, place), self.add(n.second, stage, place))
+        if isinstance(n, Store):
+            return self._row(STORE, -1, -1, WAYS.index(n.how), self.add(n.body, stage, place), -1)
         if isinstance(n, Stage):
             axes = self.space.of_stage(n.number).axes
             body = self.add(n.body, n.number, tuple((0, a.extent) for a in axes))

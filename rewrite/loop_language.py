@@ -3,9 +3,10 @@
 A `Block(stage, phase, inside, vector, e0, e1, …)` stands for every nest of a stage that covers a rectangle of those
 extents (stage `ALL`: of all stages, over the axes they share; a kernel of one stage has stage 0 only). `inside` is a
 set of bits: the ends of padded axes that the block does not touch, so that its bounds tests are known to hold. Phases
-only go forward (parallel -> serial -> tile -> unroll, or serial -> tensor), so the e-graph is acyclic and each e-node
-is derived once:
+only go forward (store -> parallel -> serial -> tile -> unroll, or serial -> tensor), so the e-graph is acyclic and each
+e-node is derived once:
 
+    store              whether results are stored through the caches or past them; of results that no cache holds
     parallel, serial   loops over memory; any order, any number of levels
     tile               results are in registers, vectorised along `vector`; loops here only reduce
     unroll             straight-line code; what remains is one vector operation
@@ -34,13 +35,13 @@ from ..ir.expr import When, walk
 from ..ir.index import Axis, Index
 from ..ir.intrinsic import matches
 from ..ir.loops import SCRATCH_BYTES, LoopKernel, Lowered, StagedKernel
-from ..ir.nest import KINDS
+from ..ir.nest import KINDS, WAYS
 from ..ir.target import Target
 from ..ir.types import DTYPES
 from .saturate import KINDS as RULE_KINDS
 from .saturate import EggRule
 
-PHASES = ("parallel", "serial", "tile", "unroll", "tensor")
+PHASES = ("store", "parallel", "serial", "tile", "unroll", "tensor")
 #: Uses of an input element from which on borders are not cut off: a 3x3 convolution of 4 channels has 36.
 PADDED_REUSE = 48
 #: For which axes a rule is instantiated.
@@ -147,7 +148,7 @@ class Fit:
 @dataclass(frozen=True)
 class Space:
     """What rules may ask of kernel and target: axes, lanes, register and unrolling budgets, threads,
-    intrinsics (`fits`).
+    intrinsics (`fits`); whether results are so many that they might be stored past the caches (`overflows`).
 
     A kernel of several stages has the space of its shared axes, whose `parts` are the spaces of its stages;
     `sequences` are the orders in which they may run, each with the bytes of scratch it takes for one point.
@@ -164,6 +165,11 @@ class Space:
     sequences: tuple[tuple[tuple[int, ...], int], ...] = ()
     scratch: int = SCRATCH_BYTES
     fits: tuple[Fit, ...] = ()
+    overflows: bool = False
+
+    @property
+    def first_phase(self) -> str:
+        return "store" if self.overflows else "parallel"
 
     @property
     def views(self) -> tuple[Space, ...]:
@@ -196,8 +202,13 @@ class Space:
 
 def space(kernel: Lowered, target: Target, threads: int = 1) -> Space:
     """The schedule space of a kernel on a target."""
-    if isinstance(kernel, StagedKernel):
-        return _staged_space(kernel, target, threads)
+    fills = isinstance(kernel, LoopKernel) and kernel.fill is not None
+    overflows = kernel.out_type.nbytes > target.caches[2] and not fills
+    made = _staged_space if isinstance(kernel, StagedKernel) else _space
+    return replace(made(kernel, target, threads), overflows=overflows)  # type: ignore[arg-type]
+
+
+def _space(kernel: LoopKernel, target: Target, threads: int = 1) -> Space:
     n = len(kernel.spatial)
     # Where each input element is used often, a padded copy of the input costs little and the space stays small.
     reused = kernel.points > PADDED_REUSE * sum(t.size for t in kernel.inputs)
@@ -228,7 +239,7 @@ def _fits(kernel: LoopKernel, target: Target, lanes: int) -> tuple[Fit, ...]:
 
 def _staged_space(kernel: StagedKernel, target: Target, threads: int) -> Space:
     axes = tuple(LoopAxis(k, a.extent, False, False) for k, a in enumerate(kernel.shared))
-    parts = tuple(replace(space(k, target), stage=n) for n, k in enumerate(kernel.stages))
+    parts = tuple(replace(_space(k, target), stage=n) for n, k in enumerate(kernel.stages))
     sequences = tuple((q, kernel.scratch_bytes(q)) for q in kernel.sequences)
     registers = target.registers
     return Space(axes, target.lanes(), registers, 8 * registers, threads, False, ALL, parts, sequences)
@@ -380,6 +391,11 @@ def Cat(a: LoopAxis, at: Size, first: Block, second: Block) -> str:
     return f"(Cat {a.number} {at.text} {first.text} {second.text})"
 
 
+def Store(how: str, body: Block) -> str:
+    """How results are stored: a name of `nest.WAYS`."""
+    return f"(Store {WAYS.index(how)} {body.text})"
+
+
 def Tile(a: LoopAxis | None, body: Block) -> str:
     """Results in registers from here inward, vectorised along the axis."""
     return f"(Tile {-1 if a is None else a.number} {body.text})"
@@ -433,9 +449,8 @@ class LoopRule:
 
     def instances(self, s: Space) -> list[str]:
         """The rule as egglog text, one form an axis and stage."""
-        return [text for v in s.views for text in self._instances_in(v, s)] if self.phase != "parallel" else (
-            self._instances_in(s, s)
-        )
+        views = (s,) if self.phase in ("store", "parallel") else s.views
+        return [text for v in views for text in self._instances_in(v, s)]
 
     def _instances_in(self, s: Space, whole: Space) -> list[str]:
         if not self.when(s):
@@ -510,6 +525,7 @@ def declarations(rank: int) -> str:
             "(constructor For (i64 i64 i64 N) N)",
             "(constructor Cat (i64 i64 N N) N)",
             "(constructor Tile (i64 N) N)",
+            "(constructor Store (i64 N) N)",
             "(constructor Vec (i64 i64 i64 i64) N)",
             "(constructor Intrin (i64 i64 i64 i64) N)",
             "(constructor Seq (N N) N)",

@@ -18,6 +18,7 @@ from .loop_language import (
     Seq,
     Size,
     Space,
+    Store,
     Tile,
     Vec,
     loop_rule,
@@ -29,6 +30,18 @@ PARTIAL_RESULTS = 16384
 
 def _threaded(s: Space) -> bool:
     return s.threads > 1
+
+
+@loop_rule("stores", phase="store", over="none", when=lambda s: s.overflows)
+def store_through_caches(b: Block, a: None) -> str:
+    """Block(e) -> Store(cached, Block(e)): lines to be written are brought into the caches first"""
+    return Store("cached", b.into("parallel"))
+
+
+@loop_rule("stores", phase="store", over="none", when=lambda s: s.overflows)
+def store_past_caches(b: Block, a: None) -> str:
+    """Block(e) -> Store(streamed, Block(e)) where no cache holds the results until they are read again"""
+    return Store("streamed", b.into("parallel"))
 
 
 @loop_rule("parallel", phase="parallel", over="spatial", when=_threaded)
@@ -242,6 +255,8 @@ def apply_intrinsic(b: Block, _: None) -> str:
 
 
 LOOP_RULES: tuple[LoopRule, ...] = (
+    store_through_caches,
+    store_past_caches,
     peel_parallel,
     run_serially,
     peel,

@@ -26,6 +26,7 @@ KINDS = (
     "tensorize",
     "unroll",
     "parallel",
+    "stores",
 )
 """What a rule may say it is about."""
 

@@ -13,7 +13,24 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
-from ..ir.nest import KINDS, PARALLEL, Cat, For, Intrin, Nest, Seq, Stage, Tile, Vec, extents, points, stages, visits
+from ..ir.nest import (
+    KINDS,
+    PARALLEL,
+    WAYS,
+    Cat,
+    For,
+    Intrin,
+    Nest,
+    Seq,
+    Stage,
+    Store,
+    Tile,
+    Vec,
+    extents,
+    points,
+    stages,
+    visits,
+)
 from ..ir.operator import Chooser, Reject
 from ..rewrite.loop_egraph import borders, cuts, divisors, facts
 from ..rewrite.loop_language import ALL, PHASES, Fit, LoopAxis, LoopRule, Space, declarations
@@ -24,7 +41,7 @@ from .choosing import Outcome, Refuted, search
 MAX_BLOCKS, MAX_POINTS = 24, 160
 
 #: How many numbers a constructor of nests takes before its blocks.
-NUMBERS = {"For": 3, "Cat": 2, "Tile": 1, "Vec": 4, "Intrin": 4, "Seq": 0, "Stage": 1}
+NUMBERS = {"For": 3, "Cat": 2, "Tile": 1, "Vec": 4, "Intrin": 4, "Seq": 0, "Stage": 1, "Store": 1}
 
 FULL_EXTENTS = (2, 3, 4, 5, 6, 7, 8, 9, 12, 17, 19, 23)
 
@@ -86,7 +103,8 @@ def draw_space(c: Chooser, fitted: bool = False) -> Space:
     registers = c.pick((4, 8, 16))
     lanes = c.pick((2, 4, 1))
     fits = _draw_fit(c, axes, lanes) if fitted else ()
-    return Space(axes, lanes, registers, 8 * registers, c.pick((1, 2)), bool(c.integer(0, 1)), fits=fits)
+    blocks, overflows = bool(c.integer(0, 1)), bool(c.integer(0, 1))
+    return Space(axes, lanes, registers, 8 * registers, c.pick((1, 2)), blocks, fits=fits, overflows=overflows)
 
 
 def _draw_fit(c: Chooser, axes: tuple[LoopAxis, ...], lanes: int) -> tuple[Fit, ...]:
@@ -110,7 +128,8 @@ def draw_axis(c: Chooser, number: int, reduces: bool, contiguous: bool) -> LoopA
 def draw_staged_space(c: Chooser) -> Space:
     """A space of two or three stages that share none to two axes."""
     whole = draw_space(c)
-    shared = tuple(replace(a, contiguous=False, beside=False) for a in whole.spatial[: c.integer(0, 2)])
+    plain = {"contiguous": False, "beside": False, "below": 0, "above": 0, "bit": -1}  # as `loop_language` makes them
+    shared = tuple(replace(a, **plain) for a in whole.spatial[: c.integer(0, 2)])
     parts = []
     for n in range(c.integer(2, 3)):
         own, reduced = c.integer(0, 1), c.integer(0, 1)
@@ -220,6 +239,8 @@ class Made:
             return f"Intrin(axes {list(n.axes)}, extents {list(n.sizes)})"
         if not self.is_nest:
             return f"Block{inner} in the {PHASES[self.children[0].phase]} phase"
+        if isinstance(n, Store):
+            return f"Store({n.how}, Block{inner})"
         if isinstance(n, Tile):
             return f"Tile(vector axis {n.vector}, Block{inner})"
         if isinstance(n, Cat):
@@ -284,6 +305,7 @@ def _nest(name: str, n: list[int], inner: list[Nest]) -> Nest:
         "Vec": lambda: Vec(n[2], n[3]),
         "Seq": lambda: Seq(inner[0], inner[1]),
         "Stage": lambda: Stage(n[0], inner[0]),
+        "Store": lambda: Store(WAYS[n[0]], inner[0]),
     }
     return build[name]()
 

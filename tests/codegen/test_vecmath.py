@@ -16,7 +16,7 @@ from llvmlite import ir
 from scipy import special
 
 from nestegg.codegen.jit import assembly, compile_object, load_object
-from nestegg.codegen.llvm_types import constant, load, memory_type, offset, register_type, store
+from nestegg.codegen.llvm_types import TargetModule, constant, load, memory_type, offset, register_type, store
 from nestegg.codegen.scalar_ops import emit_cast, emit_scalar
 from nestegg.ir.errors import TypeRuleError
 from nestegg.ir.scalars import SCALARS
@@ -24,6 +24,7 @@ from nestegg.ir.target import TARGETS, host
 from nestegg.ir.types import DTYPES, dtype_of, is_float
 
 POINTER, I64 = ir.PointerType(), ir.IntType(64)
+HERE = host()
 LOG_MAX, LOG_TINY = 88.72284, -103.98  # where exp overflows, and where it rounds to 0
 
 
@@ -49,8 +50,8 @@ def cast_job(source, result, lanes=16):
     return Job(name, lambda b, x: emit_cast(b, x, source, result), (source,), result, lanes)
 
 
-def module_of(jobs):
-    module = ir.Module("test")
+def module_of(jobs, features=HERE.features):
+    module = TargetModule("test", HERE.triple, features)
     for job in jobs:
         count = len(job.inputs)
         typ = ir.FunctionType(ir.VoidType(), [*[POINTER] * (count + 1), I64])
@@ -74,9 +75,9 @@ def module_of(jobs):
     return str(module)
 
 
-def compiled(jobs):
-    """One NumPy function for each job, by its name."""
-    code = load_object(compile_object(module_of(jobs), host()), tuple(job.name for job in jobs))
+def compiled(jobs, features=HERE.features):
+    """One NumPy function for each job, by its name; `features`: what the code asks of the machine."""
+    code = load_object(compile_object(module_of(jobs, features), HERE), tuple(job.name for job in jobs))
     return {job.name: runner(code, job) for job in jobs}
 
 
@@ -122,6 +123,7 @@ BOUNDS = {
     "rsqrt": Bound(1.5, lambda x: np.where(x == 0, np.copysign(np.inf, x), 1 / np.sqrt(x)), (0, 4)),
 }
 POW_ULP = 1
+SCALING = ("exp", "logistic")
 
 
 def edges():
@@ -155,12 +157,27 @@ def f32():
     return compiled([scalar_job(fn, "f32", lanes) for fn in names for lanes in (1, 13, 16)])
 
 
+@pytest.fixture(scope="module")
+def plain():
+    """Functions that are written otherwise for machines with an instruction that scales by powers of two."""
+    return compiled([scalar_job(fn, "f32") for fn in SCALING], features="")
+
+
+@pytest.mark.parametrize("fn", SCALING)
+def test_error_is_within_the_stated_ulp_without_scaling_by_an_instruction(plain, fn):
+    check_error(plain, fn)
+
+
 @pytest.mark.parametrize("fn", BOUNDS)
 def test_error_is_within_the_stated_ulp(f32, fn):
+    check_error(f32, fn)
+
+
+def check_error(functions, fn):
     bound = BOUNDS[fn]
     x = all_of_float32(1_000_000, bound.dense)
     x = x[~(np.abs(x) > bound.within) | ~np.isfinite(x)]
-    got = f32[f"{fn}_f32_16"](x)
+    got = functions[f"{fn}_f32_16"](x)
     with np.errstate(all="ignore"):
         error = ulps(got, bound.exact(x.astype(np.float64)))
     worst = np.argmax(error)
