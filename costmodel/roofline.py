@@ -27,7 +27,7 @@ from ..ir.target import Target
 from ..rewrite.loop_egraph import FOR, INTRIN, LEAVES, LoopEGraph
 from ..rewrite.loop_language import ALL, Fit, LoopAxis, border, space
 from .access import Access, access, footprint
-from .streams import START, Streams
+from .streams import BROKEN, START, Streams
 
 SPLIT = 1.6  # what a vector costs that lies across two cache lines, as many do where rows do not begin at one
 LOOP_OVERHEAD = 1.0  # cycles an iteration
@@ -41,7 +41,9 @@ SHARED_MEMORY = 1.25  # what all threads together draw from memory, in terms of 
 WARM = 0.8  # share of a cache that a working set may fill
 SINGLE = 1.5  # cycles of an element that is loaded or stored by itself, and put into a vector or taken out
 OVERLAP = 0.25  # share of the lesser costs that the greatest does not hide
-STATE = 5  # what is remembered of every partial nest: cycles, bytes into L1, L2 and L3, threads
+LOOPED = 2.5  # cycles of straight-line code around loops, in those of straight-line code alone: measured 2 to 2.7
+# What is remembered of every partial nest: cycles, bytes into L1, L2 and L3, threads, whether it begins with a loop.
+STATE = 6
 
 THROUGH_CACHES = WAYS.index(CACHED)
 SERIAL_KIND, PARALLEL_KIND, UNROLL_KIND = (KINDS.index(k) for k in (SERIAL, PARALLEL, UNROLL))
@@ -368,11 +370,13 @@ class Scorer:
             at = owner[top]
             v, fit = self._leaves(self._leaf_of(nodes[top]))
             region[top] = self.rates.region(g.domain[at], v, g.inside[at], fit)
-        out[:, :, 0] = np.where((serial | parallel)[:, None], looped, region[:, None])
+        straight = region[:, None] * np.where(body[:, :, 5] > 0, LOOPED, 1.0)
+        out[:, :, 0] = np.where((serial | parallel)[:, None], looped, straight)
         for level in (0, 1):
             out[:, :, level + 1] = self._moved(nodes, body[:, :, level + 1], level, rounds)
         out[:, :, 3] = self._moved(nodes, body[:, :, 3], 2, trips) / np.minimum(threads, SHARED_MEMORY)[:, None]
         out[:, :, 4] *= threads[:, None]
+        out[:, :, 5] = np.maximum(body[:, :, 5], (serial | parallel)[:, None])
         if self.streams is not None:
             child = g.child[nodes]
             step = g.domain[child, g.axis[nodes]]
@@ -435,6 +439,7 @@ class Scorer:
         partial = self.depth[owner] < self.full_depth
         again = self.rates.vectors(domain, v) * (1 / self.t.loads_per_cycle + 1 / self.t.stores_per_cycle)
         out = body.copy()
+        out[:, :, 5] = 0.0
         out[:, :, 0] += (self.rates.finish(domain, v, g.inside[owner]) + np.where(partial, again, 0.0))[:, None]
         return out
 
@@ -477,7 +482,8 @@ class Scorer:
         if self.streams is None:
             return seconds(self.t, states)
         waiting = states.copy()
-        waiting[..., 3] += START * self.missing * states[..., STATE:].sum(axis=-1)
+        begun = np.minimum(START * states[..., STATE:].sum(axis=-1), BROKEN * states[..., 3])
+        waiting[..., 3] += self.missing * begun
         return seconds(self.t, waiting)
 
     def _warm(self, states: np.ndarray) -> np.ndarray:

@@ -18,6 +18,9 @@ from .access import LINE, Access, runs
 #: Bytes that memory could have moved while a stream begins: fitted to sums of rows of 1, 4, 16 and 64 KiB, of which
 #: two to sixteen were walked side by side (2.0 to 5.3 KiB).
 START = 3000.0
+#: Short runs overlap: however many begin, they cost at most so many times the bytes moved (a transposition of
+#: 4096x4096 that reads and writes single lines: 24 to 32 GB/s, where whole rows are copied at 40).
+BROKEN = 2.0
 #: Streams that the prefetchers follow at a time.
 FOLLOWED = 16
 
