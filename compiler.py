@@ -44,9 +44,10 @@ from .rewrite.graph_rules import graph_rules
 from .rewrite.loop_language import LoopRule
 from .rewrite.loop_rules import LOOP_RULES
 from .rewrite.quantization_rules import quantization_rules
+from .rewrite.rounding import gain_of
 from .rewrite.rule import GraphRule, load_rules
 from .rewrite.saturate import Limits
-from .rewrite.winograd import ROUNDING_GAIN, gain_of
+from .rewrite.winograd import ROUNDING_GAIN
 from .stored import ProgramStore, ScheduleStore, context
 from .vta.network import WIDE_PROLOGUE
 from .vta.partition import Accelerator, partition

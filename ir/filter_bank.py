@@ -47,9 +47,15 @@ def _reference(x: Any, axis: int, filters: Any, stride: int) -> Any:
     windows = (x.shape[axis] - len(filters[0])) // stride + 1
     before = (slice(None),) * axis
     taps = [x[(*before, slice(k, k + stride * (windows - 1) + 1, stride))] for k in range(len(filters[0]))]
-    made = [sum(v * tap for v, tap in zip(row, taps, strict=True)) for row in filters]
+    made = [_weighed(row, taps) for row in filters]
     stacked = x.__array_namespace__().stack(made, axis=axis + 1)  # of JAX, or of NumPy where constants are folded
     return stacked.reshape((*x.shape[:axis], windows * len(filters), *x.shape[axis + 1 :]))
+
+
+def _weighed(row: Sequence[float], taps: Sequence[Any]) -> Any:
+    """The sum of the taps that have a weight: an entry of 0 takes nothing of its operand."""
+    parts = [tap if v == 1 else v * tap for v, tap in zip(row, taps, strict=True) if v != 0]
+    return sum(parts[1:], parts[0]) if parts else taps[0] * 0
 
 
 def _sample(c: Chooser, known: Known, out: TensorType | None) -> tuple[Sequence[TensorType], Attrs]:

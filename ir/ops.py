@@ -855,4 +855,4 @@ declare(
     )
 )
 
-from . import filter_bank, gather, quantization, tiles  # noqa: E402, F401 (add their operators)
+from . import filter_bank, gather, quantization, quarters, tiles  # noqa: E402, F401 (add their operators)

@@ -17,6 +17,7 @@ from .fusion_rules import FUSION_RULES, FusionRule
 from .pattern import Environment, op
 from .quantization_rules import INTEGER_RULES
 from .rule import GraphRule, rule
+from .strassen import strassen_rules
 from .subpixel import transposed_conv_by_phases, transposed_conv_phase_by_phase
 from .tensor_rules import packing_rules
 from .winograd import ROUNDING_GAIN, winograd_rules
@@ -447,5 +448,6 @@ def graph_rules(
     quantized tensors if there are `integers`; of those that amplify rounding errors, if by at most `gain`."""
     layouts = (*blocked_layouts(lanes), *packing_rules(intrinsics), *(INTEGER_RULES if integers else ()))
     transposed = (transposed_conv_by_phases, transposed_conv_phase_by_phase)
-    algorithms = (conv_of_padded, *transposed, *winograd_rules(lanes, gain), pad_before_widening)
+    fast = (*winograd_rules(lanes, gain), *strassen_rules(lanes, gain))
+    algorithms = (conv_of_padded, *transposed, *fast, pad_before_widening)
     return (*ALGEBRA, *algorithms, unpack_pack, pack_unpack, *layouts, *FUSION_RULES)

@@ -17,8 +17,6 @@ from fractions import Fraction
 from functools import cached_property
 
 from ..ir.attrs import Attrs
-from ..ir.expr import Weighted, walk
-from ..ir.loops import LoopKernel, Lowered, StagedKernel
 from ..ir.operator import Chooser
 from ..ir.types import TensorType
 from .pattern import Environment, op
@@ -187,13 +185,3 @@ def winograd_rule(t: Tile, allowed: Sequence[Tile], lanes: int) -> GraphRule:
 
     winograd.__name__ = f"winograd_{t.m}x{t.m}"
     return rule("algorithm", when=pays, const=("w",), draw=draw, gain=t.gain)(winograd)
-
-
-def gain_of(kernel: Lowered) -> float:
-    """`Tile.gain` of the tiles whose results a kernel computes; 1 if it computes none."""
-    tables = {n.table for k in _loops(kernel) for n in walk(k.update or k.epilogue) if isinstance(n, Weighted)}
-    return max((t.gain for t in map(Tile, POINTS) if sum(t.results, ()) in tables), default=1.0)
-
-
-def _loops(kernel: Lowered) -> tuple[LoopKernel, ...]:
-    return kernel.stages if isinstance(kernel, StagedKernel) else (kernel,)
