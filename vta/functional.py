@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 from . import isa
 from .config import DEFAULT, INSTRUCTION_BYTES, UOP_BYTES, Config, Memory
 from .errors import ExecutionError
+from .interpreter import RANGES, Slot, kinds
 from .isa import AluOp, Instruction, Opcode, Unit
 from .kernels import kernels
 from .layout import element_bits, element_shape, pack_lanes, signed_lanes
 from .legality import CODES, PORTABLE_SHIFT, Finding, element_sizes, instruction_findings
 from .program import Program
-from .tokens import Dispatch, Queue
+from .tokens import Dispatch, Queue, token_sets
 
 #: Micro-op executions after which a program is stopped: some 10 s of machine time.
 WORK_LIMIT = 1 << 32
@@ -65,6 +66,12 @@ class Profile:
     source_immediate: bool = False
     one_row: bool = False
     only: Config | None = None
+
+    @property
+    def ordinary(self) -> bool:
+        """Whether all that it does differently from the canonical one is to let something pass."""
+        own = (self.own_out, self.reset_writes_dot, self.negative_lanes_shift_right, self.wraps, self.one_row)
+        return not (any(own) or self.zero_trips or self.source_immediate) and self.shift == "exact"
 
 
 _ANY_SHIFT = frozenset({"V701", "V703", "V801"})
@@ -156,29 +163,103 @@ def run(
         if finding.error and finding.code not in profile.tolerates | _HARMLESS:
             raise _refused(finding)
     machine = _Machine(program.config, program.image(before), profile, work_limit, vnni)
+    if choose is None and profile.ordinary:
+        tokens = _Interpreter(machine, stream).run()
+    else:
+        tokens = _run_one_by_one(machine, stream, choose or (lambda ready: ready[0]))
+    counters = Counters.of(stream, program.config, profile.zero_trips)
+    return Result(machine.dram, counters, tokens)
+
+
+def _run_one_by_one(
+    machine: _Machine, stream: isa.Stream, choose: Callable[[Sequence[Unit]], Unit]
+) -> dict[Queue, int]:
+    """All instructions in Python, in an order that can be chosen; the tokens that are left."""
     rows, dispatch = isa.rows(stream), Dispatch(stream)
     finished = None
-    while (unit := _next(dispatch, choose)) is not None:
-        index = dispatch.begin(unit)
-        if finished is not None and profile.strict:
-            raise _refused(Finding("V1404", finished, f"instruction {index} runs after it"))
-        row = rows[index]
-        machine.execute(index, row)
+    while ready := dispatch.ready():
+        index = dispatch.begin(choose(ready))
+        machine.require_unfinished(index, finished)
+        machine.execute(index, rows[index])
         dispatch.complete(index)
-        if row.opcode == _FINISH:
+        if rows[index].opcode == _FINISH:
             finished = index
+    _require_done(dispatch)
+    return {q: dispatch.tokens[q] for q in Queue}
+
+
+def _require_done(dispatch: Dispatch) -> None:
     if dispatch.stuck is not None:
         raise _refused(Finding("V1501", dispatch.stuck, dispatch.explain()))
-    counters = Counters.of(stream, program.config, profile.zero_trips)
-    return Result(machine.dram, counters, {q: dispatch.tokens[q] for q in Queue})
 
 
-def _next(dispatch: Dispatch, choose: Callable[[Sequence[Unit]], Unit] | None) -> Unit | None:
-    """The unit that goes next; None if none can."""
-    if choose is None:
-        return dispatch.lowest()
-    ready = dispatch.ready()
-    return choose(ready) if ready else None
+class _Interpreter:
+    """The loop in machine code over the instructions of a program, and what it leaves to Python."""
+
+    def __init__(self, machine: _Machine, stream: isa.Stream) -> None:
+        units = isa.units(stream)
+        pops, self.pushes = token_sets(stream, units)
+        self.machine, self.stream = machine, np.ascontiguousarray(stream)
+        of_unit = [np.flatnonzero(units == u) for u in Unit]
+        ends = np.cumsum([len(o) for o in of_unit])
+        self.starts = ends - [len(o) for o in of_unit]
+        self.state, self._kept = np.zeros(len(Slot), np.int64), []
+        self._point(Slot.ROWS, self.stream, kinds(stream, machine.config), pops, self.pushes, np.concatenate(of_unit))
+        self._point(Slot.DRAM, machine.dram, machine.acc, machine.state, machine.inp, machine.wgt)
+        self._point(Slot.UOP_DST, *machine.uops.values(), machine.right, machine.zeros)
+        self._point(Slot.RANGE_KEYS, *self._groups(machine.depth[Memory.UOP], machine.depth[Memory.WGT]))
+        self.state[Slot.NEXT : Slot.NEXT + len(Unit)] = self.starts
+        self.state[Slot.END : Slot.END + len(Unit)] = ends
+        self.state[Slot.FINISHED], self.state[Slot.STRICT] = -1, machine.profile.strict
+        self.state[Slot.WORK_LIMIT] = machine.work_limit
+
+    def _point(self, first: Slot, *arrays: NDArray) -> None:
+        """Put the addresses of arrays into the slots from `first` on."""
+        self._kept += arrays
+        self.state[first : first + len(arrays)] = [array.ctypes.data for array in arrays]
+
+    def _groups(self, uops: int, weights: int) -> list[NDArray[np.int64]]:
+        """The interpreter's memory for ranges of micro-ops in groups of one weight."""
+        self.ranges = np.full((RANGES, 2), -1, np.int64)
+        grouped = [np.empty((RANGES, uops + more), np.int64) for more in (0, 0, 0, 1)]
+        chains = [np.full(weights, -1, np.int64), np.empty(weights, np.int64), np.empty(uops, np.int64)]
+        return [self.ranges, np.empty((RANGES, 4), np.int64), *grouped, *chains]
+
+    def run(self) -> dict[Queue, int]:
+        """Run to the end; the tokens that are left. Raises `ExecutionError`."""
+        state, address = self.state, self.state.ctypes.data
+        while True:
+            self.machine.kernels.execute(address)
+            index = int(state[Slot.STOPPED])
+            if index < 0:
+                break
+            self._in_python(index)
+        left = state[Slot.TOKENS : Slot.TOKENS + len(Queue)].tolist()
+        tokens = dict(zip(Queue, left, strict=True))
+        if (state[Slot.NEXT : Slot.NEXT + len(Unit)] < state[Slot.END : Slot.END + len(Unit)]).any():
+            self._explain(tokens)
+        return tokens
+
+    def _in_python(self, index: int) -> None:
+        """Execute an instruction whose tokens have been taken, or say why not."""
+        state, machine = self.state, self.machine
+        finished = int(state[Slot.FINISHED])
+        machine.require_unfinished(index, None if finished < 0 else finished)
+        machine.work = int(state[Slot.WORK])
+        machine.forget_micro_ops()
+        machine.execute(index, Instruction._make(self.stream[index].item()))
+        state[Slot.WORK] = machine.work
+        self.ranges[...] = -1
+        for q in Queue:
+            state[Slot.TOKENS + q] += int(self.pushes[index]) >> q & 1
+
+    def _explain(self, tokens: dict[Queue, int]) -> None:
+        """Raise for units that wait for each other."""
+        dispatch = Dispatch(self.stream)
+        begun = self.state[Slot.NEXT : Slot.NEXT + len(Unit)] - self.starts
+        dispatch.begun = dict(zip(Unit, begun.tolist(), strict=True))
+        dispatch.tokens = {int(q): count for q, count in tokens.items()}
+        _require_done(dispatch)
 
 
 def run_all(programs: Sequence[Program], profile: Profile = STRICT) -> Result:
@@ -279,6 +360,15 @@ class _Machine:
             self._gemm(index, row)
         elif opcode == _ALU:
             self._alu(index, row)
+
+    def require_unfinished(self, index: int, finished: int | None) -> None:
+        """Raise if an instruction runs after FINISH and may not."""
+        if finished is not None and self.profile.strict:
+            raise _refused(Finding("V1404", finished, f"instruction {index} runs after it"))
+
+    def forget_micro_ops(self) -> None:
+        """Others have written to the micro-op buffer."""
+        self._known.clear()
 
     # --- memory -----------------------------------------------------------------------------------
 

@@ -10,17 +10,18 @@ products and their sum is what `vpdpwssd` does. The code says it in plain intege
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 
 from llvmlite import ir
 
 from ..codegen import jit
-from ..codegen.llvm_types import I8, I32, I64, POINTER
+from ..codegen.llvm_types import I8, I32, I64
 from ..ir.target import Target, host
 from .config import Config
+from .emitting import address, function, loop, number, summed, word
+from .interpreter import add_interpreter
 from .isa import AluOp
 
 _I16 = ir.IntType(16)
@@ -78,6 +79,11 @@ class Kernels:
         """Clear accumulators and their state. `memories`: these two; `index`: dst; a loop: iterations and factor."""
         self.functions["reset"](*memories, index, count, *outer, *inner)
 
+    def execute(self, state: int) -> None:
+        """Run instructions until there is one that Python has to look at, or none that can go: see `interpreter.py`.
+        `state`: the address of its state."""
+        self.functions["execute"](state)
+
 
 @cache
 def kernels(config: Config, vnni: bool = True) -> Kernels:
@@ -88,6 +94,7 @@ def kernels(config: Config, vnni: bool = True) -> Kernels:
     _reset(module, config, target)
     for op in AluOp:
         _alu(module, config, target, op)
+    add_interpreter(module, config)
     signatures = {f.name: [_C_TYPES[str(a.type)] for a in f.args] for f in module.functions}
     loaded = jit.load_object(jit.compile_object(str(module), target), tuple(signatures))
     return Kernels({name: loaded.function(name, *types) for name, types in signatures.items()})
@@ -103,87 +110,46 @@ def without_vnni(target: Target) -> Target:
 # --- code -----------------------------------------------------------------------------------------
 
 
-@contextmanager
-def _loop(b: ir.IRBuilder, trips: ir.Value | int) -> Iterator[ir.Value]:
-    """A counted loop around what is built inside, run at least once; yields the counter. One trip needs no loop."""
-    if trips == 1:
-        yield ir.Constant(I64, 0)
-        return
-    before, body, end = b.block, b.append_basic_block("body"), b.append_basic_block("end")
-    b.branch(body)
-    b.position_at_end(body)
-    counter = b.phi(I64)
-    counter.add_incoming(ir.Constant(I64, 0), before)
-    yield counter
-    following = b.add(counter, ir.Constant(I64, 1))
-    counter.add_incoming(following, b.block)
-    b.cbranch(b.icmp_signed("<", following, ir.Constant(I64, trips) if isinstance(trips, int) else trips), body, end)
-    b.position_at_end(end)
-
-
-def _function(module: ir.Module, name: str, pointers: int, numbers: int) -> tuple[ir.IRBuilder, list, list]:
-    kind = ir.FunctionType(ir.VoidType(), [POINTER] * pointers + [I64] * numbers)
-    function = ir.Function(module, kind, name)
-    arguments = list(function.args)
-    return ir.IRBuilder(function.append_basic_block("entry")), arguments[:pointers], arguments[pointers:]
-
-
-def _at(b: ir.IRBuilder, pointer: ir.Value, index: ir.Value | int, size: int) -> ir.Value:
-    """The address of an element of `size` bytes."""
-    index = ir.Constant(I64, index) if isinstance(index, int) else index
-    return b.gep(pointer, [b.mul(index, ir.Constant(I64, size))], source_etype=I8)
-
-
-def _sum(b: ir.IRBuilder, first: ir.Value, *pairs: tuple[ir.Value, ir.Value]) -> ir.Value:
-    """first + Σ counter · factor"""
-    for counter, factor in pairs:
-        first = b.add(first, b.mul(counter, factor))
-    return first
-
-
 def _gemm(module: ir.Module, config: Config, target: Target) -> None:
     width = min(config.block, target.lanes(4))
     parts, pairs, row = config.block // width, max(1, config.block // 2), 2 * max(1, config.block // 2)
     vector, raw = ir.VectorType(I32, width), ir.VectorType(_I16, 2 * width)
-    b, (acc, state, inp, wgt, dst, src, group_wgt, ends), numbers = _function(module, "gemm", 8, 12)
+    b, (acc, state, inp, wgt, dst, src, group_wgt, ends), numbers = function(module, "gemm", 8, 12)
     groups, outer, middle, inner = numbers[0], numbers[1:5], numbers[5:9], numbers[9:12]
 
     def weight(base: ir.Value, pair: int, part: int) -> ir.Value:
-        at = _at(b, base, (pair * parts + part) * 4 * width, 1)
+        at = address(b, base, (pair * parts + part) * 4 * width, 1)
         return b.load(at, typ=raw, align=2)
 
     def row_of(d: ir.Value, s: ir.Value, weights: list[list[ir.Value]]) -> None:
-        where = [_at(b, d, part * 4 * width, 1) for part in range(parts)]
+        where = [address(b, d, part * 4 * width, 1) for part in range(parts)]
         totals = [b.load(at, typ=vector, align=4) for at in where]
         for pair in range(pairs):
-            x = b.bitcast(_splat(b, b.load(_at(b, s, 4 * pair, 1), typ=I32, align=2), width), raw)
+            x = b.bitcast(_splat(b, b.load(address(b, s, 4 * pair, 1), typ=I32, align=2), width), raw)
             for part in range(parts):
                 totals[part] = b.add(totals[part], _pair_product(b, x, weights[pair][part], width))
         for at, total in zip(where, totals, strict=True):
             b.store(total, at, align=4)
 
-    def index(array: ir.Value, at: ir.Value) -> ir.Value:
-        return b.load(_at(b, array, at, 8), typ=I64, align=8)
-
-    with _loop(b, outer[0]) as i, _loop(b, middle[0]) as j:
+    with loop(b, outer[0]) as i, loop(b, middle[0]) as j:
         d0, s0, w0 = (b.add(b.mul(i, outer[k]), b.mul(j, middle[k])) for k in (1, 2, 3))
-        with _loop(b, groups) as g:
-            begin, end = index(ends, g), index(ends, b.add(g, ir.Constant(I64, 1)))
-            base = _at(b, wgt, b.add(w0, index(group_wgt, g)), 2 * row * config.block)
+        with loop(b, groups) as g:
+            begin, end = word(b, ends, g), word(b, ends, b.add(g, number(1)))
+            base = address(b, wgt, b.add(w0, word(b, group_wgt, g)), 2 * row * config.block)
             held = [[weight(base, pair, part) for part in range(parts)] for pair in range(pairs)]
-            with _loop(b, b.sub(end, begin)) as m:
+            with loop(b, b.sub(end, begin)) as m:
                 u = b.add(begin, m)
-                d1, s1 = b.add(d0, index(dst, u)), b.add(s0, index(src, u))
-                with _loop(b, inner[0]) as n:
-                    d, s = _sum(b, d1, (n, inner[1])), _sum(b, s1, (n, inner[2]))
-                    b.store(ir.Constant(I8, 1), _at(b, state, d, 1))
+                d1, s1 = b.add(d0, word(b, dst, u)), b.add(s0, word(b, src, u))
+                with loop(b, inner[0]) as n:
+                    d, s = summed(b, d1, (n, inner[1])), summed(b, s1, (n, inner[2]))
+                    b.store(ir.Constant(I8, 1), address(b, state, d, 1))
                     d, s = (b.mul(v, ir.Constant(I64, config.batch)) for v in (d, s))
-                    with _loop(b, config.batch) as r:
+                    with loop(b, config.batch) as r:
                         weights = held
                         if pairs * parts > target.registers - _SPARE_REGISTERS:
                             weights = [[weight(base, pair, part) for part in range(parts)] for pair in range(pairs)]
-                        d_row, s_row = _at(b, acc, b.add(d, r), 4 * config.block), _at(b, inp, b.add(s, r), 2 * row)
-                        row_of(d_row, s_row, weights)
+                        d_row = address(b, acc, b.add(d, r), 4 * config.block)
+                        row_of(d_row, address(b, inp, b.add(s, r), 2 * row), weights)
     b.ret_void()
 
 
@@ -210,19 +176,19 @@ def _alu(module: ir.Module, config: Config, target: Target, op: AluOp) -> None:
     lanes = config.batch * config.block
     width = min(lanes, target.lanes(4))
     vector = ir.VectorType(I32, width)
-    b, (acc, state, right, *indices), numbers = _function(module, f"alu_{op.name.lower()}", 5, 7)
+    b, (acc, state, right, *indices), numbers = function(module, f"alu_{op.name.lower()}", 5, 7)
     count, outer, inner = numbers[0], numbers[1:4], numbers[4:7]
-    with _loop(b, outer[0]) as i, _loop(b, inner[0]) as j, _loop(b, count) as u:
+    with loop(b, outer[0]) as i, loop(b, inner[0]) as j, loop(b, count) as u:
         d, s = (
-            _sum(b, b.load(_at(b, array, u, 8), typ=I64, align=8), (i, outer[k]), (j, inner[k]))
+            summed(b, word(b, array, u), (i, outer[k]), (j, inner[k]))
             for k, array in enumerate(indices, 1)
         )
-        b.store(ir.Constant(I8, 1), _at(b, state, d, 1))
-        d, s = _at(b, acc, d, 4 * lanes), _at(b, right, s, 4 * lanes)
+        b.store(ir.Constant(I8, 1), address(b, state, d, 1))
+        d, s = address(b, acc, d, 4 * lanes), address(b, right, s, 4 * lanes)
         for part in range(lanes // width):
-            at = _at(b, d, part * 4 * width, 1)
+            at = address(b, d, part * 4 * width, 1)
             x = b.load(at, typ=vector, align=4)
-            y = b.load(_at(b, s, part * 4 * width, 1), typ=vector, align=4)
+            y = b.load(address(b, s, part * 4 * width, 1), typ=vector, align=4)
             b.store(_OPERATIONS[op](b, x, y, vector), at, align=4)
     b.ret_void()
 
@@ -230,13 +196,13 @@ def _alu(module: ir.Module, config: Config, target: Target, op: AluOp) -> None:
 def _reset(module: ir.Module, config: Config, target: Target) -> None:
     lanes = config.batch * config.block
     vector = ir.VectorType(I32, min(lanes, target.lanes(4)))
-    b, (acc, state, dst), (count, *loops) = _function(module, "reset", 3, 5)
-    with _loop(b, loops[0]) as i, _loop(b, loops[2]) as j, _loop(b, count) as u:
-        d = _sum(b, b.load(_at(b, dst, u, 8), typ=I64, align=8), (i, loops[1]), (j, loops[3]))
-        b.store(ir.Constant(I8, 0), _at(b, state, d, 1))
-        first = _at(b, acc, d, 4 * lanes)
+    b, (acc, state, dst), (count, *loops) = function(module, "reset", 3, 5)
+    with loop(b, loops[0]) as i, loop(b, loops[2]) as j, loop(b, count) as u:
+        d = summed(b, word(b, dst, u), (i, loops[1]), (j, loops[3]))
+        b.store(ir.Constant(I8, 0), address(b, state, d, 1))
+        first = address(b, acc, d, 4 * lanes)
         for part in range(lanes // vector.count):
-            b.store(ir.Constant(vector, None), _at(b, first, part * 4 * vector.count, 1), align=4)
+            b.store(ir.Constant(vector, None), address(b, first, part * 4 * vector.count, 1), align=4)
     b.ret_void()
 
 

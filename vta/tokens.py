@@ -6,8 +6,10 @@ push, whatever the speed of the units; a program deadlocks at every speed or at 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
 
 from . import isa
 from .isa import Unit
@@ -59,9 +61,19 @@ _PUSHED = _queues(PUSHES, ("push_prev", "push_next"))
 def token_lists(stream: isa.Stream) -> tuple[list[int], list[tuple[int, ...]], list[tuple[int, ...]]]:
     """Of each instruction: its unit, the `Queue`s it pops before it starts, and those it pushes to at its end."""
     units = isa.units(stream)
-    pops = units * 4 + stream["pop_prev"] * 2 + stream["pop_next"]
-    pushes = units * 4 + stream["push_prev"] * 2 + stream["push_next"]
+    pops, pushes = _bits(stream, units, "pop"), _bits(stream, units, "push")
     return units.tolist(), [_POPPED[code] for code in pops.tolist()], [_PUSHED[code] for code in pushes.tolist()]
+
+
+def token_sets(stream: isa.Stream, units: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """As `token_lists`, the queues of each instruction as a number with the bit 1 << queue for each."""
+    popped, pushed = (np.array([sum(1 << q for q in queues) for queues in t], np.int64) for t in (_POPPED, _PUSHED))
+    return popped[_bits(stream, units, "pop")], pushed[_bits(stream, units, "push")]
+
+
+def _bits(stream: isa.Stream, units: NDArray[np.int64], what: str) -> NDArray[np.int64]:
+    """Where the tables have an instruction's queues."""
+    return units * 4 + stream[f"{what}_prev"] * 2 + stream[f"{what}_next"]
 
 
 _UNITS = tuple(Unit)
@@ -99,22 +111,12 @@ class Dispatch:
         return queue[at] if at < len(queue) and queue[at] < self.fetched else None
 
     def ready(self) -> list[Unit]:
-        """The units that could begin an instruction now."""
-        return list(self._ready())
+        """The units that could begin an instruction now, the lowest first."""
+        return [unit for unit in _UNITS if self._can_begin(unit)]
 
-    def lowest(self) -> Unit | None:
-        """The lowest of them; None if there is none."""
-        return next(self._ready(), None)
-
-    def _ready(self) -> Iterator[Unit]:
-        for unit in _UNITS:
-            index = self.head(unit)
-            if index is not None:
-                for q in self.pops[index]:
-                    if not self.tokens[q]:
-                        break
-                else:
-                    yield unit
+    def _can_begin(self, unit: Unit) -> bool:
+        index = self.head(unit)
+        return index is not None and all(self.tokens[q] for q in self.pops[index])
 
     def begin(self, unit: Unit) -> int:
         """Take the tokens that a unit's next instruction pops; its index."""

@@ -86,6 +86,20 @@ def test_the_order_of_the_units_does_not_matter(program, seed):
     assert not any(expected.tokens.values())
 
 
+def outcome(program: Program, profile: str, **options):
+    """What a program leaves in DRAM and in the queues, or the words with which it is refused."""
+    try:
+        result = run(program, PROFILES[profile], work_limit=1 << 22, **options)
+    except ExecutionError as e:
+        return str(e)
+    return result.dram.tobytes(), result.counters, result.tokens
+
+
+@given(program=vta_programs() | damaged_programs(), profile=st.sampled_from(["strict", "strict-ext", "loose", "fsim"]))
+def test_machine_code_runs_instructions_as_python_does(program, profile):
+    assert outcome(program, profile) == outcome(program, profile, choose=lambda ready: ready[0])
+
+
 @given(program=vta_programs())
 def test_without_vnni_the_same(program):
     assert np.array_equal(run(program).dram, run(program, vnni=False).dram)
