@@ -194,9 +194,10 @@ class _Instrumented:
             gradients, env = jax.grad(combined, has_aux=True)(moved)
             squares = {k: (g.astype(jnp.float32) ** 2).sum() for k, g in gradients.items()}
             clipped = {k: ((env[k] - env[k].clip(*bounds[k])) ** 2).mean() for k in bounds}
-            return squares, clipped, self._energies(env)
+            energies = self._energies(env)
+            return squares, clipped, energies, self._scaled(energies)
 
-        total: dict[int, np.ndarray] = {k: np.zeros(3) for k in bounds}
+        total: dict[int, np.ndarray] = {k: np.zeros(4) for k in bounds}
         count = len(some) * PROBES
         with jax.enable_x64(True):
             for sample in some:
@@ -207,8 +208,8 @@ class _Instrumented:
                     for k in bounds:
                         total[k] += [float(part.get(k, 0.0)) for part in found]
         return {
-            k: Calibrated(*bounds[k], clipped / count, math.sqrt(square / count), energy / count)
-            for k, (square, clipped, energy) in total.items()
+            k: Calibrated(*bounds[k], clipped / count, math.sqrt(square / count), energy / count, scaled / count)
+            for k, (square, clipped, energy, scaled) in total.items()
         }
 
     def _energies(self, env: Mapping[int, Any]) -> dict[int, Any]:
@@ -226,4 +227,13 @@ class _Instrumented:
                 out[k] = apply_reference("conv", [x * x, ones], n.attrs).mean()
             elif n.op == "dot":
                 out[k] = (x * x).sum(axis=n.attrs.contract[0]).mean()
+        return out
+
+    def _scaled(self, energies: Mapping[int, Any]) -> dict[int, Any]:
+        """The energies of products and convolutions that are multiplied by constants, by the node that does it."""
+        out: dict[int, Any] = {}
+        for k, n in enumerate(self.graph.nodes):
+            factors = [i for i in n.inputs if i in energies] if n.op == "mul" else []
+            if len(factors) == 1 and self.fixed.issuperset(set(n.inputs) - {factors[0]}):
+                out[k] = energies[factors[0]]
         return out

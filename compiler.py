@@ -49,7 +49,7 @@ from .rewrite.rule import GraphRule, load_rules
 from .rewrite.saturate import Limits
 from .rewrite.winograd import ROUNDING_GAIN
 from .stored import ProgramStore, ScheduleStore, context
-from .vta.network import WIDE_PROLOGUE
+from .vta.network import beside_the_cpu
 from .vta.partition import Accelerator, partition
 
 if TYPE_CHECKING:
@@ -423,8 +423,11 @@ def _graph_egraph(
     """All programs of a graph by the shipped rules and the user's, integers among them if there are ranges."""
     ranges = options.calibration
     integers = ranges is not None or not QUANTIZED.isdisjoint(graph.operator_counts)
-    intrinsics = _useful(machine, graph, ranges is not None)
+    # Power-of-two scales make signed bytes, on which the CPU's intrinsics gain nothing.
+    intrinsics = _useful(machine, graph, ranges is not None and options.target != VTA)
     shipped = graph_rules(machine.lanes(), intrinsics, integers, options.rounding_gain)
+    if options.target == VTA:
+        shipped = beside_the_cpu(shipped)
     lossy = quantization_rules(options.scales) if ranges is not None else ()
     return build(graph, [*mine, *lossy, *shipped], options.graph_limits, ranges)
 
@@ -466,7 +469,8 @@ def compile_partitioned(
     from .partitioned import Partitioned
 
     machine = require_runnable(target_named("cpu"))
-    options, chosen = replace(options, scales="power-of-two"), accelerator or Accelerator()
+    options = replace(options, target=VTA, scales="power-of-two")
+    chosen = accelerator or Accelerator()
     ranges = options.calibration
     if ranges is not None:
         ranges.require_of(imported.graph)
@@ -474,7 +478,7 @@ def compile_partitioned(
     mine = [r for r in extra if isinstance(r, (GraphRule, FusionRule))]
     loops = [r for r in extra if isinstance(r, LoopRule)]
     progress("saturating the graph e-graph")
-    egraph = _graph_egraph(imported.graph, options, machine, [*mine, WIDE_PROLOGUE])
+    egraph = _graph_egraph(imported.graph, options, machine, mine)
     search = _kernel_search(options, machine, loops, progress, tuned=_tuned(options, machine))
     progress("choosing kernels and their sides")
     how = {"method": options.extraction, "time_limit": options.time_limit, "budget": _loss_budget(options)}

@@ -16,7 +16,7 @@ from typing import Any
 from .errors import CalibrationError
 from .graph import Graph
 
-FORMAT = "nestegg-ranges-1"
+FORMAT = "nestegg-ranges-2"
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Calibrated:
     low, high: its range (the whole of it, or percentiles). clipped: mean square of what lies outside. gain: root mean
     square of the relative error of the outputs that independent errors of variance 1 in each element cause. energy: of
     a product or convolution, the mean over results of the sum of the squares of the left operand's elements in it
-    (0 otherwise).
+    (0 otherwise). scaled_energy: the same of a product or convolution times constants, as a batch norm makes it.
     """
 
     low: float
@@ -34,6 +34,7 @@ class Calibrated:
     clipped: float
     gain: float
     energy: float = 0.0
+    scaled_energy: float = 0.0
 
     @property
     def magnitude(self) -> float:

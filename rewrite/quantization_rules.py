@@ -199,7 +199,8 @@ def quantization_rules(scales: str = "any") -> tuple[GraphRule, ...]:
     operands = [_quantize_operand(k, scheme) for k in CONTRACTIONS]
     if not scheme.power_of_two:
         return (*operands, *(_channel_weights(k, form) for k, form in FORMS))
-    return (*operands, *(_tensor_weights(k, scheme) for k in CONTRACTIONS), round_bias, relu_into_quantize)
+    weights = (_tensor_weights(k, scheme) for k in CONTRACTIONS)
+    return (*operands, *weights, _quantize_addend(scheme), round_bias, relu_into_quantize)
 
 
 def _named(f: Callable[..., Any], name: str) -> Callable[..., Any]:
@@ -247,6 +248,42 @@ def _quantize_operand(kind: Contraction, scheme: Scheme) -> GraphRule:
     )(_named(quantize_operand, name))
 
 
+def _quantize_addend(scheme: Scheme) -> GraphRule:
+    def loss(y_calibrated: Calibrated) -> float:
+        return _figures(y_calibrated.loss(scheme.scale(y_calibrated) ** 2 / 12 + y_calibrated.clipped))
+
+    def quantize_addend(x, y, *, a):
+        """y ~> dequantize(quantize(y)) where it is added to sums of products: integers add integers."""
+        integers = op.quantize(
+            y,
+            scale=lambda y_calibrated: scheme.scale(y_calibrated),
+            zero=0,
+            low=lambda y_calibrated: scheme.low(y_calibrated),
+            high=lambda y_calibrated: scheme.high(y_calibrated),
+            dtype=scheme.dtype,
+            rounding="up",
+            loss=loss,
+        )
+        total = op.add(op.dequantize(x, a), y)
+        return total >> total, y >> op.dequantize(
+            integers, scale=lambda y_calibrated: scheme.scale(y_calibrated), zero=0, dtype="f32", loss=0.0
+        )
+
+    return rule(
+        "precision",
+        when=lambda x, y, a: x.dtype == "i32" and a.zero == 0,
+        varies=("y",),
+        calibrated=("y",),
+        draw=_added,
+    )(quantize_addend)
+
+
+def _added(c: Chooser) -> Environment:
+    shape = tuple(c.integer(1, 4) for _ in range(2))
+    a = Attrs(scale=c.pick((0.5, 0.015625)), zero=0, dtype="f32", loss=0.0)
+    return {"x": TensorType(shape, "i32"), "y": TensorType(shape), "a": a}
+
+
 # --- lossy: weights as signed bytes ----------------------------------------------------------------------------------
 
 
@@ -277,9 +314,16 @@ def _of_weights(kind: Contraction, form: Form | None) -> Callable[..., bool]:
         """A contraction of bytes with weights of floats, of which a calibration says how large its operands are."""
         suits = a.zero == 0 if form is None else form.holds(a, c)
         types = DTYPES[x.dtype].size == 1 and w.dtype == "f32"
-        return suits and types and kind.fits(x, w, c) and result_calibrated.energy > 0
+        # A scale for each channel takes up those of a batch norm, wherever they are; one for all weights does not.
+        energy = _energy(result_calibrated) if form is None else result_calibrated.energy
+        return suits and types and kind.fits(x, w, c) and energy > 0
 
     return fits
+
+
+def _energy(x: Calibrated) -> float:
+    """Of a product or convolution whose weights may have taken up factors of its results."""
+    return x.energy or x.scaled_energy
 
 
 def _channel_weights(kind: Contraction, form: Form) -> GraphRule:
@@ -315,7 +359,7 @@ def _tensor_weights(kind: Contraction, scheme: Scheme) -> GraphRule:
         return scheme.step(float(np.abs(w_value).max(initial=0.0)), SIGNED)
 
     def loss(a: Attrs, w_value: np.ndarray, result_calibrated: Calibrated) -> float:
-        variance = step(w_value) ** 2 / 12 * result_calibrated.energy
+        variance = step(w_value) ** 2 / 12 * _energy(result_calibrated)
         return _figures(a.loss + result_calibrated.loss(variance))
 
     def quantize_weights(x, w, *, a, c):

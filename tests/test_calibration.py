@@ -101,7 +101,8 @@ def test_a_file_holds_all_of_it(tmp_path):
     [
         ("{", "is not JSON"),
         ("[]", "is not a file of ranges"),
-        ('{"format": "nestegg-ranges-1"}', "is damaged"),
+        ('{"format": "nestegg-ranges-2"}', "is damaged"),
+        ('{"format": "nestegg-ranges-1"}', "is not a file of ranges"),
         (None, "nestegg calibrate"),
     ],
 )

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,9 +23,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from ..extract import EGraphBuilder, extract
 from ..extract.choose import REPEATS, canonical_call, constant_values
-from ..ir.compose import reads_at, reads_once
+from ..ir.compose import is_map, reads_at, reads_once
 from ..ir.errors import NesteggError, UnsupportedError
-from ..ir.expr import Cast, Read, TensorExpr
+from ..ir.expr import Cast, Read, TensorExpr, walk
 from ..ir.graph import Graph
 from ..ir.index import Index
 from ..ir.loops import lower
@@ -35,6 +35,7 @@ from ..rewrite.fusion_rules import FUSION_RULES, FusionRule
 from ..rewrite.graph_egraph import GraphEGraph, build
 from ..rewrite.graph_rules import ALGEBRA
 from ..rewrite.kernel import MAX_STAGE_INPUTS, Kernel
+from ..rewrite.rule import GraphRule
 from .choose import EFFORT
 from .config import DEFAULT, Config, Memory
 from .errors import ProgramError
@@ -58,19 +59,49 @@ Values = Mapping[int, NDArray[Any]]
 
 
 def wide_prologue(consumer: Kernel, i: int, producer: Kernel) -> bool:
-    """What has more bits than the accelerator stores is computed where it is read: by the ALU, or, of a tensor that is
-    added, as a factor of GEMM's identity."""
+    """What has more bits than the accelerator stores is computed where it is read: by the ALU, or, of a narrow tensor
+    that is added to sums, as a factor of GEMM's identity."""
     expr, inputs = consumer.expr, len(consumer.expr.inputs) + len(producer.expr.inputs) - 1
-    wide = producer.expr.type.dtype == "i32" and inputs <= MAX_STAGE_INPUTS
+    wide = producer.expr.type.dtype == WIDE and inputs <= MAX_STAGE_INPUTS
     if not wide or i >= len(expr.inputs) or reads_at(expr, i) or not reads_once(expr, i):
+        return False
+    made = producer.expr.type
+    if not is_map(expr) and any(t.dtype == WIDE and t.size == made.size for t in producer.expr.inputs):
+        return False  # a sum of sums: an epilogue, if anything
+    if _has_floats(expr) or _has_floats(producer.expr):
         return False
     return all(index.axes <= set(expr.axes) for r in expr.reads if r.input == i for index in r.index)
 
 
+def _has_floats(expr: TensorExpr) -> bool:
+    return any(DTYPES[s.dtype].kind == "float" for s in walk(expr.body))
+
+
+#: The type of sums, which the accelerator does not store.
+WIDE = "i32"
 #: The accelerator's own rule of fusion.
 WIDE_PROLOGUE = FusionRule("fuse_wide_prologue", wide_prologue, "any", "light")
 #: The rules of the CPU's graphs that say what an operator is, and none about its layouts: those are the accelerator's.
 RULES = (*ALGEBRA, *FUSION_RULES, WIDE_PROLOGUE)
+
+
+def beside_the_cpu(rules: Iterable[GraphRule | FusionRule]) -> list[GraphRule | FusionRule]:
+    """The CPU's rules for a graph of which the accelerator may compute a part, and the accelerator's own.
+
+    Kernels that sum in integers end in integers: those that go on in floats, which multiply with every form that the
+    CPU's kernels of floats have, are left out. The accelerator cannot run them, and a CPU is as fast in floats as with
+    signed bytes (`vpdpbusd` wants one operand unsigned).
+    """
+    ends = {r.name for r in FUSION_RULES if r.producer == "reducing" and not r.widest}
+    return [WIDE_PROLOGUE, *(_in_integers(r) if isinstance(r, FusionRule) and r.name in ends else r for r in rules)]
+
+
+def _in_integers(rule: FusionRule) -> FusionRule:
+    def when(consumer: Kernel, i: int, producer: Kernel) -> bool:
+        mixes = producer.expr.type.dtype == WIDE and _has_floats(consumer.expr)
+        return not mixes and rule.when(consumer, i, producer)
+
+    return replace(rule, when=when)
 
 
 # --- which kernels -----------------------------------------------------------------------------------
@@ -230,8 +261,9 @@ def _is_conversion(expr: TensorExpr) -> bool:
 
 
 def _constants(egraph: GraphEGraph) -> dict[int, NDArray[Any]]:
-    """The arrays of the tensors that are known and that kernels read."""
-    wanted = {a for e in egraph.classes for call in e.calls for a in call.args if egraph.classes[a].const}
+    """The arrays of the tensors of integers that are known and that kernels read."""
+    known = {k for k, e in enumerate(egraph.classes) if e.const and DTYPES[e.type.dtype].kind != "float"}
+    wanted = known & {a for e in egraph.classes for call in e.calls for a in call.args}
     return constant_values(egraph, sorted(wanted), fold)
 
 

@@ -367,7 +367,7 @@ class _Recognition:
         o = position(out_at, [result.shape[d] for d in result.channel], every)[..., 0, 0]
         c = position([self.x.read.index[d] for d in source.channel], [source.shape[d] for d in source.channel], every)
         c = c[..., 0, 0]
-        _require(int(c.min()) >= 0, "pads channels")
+        _require(0 <= int(c.min()) and int(c.max()) < source.sizes[1], "pads channels")
         whole = result.sizes[1] == source.sizes[1] == o.size
         if self.w is None and not inner and whole and np.array_equal(o, c):
             return None, source.sizes[1]
@@ -447,8 +447,9 @@ class _Recognition:
             bound = bound if fits else (-half, half - 1)
         reason = f"results {bound[0]} … {bound[1]} do not fit the {self.config.out_bits} bits that STORE writes"
         _require(-half <= bound[0] and bound[1] < half, reason)
-        start = self._base_range(work)
-        return replace(work, epilogue=simplified(operations, start, (-half, half - 1)), addends=addends)
+        start, operand = self._base_range(work), (-half, half - 1)
+        small = with_small_factors(operations, start, operand, self.config.wgt_bits)
+        return replace(work, epilogue=simplified(small, start, operand), addends=addends)
 
     def _base_range(self, work: Work) -> Range:
         """Least and largest sum, whatever the inputs are."""
@@ -499,8 +500,6 @@ class _Recognition:
         if values is not None:
             return self._channel_constants(work, read, values * (sign * factor))
         self._require_narrow(read)
-        limit = 1 << (self.config.wgt_bits - 1)
-        _require(abs(factor) < limit, f"adds a tensor times {factor}: no weight of {self.config.wgt_bits} bits")
         dilated = work.rows.dilate > 1 or work.columns.dilate > 1
         _require(not dilated, "adds a tensor to a transposed convolution")
         shape = self.expr.inputs[read.input].shape
@@ -596,6 +595,61 @@ def _scaled(s: Scalar) -> tuple[Scalar, int]:
         if left is not None and s.fn == "mul":
             return s.args[1], left
     return s, 1
+
+
+# --- addends' factors as weights ----------------------------------------------------------------------
+
+
+def with_small_factors(
+    steps: Sequence[Operation], start: Range, operand: Range, bits: int
+) -> tuple[Operation, ...]:
+    """An equal epilogue whose addends' factors are weights of so many bits, for sums in the range `start`:
+
+        (x + y * 2**r + c) >> s   ->  (((x + c) >> k) + y * 2**(r - k)) >> (s - k)
+
+    which is exact, since y * 2**r has k zeros at its end. Raises `Unsuitable` where there is no such shift, or where
+    the sum may leave int32.
+    """
+    found: list[Operation] = []
+    for first, group in _sums_and_shifts(steps):
+        large = max((abs(a.value) for a in group if a.name == "addend"), default=0)
+        k = max(0, large.bit_length() - (bits - 1))
+        if k:
+            addends = [a for a in group if a.name == "addend"]
+            reason = f"adds a tensor times {large}: no weight of {bits} bits"
+            _require(first is not None and first.value >= k, reason)
+            assert first is not None
+            _require(all(a.value % (1 << k) == 0 for a in addends), reason)
+            _require(_range_of([*found, *group], start, operand) != INT32, f"{reason}, and the sum may leave int32")
+            group = [
+                *(a for a in group if a.name == "add"),
+                Operation("shr", k),
+                *(replace(a, value=a.value >> k) for a in addends),
+            ]
+            first = replace(first, value=first.value - k)
+        found += group if first is None else [*group, first]
+    return tuple(found)
+
+
+def _sums_and_shifts(steps: Sequence[Operation]) -> list[tuple[Operation | None, list[Operation]]]:
+    """Runs of additions, each with the shift to the right behind it; other steps are runs of their own."""
+    found: list[tuple[Operation | None, list[Operation]]] = []
+    run: list[Operation] = []
+    for step in steps:
+        if step.name in ("add", "addend"):
+            run.append(step)
+            continue
+        shifts = step.name == "shr" and step.value > 0
+        found += [(step, run)] if shifts else [(None, run), (None, [step])]
+        run = []
+    return [*found, (None, run)]
+
+
+def _range_of(steps: Sequence[Operation], start: Range, operand: Range) -> Range:
+    bound = start
+    for step in steps:
+        bound = step.range(bound, operand)
+    return bound
 
 
 # --- fewer operations --------------------------------------------------------------------------------
