@@ -144,6 +144,14 @@ def optimize(
     ] = None,
     ranges: Annotated[Path | None, typer.Option(metavar="FILE", help="What `nestegg calibrate` wrote.")] = None,
     scales: Annotated[Scales, typer.Option(help="Scales of quantized tensors.")] = Scales.any,
+    accelerator: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY=VALUE,…",
+            help="With --target vta: config, board, mhz, bandwidth (bytes/s) and latency (s) of the link, and host: "
+            "how many times slower than this machine the CPU beside it is.",
+        ),
+    ] = None,
 ) -> None:
     """Optimize a model, verify it against float64, and say what was done.
 
@@ -155,9 +163,11 @@ def optimize(
     _check_writable(None, dump)
     if dump is not None and target != VTA:
         raise NesteggError(f"--dump writes programs of the accelerator: give --target {VTA}, not {target}")
+    if accelerator is not None and target != VTA:
+        raise NesteggError(f"--accelerator describes what --target {VTA} compiles for; the target is {target}")
     shapes = _shapes(shape or [])
     if target == VTA and accuracy_budget is None and ranges is None:
-        return _optimize_for_vta(model, shapes, dump, seed, as_json)
+        return _optimize_for_vta(model, shapes, dump, seed, accelerator or "", as_json)
     if target == VTA:
         if dump is not None or dump_phases_to is not None or report is not None:
             raise NesteggError(
@@ -165,7 +175,8 @@ def optimize(
                 "--dump-phases-to away"
             )
         given = {"accuracy_budget": accuracy_budget, "ranges": ranges, "threads": threads, "cost_model": cost_model}
-        return _optimize_partitioned(model, shapes, given | {"rules": tuple(rules or ()), "log": log}, seed, as_json)
+        given |= {"rules": tuple(rules or ()), "log": log, "cache": cache}
+        return _optimize_partitioned(model, shapes, given, accelerator or "", seed, as_json)
     with _all_prints_to_stderr(), _progress(not as_json) as progress:
         progress("importing")
         imported = imported_model(model, shapes)
@@ -211,13 +222,14 @@ def optimize(
 
 
 def _optimize_for_vta(
-    model: str, shapes: dict[str, tuple[int, ...]], dump: Path | None, seed: int, as_json: bool
+    model: str, shapes: dict[str, tuple[int, ...]], dump: Path | None, seed: int, accelerator: str, as_json: bool
 ) -> None:
     """A model of integers, all of it on the accelerator."""
-    from .cli_vta import compiled_network, print_network
+    from .cli_vta import accelerator_named, compiled_network, print_network
 
+    chosen = accelerator_named(accelerator)
     with _all_prints_to_stderr():
-        network, found = compiled_network(imported_model(model, shapes), seed, dump)
+        network, found = compiled_network(imported_model(model, shapes), seed, dump, chosen.config, chosen.board)
     if as_json:
         typer.echo(strict_json(found))
     else:
@@ -229,17 +241,23 @@ def _optimize_for_vta(
 
 
 def _optimize_partitioned(
-    model: str, shapes: dict[str, tuple[int, ...]], options: dict[str, Any], seed: int, as_json: bool
+    model: str,
+    shapes: dict[str, tuple[int, ...]],
+    options: dict[str, Any],
+    accelerator: str,
+    seed: int,
+    as_json: bool,
 ) -> None:
     """A model of floats, quantized within its budget: each kernel on the CPU or the accelerator."""
-    from .cli_vta import print_partitioned
+    from .cli_vta import accelerator_named, print_partitioned
 
+    chosen = accelerator_named(accelerator)
     with _all_prints_to_stderr(), _progress(not as_json) as progress:
         progress("importing")
         imported = imported_model(model, shapes)
         from .compiler import Options, compile_partitioned
 
-        program = compile_partitioned(imported, Options(VTA, **options), progress=progress)
+        program = compile_partitioned(imported, Options(VTA, **options), chosen, progress)
         progress("verifying")
         program.verify(seed=seed)
         found = program.report()

@@ -17,11 +17,16 @@ from .ir.errors import NesteggError, UnknownNameError
 
 if TYPE_CHECKING:
     from .ir.imported import ImportedProgram
+    from .vta.config import Config
     from .vta.network import Network
+    from .vta.partition import Accelerator
     from .vta.program import Program
     from .vta.timing import Board
 
 FAILED = 1
+#: What `--accelerator` may set: the configuration, board and clock, the link to it (bytes a second, seconds), and how
+#: many times slower than this machine the CPU beside it is.
+ACCELERATOR_KEYS = ("config", "board", "mhz", "bandwidth", "latency", "host")
 
 vta = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Programs for the VTA accelerator.")
 
@@ -58,6 +63,36 @@ def _board(name: str) -> Board:
     return Board(int(latency), int(gap))
 
 
+def accelerator_named(text: str) -> Accelerator:
+    """The accelerator of `KEY=VALUE,…`. Raises `UnknownNameError` for a key or value that does not exist."""
+    from .vta.config import DEFAULT, Config
+    from .vta.partition import Accelerator, Link
+
+    given: dict[str, str] = {}
+    for part in filter(None, text.split(",")):
+        key, _, value = part.partition("=")
+        given[key] = value
+    unknown = sorted(given.keys() - set(ACCELERATOR_KEYS))
+    if unknown:
+        raise UnknownNameError(f"--accelerator {text}: there is no {unknown[0]!r}; give {', '.join(ACCELERATOR_KEYS)}")
+
+    def positive(key: str, default: float) -> float:
+        try:
+            value = float(given.get(key, default))
+        except ValueError:
+            value = -1.0
+        if not 0 < value < float("inf"):
+            raise UnknownNameError(f"--accelerator {text}: {key} is a number above 0")
+        return value
+
+    board = _board(given.get("board", "sim"))
+    board = board._replace(mhz=positive("mhz", board.mhz))
+    usual = Link.of(board)
+    link = Link(positive("bandwidth", usual.bandwidth), positive("latency", usual.latency))
+    config = Config.from_name(given["config"]) if "config" in given else DEFAULT
+    return Accelerator(config, board, link, host=positive("host", 1.0))
+
+
 ConfigName = Annotated[
     str | None, typer.Option("--config", metavar="NAME", help="A configuration, as in 1x16_i8w8a32_15_15_18_17.")
 ]
@@ -69,19 +104,17 @@ def _is_model(name: str) -> bool:
 
 
 def compiled_network(
-    imported: ImportedProgram, seed: int = 0, dump: Path | None = None, config: str | None = None, board: str = "sim"
+    imported: ImportedProgram, seed: int, dump: Path | None, config: Config, board: Board
 ) -> tuple[Network, dict[str, Any]]:
     """A model of integers compiled for the accelerator and run on random inputs: the network, and its report with
     whether the outputs are the graph's (`exact`). `dump`: where to write its programs."""
     import numpy as np
 
     from .ir.reference import evaluate
-    from .vta.config import DEFAULT, Config
     from .vta.network import compile_network
 
-    chosen = Config.from_name(config) if config else DEFAULT
-    network = compile_network(imported.graph, chosen, _board(board))
-    rng, half = np.random.default_rng(seed), 1 << (chosen.inp_bits - 1)
+    network = compile_network(imported.graph, config, board)
+    rng, half = np.random.default_rng(seed), 1 << (config.inp_bits - 1)
     inputs = [rng.integers(-half, half, t.shape).astype(np.int8) for t in imported.graph.input_types]
     found = network(*inputs) if dump is None else network.dump(dump, *inputs)
     expected = evaluate(imported.graph, inputs)
@@ -102,6 +135,9 @@ def print_network(r: dict[str, Any]) -> None:
 
 def print_partitioned(r: dict[str, Any]) -> None:
     """The report of a program for a CPU and an accelerator."""
+    t = r["target"]
+    beside = f"beside a CPU {t['host']:g} times slower than this one" if t["host"] != 1 else "beside this CPU"
+    typer.echo(f"{'compiled for':<12} {t['vta']} at {t['mhz']:g} MHz, {beside}\n")
     for k in r["kernels"]:
         typer.echo(f"{k['side']}  {k['result']:<22} {k['reason']}")
     for t in r["transfers"]:
@@ -175,8 +211,10 @@ def run(
 
 def _run_model(model: str, board: str, config: str | None, seed: int, as_json: bool) -> None:
     from .cli_models import imported_model
+    from .vta.config import DEFAULT, Config
 
-    _, found = compiled_network(imported_model(model, {}), seed, None, config, board)
+    chosen = Config.from_name(config) if config else DEFAULT
+    _, found = compiled_network(imported_model(model, {}), seed, None, chosen, _board(board))
     if as_json:
         typer.echo(json.dumps(found))
     else:

@@ -7,6 +7,7 @@ the accelerator needs; then the accelerator runs a stream.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arguments import as_array
-from .codegen.program import Executable
+from .codegen.program import Executable, MachineCode
 from .compiler import plan_program, random_inputs
 from .extract.choose import constant_values
 from .extract.search import KernelSearch
@@ -68,7 +69,7 @@ class Partitioned:
     """An optimized program for a CPU with a VTA. Call it like the original, from any number of threads.
 
     partition: what was chosen, and why. accelerator: what for. accuracy: what quantization was allowed and is estimated
-    to cause, or None. Not to be built directly: see `optimize`.
+    to cause, or None. seconds: what it took to compile, by stage. Not to be built directly: see `optimize`.
     """
 
     def __init__(
@@ -81,10 +82,13 @@ class Partitioned:
         machine: Target,
         threads: int,
         accuracy: Accuracy | None,
+        seconds: dict[str, float],
+        codes: Sequence[MachineCode] = (),
     ) -> None:
         self.imported, self.graph, self.egraph = imported, imported.graph, egraph
         self.partition, self.accelerator, self.accuracy = partition, accelerator, accuracy
-        self.machine, self.threads = machine, threads
+        self.machine, self.threads, self.seconds = machine, threads, seconds
+        self._codes, begun = list(codes), time.perf_counter()
         self._verified: PartitionVerification | None = None
         self._inputs = {e.input: k for k, e in enumerate(egraph.classes) if e.input is not None}
         self._constants = self._known()
@@ -96,6 +100,7 @@ class Partitioned:
                 self._turns.append(self._cpu_turn(phase, phases[:k] + phases[k + 1 :], search))
             elif stream is not None:
                 self._turns.append(stream)
+        self.seconds["machine code and streams"] = time.perf_counter() - begun
 
     # --- compiling --------------------------------------------------------------------------------
 
@@ -127,7 +132,25 @@ class Partitioned:
         own = replace(self.egraph, classes=classes, outputs=outputs)
         program = plan_program(own, self.partition.steps(kernels), search, self.machine, self.threads)
         types = [[classes[t].type for t in tensors] for tensors in (inputs, outputs)]
-        return Executable(program, types[0], types[1])
+        return Executable(program, types[0], types[1], code=self._codes.pop(0) if self._codes else None)
+
+    @property
+    def machine_codes(self) -> list[MachineCode]:
+        """The machine code of the CPU's turns, in order."""
+        turns = [t for t in self._turns if isinstance(t, _Turn) and t.executable is not None]
+        return [t.executable.code for t in turns if t.executable is not None]
+
+    @property
+    def constants(self) -> Values:
+        """The known tensors that its kernels read, by e-class."""
+        read = {t for a in self.partition.actions if isinstance(a, CpuKernel) for t in a.candidate.args}
+        wanted = sorted(t for t in read - self._constants.keys() if self.egraph.classes[t].const)
+        return self._constants | constant_values(self.egraph, wanted, fold)
+
+    @property
+    def compile_s(self) -> float:
+        """Seconds from the imported graph to machine code and streams."""
+        return sum(self.seconds.values())
 
     # --- running ----------------------------------------------------------------------------------
 
@@ -222,7 +245,11 @@ class Partitioned:
         transfers += [self._weights_row(a, seconds) for a, seconds in self.partition.packing.items()]
         return {
             "source": self.imported.source,
-            "target": {"cpu": self.machine.cpu, "threads": self.threads, "vta": config.name, "mhz": board.mhz},
+            "seconds": self.seconds,
+            "target": {
+                "cpu": self.machine.cpu, "threads": self.threads, "host": self.accelerator.host,
+                "vta": config.name, "mhz": board.mhz,
+            },
             "link": {"bytes_per_second": link.bandwidth, "latency_us": link.latency * 1e6},
             "simulated": SIMULATED,
             "kernels": [self._kernel_row(a) for a in self.partition.actions if a in self.partition.reasons],

@@ -23,8 +23,10 @@ from .codegen.program import Buffer, KernelCall, MachineCode, Program, unpacked
 from .extract.search import KernelSchedule
 from .ir.graph import Graph
 from .ir.loops import Lowered
-from .ir.serial import KERNELS
+from .ir.serial import KERNELS, Codec
 from .ir.target import Target
+from .vta.choose import Choice
+from .vta.conv import Tiling
 
 #: Packages whose version decides what a program compiles to.
 MAKERS = ("egglog", "highspy", "jax", "jaxlib", "llvmlite", "numpy")
@@ -32,6 +34,7 @@ MAKERS = ("egglog", "highspy", "jax", "jaxlib", "llvmlite", "numpy")
 GRAPH_OPTIONS = ("graph_limits", "extraction", "time_limit", "accuracy_budget", "ranges", "scales", "rounding_gain")
 PROGRAMS = KERNELS.extended(Buffer, KernelCall, Target)
 SCHEDULES = KERNELS.extended(KernelSchedule)
+TILINGS = Codec((Choice, Tiling))
 
 
 def graph_digest(graph: Graph) -> str:
@@ -135,6 +138,25 @@ class ScheduleStore:
     def _name(self, kernel: Lowered) -> str:
         key = digest([self._digest, KERNELS.dumps(kernel)])
         return f"kernels/{key[:2]}/{key[:40]}"
+
+
+class TilingStore:
+    """Schedules of the accelerator's layers in the cache (`vta.choose.Tilings`): they depend on nothing but nestegg's
+    source and what their key says."""
+
+    def __init__(self, cache: Cache) -> None:
+        self.cache = cache
+
+    def get(self, key: str) -> Choice | None:
+        parts = self.cache.read(self._name(key))
+        return None if parts is None else TILINGS.loads(text_of(parts["choice"]))
+
+    def put(self, key: str, choice: Choice) -> None:
+        self.cache.write(self._name(key), {"choice": TILINGS.dumps(choice).encode()})
+
+    def _name(self, key: str) -> str:
+        found = digest([package_digest(), key])
+        return f"kernels/{found[:2]}/{found[:40]}"
 
 
 @dataclass(frozen=True, eq=False)

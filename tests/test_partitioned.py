@@ -164,3 +164,18 @@ def test_weights_that_are_packed_are_transfers():
 def test_an_accelerator_is_for_the_target_vta():
     with pytest.raises(nestegg.NesteggError, match="target='vta' only"):
         nestegg.optimize(residual, integers(1, 16, 8, 8), accelerator=Accelerator())
+
+
+def test_a_program_is_compiled_once(network, tmp_path, monkeypatch):
+    monkeypatch.setenv("NESTEGG_CACHE_DIR", str(tmp_path))
+    x = network[2]
+    first = partitioned(network, FREE, FAST)
+    again = partitioned(network, FREE, FAST)
+    assert "partition" in first.seconds and "partition" not in again.seconds, "no e-graph, no extraction"
+    assert np.array_equal(first(x), again(x))
+    reports = [p.report() | {"seconds": None} for p in (first, again)]
+    assert reports[0] == reports[1]
+    checked = again.verify(x)
+    assert checked.ok and checked.vta_exact == checked.vta_kernels == 3
+    other = partitioned(network, FREE, FAST, accuracy_budget=BUDGET / 2)
+    assert "partition" in other.seconds, "another budget is another program"

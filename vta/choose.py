@@ -11,6 +11,7 @@ import heapq
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import ceil
+from typing import Protocol
 
 from .config import Memory
 from .conv import Tiling
@@ -55,13 +56,33 @@ class Estimate:
         return max(self.compute, load, self.store, self.paired) + self.first + self.last
 
 
+class Tilings(Protocol):
+    """Choices that were made before, by a text that says of what: layer, epilogue, accelerator, effort."""
+
+    def get(self, key: str) -> Choice | None: ...
+
+    def put(self, key: str, choice: Choice) -> None: ...
+
+
+class InMemory:
+    """Choices of this process."""
+
+    def __init__(self) -> None:
+        self._choices: dict[str, Choice] = {}
+
+    def get(self, key: str) -> Choice | None:
+        return self._choices.get(key)
+
+    def put(self, key: str, choice: Choice) -> None:
+        self._choices[key] = choice
+
+
 @dataclass(frozen=True)
 class Choice:
     """What was chosen, and from how many schedules. `refused`: of the programs that were to be timed, those that the
     instruction set cannot express (a field or a micro-op kernel too long)."""
 
     tiling: Tiling
-    program: Program
     cycles: int
     estimated: float
     schedules: int
@@ -201,7 +222,7 @@ def choose(egraph: ScheduleEGraph, make: Make, board: Board, effort: int = EFFOR
             continue
         cycles = simulate(program.stream, program.config, board).cycles
         if best is None or cycles < best[0]:
-            best = cycles, program, e
+            best = cycles, e
     space = egraph.space
     if best is None:
         raise ProgramError(
@@ -209,5 +230,5 @@ def choose(egraph: ScheduleEGraph, make: Make, board: Board, effort: int = EFFOR
             "take larger buffers, or a smaller layer"
         )
     enodes = sum(len(nodes) for nodes in egraph.nodes.values())
-    cycles, program, e = best
-    return Choice(e.tiling, program, cycles, e.cycles, egraph.programs(), enodes, len(candidates) - refused, refused)
+    cycles, e = best
+    return Choice(e.tiling, cycles, e.cycles, egraph.programs(), enodes, len(candidates) - refused, refused)

@@ -30,7 +30,7 @@ from ..ir.loops import LoopKernel
 from ..ir.loops import lower as loop_kernel
 from ..ir.types import DTYPES, TensorType
 from .analysis import Analysis, analyse
-from .choose import EFFORT, Choice, choose
+from .choose import EFFORT, Choice, Tilings, choose
 from .config import DEFAULT, Config, Memory
 from .conv import Buffers, emit
 from .errors import ProgramError
@@ -369,12 +369,14 @@ def compile_work(
     config: Config,
     board: Board = SIM,
     effort: int = EFFORT,
+    tilings: Tilings | None = None,
 ) -> CompiledKernel:
-    """As `compile_kernel`, of a kernel that has been recognised."""
+    """As `compile_kernel`, of a kernel that has been recognised. `tilings`: what was chosen before, and where to keep
+    what is chosen."""
     steps, biases = epilogue(work)
     found = parts(work, config)
     gemm = tuple(_fit(part.layer, config) for part in found)
-    choices = tuple(_choose(part, steps, config, board, effort) for part in found)
+    choices = tuple(_chosen(part, steps, config, board, effort, tilings) for part in found)
     return CompiledKernel(expr, work, config, board, constants, found, steps, tuple(biases), gemm, choices)
 
 
@@ -386,6 +388,20 @@ def _fit(layer: Layer, config: Config) -> GemmFit | None:
     found = fit(kernel, config) if isinstance(kernel, LoopKernel) else None
     if found is None or found.trips * layer.images * layer.groups != layer.macs:
         raise Unsuitable(f"{layer} is no product of {config.name}'s GEMM: {kernel}")
+    return found
+
+
+def _chosen(
+    part: Part, steps: Epilogue, config: Config, board: Board, effort: int, tilings: Tilings | None
+) -> Choice:
+    """The part's schedule, found earlier or now. Numbers in the epilogue do not matter to it."""
+    kinds = [s.op.name if isinstance(s, Immediate) else repr(s) for s in steps]
+    key = repr((part.layer, part.place, kinds, config, board, effort))
+    found = None if tilings is None else tilings.get(key)
+    if found is None:
+        found = _choose(part, steps, config, board, effort)
+        if tilings is not None:
+            tilings.put(key, found)
     return found
 
 

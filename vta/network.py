@@ -36,14 +36,14 @@ from ..rewrite.graph_egraph import GraphEGraph, build
 from ..rewrite.graph_rules import ALGEBRA
 from ..rewrite.kernel import MAX_STAGE_INPUTS, Kernel
 from ..rewrite.rule import GraphRule
-from .choose import EFFORT
+from .choose import EFFORT, InMemory, Tilings
 from .config import DEFAULT, Config, Memory
 from .errors import ProgramError
 from .functional import run
 from .lower import CompiledKernel
 from .offer import Offer, offer
 from .program import Output, Program, Segment
-from .recognise import Unsuitable
+from .recognise import Unsuitable, of_floats
 from .runtime import Buffer, Builder, Dram
 from .timing import SIM, Board, simulate
 from .tokens import Queue
@@ -121,8 +121,11 @@ class Candidate:
 class _Choosing:
     """Extraction of a network from its e-graph. Reasons are kept for tensors that nothing makes."""
 
-    def __init__(self, egraph: GraphEGraph, config: Config, board: Board, effort: int) -> None:
+    def __init__(
+        self, egraph: GraphEGraph, config: Config, board: Board, effort: int, tilings: Tilings | None = None
+    ) -> None:
         self.egraph, self.config, self.board, self.effort = egraph, config, board, effort
+        self.tilings = tilings or InMemory()
         self.reasons: dict[int, list[str]] = {}
         self.values = _constants(egraph)
         self.numbers = {c: v.flat[0].item() for c, v in self.values.items() if _is_number(egraph, c)}
@@ -149,13 +152,16 @@ class _Choosing:
                 return found
 
     def _calls(self, owner: int) -> list[tuple[TensorExpr, tuple[int, ...], float]]:
-        """The kernels of a tensor, each once, with the least loss that any derivation of it has."""
+        """The kernels of a tensor in integers, each once, with the least loss that any derivation of it has."""
         e = self.egraph.classes[owner]
         if e.const or e.input is not None:
             return []
         losses: dict[tuple[TensorExpr, tuple[int, ...]], float] = {}
         for call in e.calls:
-            if owner not in call.args:
+            refusal = of_floats(call.kernel.expr)
+            if refusal:
+                self.reasons.setdefault(owner, []).append(refusal)
+            elif owner not in call.args:
                 key = canonical_call(call, self.numbers)
                 losses[key] = min(call.kernel.loss, losses.get(key, call.kernel.loss))
         return [(*key, loss) for key, loss in losses.items()]
@@ -165,7 +171,7 @@ class _Choosing:
             return Candidate(owner, args, None, loss) if self._is_narrow(args[0]) else None
         known = {k: self.values[a] for k, a in enumerate(args) if a in self.values}
         narrow = frozenset(k for k, a in enumerate(args) if a in self.narrow)
-        made = offer(expr, known, self.config, self.board, self.effort, narrow)
+        made = offer(expr, known, self.config, self.board, self.effort, narrow, self.tilings)
         if made.reason:
             self.reasons.setdefault(owner, []).append(made.reason)
             return None
@@ -548,22 +554,27 @@ class _Linking:
 
 
 def compile_network(
-    graph: Graph, config: Config = DEFAULT, board: Board = SIM, effort: int = EFFORT
+    graph: Graph, config: Config = DEFAULT, board: Board = SIM, effort: int = EFFORT, tilings: Tilings | None = None
 ) -> Network:
     """Compile a graph of integer operators (what quantization makes) for the accelerator, all of it.
 
-    `effort`: programs that are built and timed for each layer. Raises `Unsuitable`, naming a tensor and the reasons, if
-    one cannot be made there, `ProgramError` if a layer does not fit the accelerator's buffers.
+    `effort`: programs that are built and timed for each layer; `tilings`: schedules that were found before. Raises
+    `Unsuitable`, naming a tensor and the reasons, if one cannot be made there, `ProgramError` if a layer does not fit
+    the accelerator's buffers.
     """
-    return compile_egraph(network_egraph(graph), config, board, effort)
+    return compile_egraph(network_egraph(graph), config, board, effort, tilings)
 
 
 def offers(
-    egraph: GraphEGraph, config: Config = DEFAULT, board: Board = SIM, effort: int = EFFORT
+    egraph: GraphEGraph,
+    config: Config = DEFAULT,
+    board: Board = SIM,
+    effort: int = EFFORT,
+    tilings: Tilings | None = None,
 ) -> list[Candidate]:
     """What the accelerator can make of an e-graph's tensors, and of which others: what a partition chooses from.
-    Schedules are not searched yet."""
-    return _Choosing(egraph, config, board, effort).candidates
+    Schedules are not searched yet; `tilings`: those that were found before."""
+    return _Choosing(egraph, config, board, effort, tilings).candidates
 
 
 def network_egraph(graph: Graph) -> GraphEGraph:
@@ -571,9 +582,11 @@ def network_egraph(graph: Graph) -> GraphEGraph:
     return build(graph, RULES)
 
 
-def compile_egraph(egraph: GraphEGraph, config: Config, board: Board = SIM, effort: int = EFFORT) -> Network:
+def compile_egraph(
+    egraph: GraphEGraph, config: Config, board: Board = SIM, effort: int = EFFORT, tilings: Tilings | None = None
+) -> Network:
     """As `compile_network`, of a graph whose e-graph is there."""
-    choosing = _Choosing(egraph, config, board, effort)
+    choosing = _Choosing(egraph, config, board, effort, tilings)
     order = choosing.best()
     if not any(c.offer is not None for c in order):
         raise NesteggError("the graph computes nothing: its outputs are inputs or constants")

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..ir.expr import TensorExpr
-from .choose import EFFORT
+from .choose import EFFORT, Tilings
 from .config import DEFAULT, Config
 from .errors import ProgramError
 from .lower import CompiledKernel, bound, compile_work
@@ -26,8 +26,8 @@ from .timing import SIM, Board
 class Offer:
     """`reason`: why the accelerator cannot compute the kernel, "" if it can; only then the rest has values.
 
-    `bound`: cycles below which no program of it stays. `kernel`, `cycles`: its program and what the timing model says
-    of it; the schedule is searched when one of them is asked for.
+    `narrow`: as it was asked for. `bound`: cycles below which no program of it stays. `kernel`, `cycles`: its program
+    and what the timing model says of it; the schedule is searched when one of them is asked for.
     """
 
     expr: TensorExpr
@@ -38,6 +38,8 @@ class Offer:
     reason: str = ""
     work: Work | None = None
     bound: int = 0
+    narrow: tuple[int, ...] = ()
+    tilings: Tilings | None = None
     _failed: list[str] = field(default_factory=list, repr=False)
 
     @cached_property
@@ -47,7 +49,8 @@ class Offer:
         if self.work is None:
             return None
         try:
-            return compile_work(self.work, self.expr, self.constants, self.config, self.board, self.effort)
+            known = self.work, self.expr, self.constants
+            return compile_work(*known, self.config, self.board, self.effort, self.tilings)
         except ProgramError as e:
             self._failed.append(str(e))
             return None
@@ -75,9 +78,11 @@ def offer(
     board: Board = SIM,
     effort: int = EFFORT,
     narrow: Collection[int] = (),
+    tilings: Tilings | None = None,
 ) -> Offer:
     """The accelerator's offer for a kernel, given by its tensor expression. `constants`: the arrays of known inputs;
     `narrow`: inputs of a wider type whose values fit the accelerator's inputs, as the results of any offer do.
+    `tilings`: schedules that were found before.
 
     Never raises for a kernel that does not suit: `reason` says so.
     """
@@ -87,4 +92,4 @@ def offer(
         least = bound(work, config)
     except Unsuitable as e:
         return Offer(expr, known, config, board, effort, str(e))
-    return Offer(expr, known, config, board, effort, "", work, least)
+    return Offer(expr, known, config, board, effort, "", work, least, tuple(sorted(narrow)), tilings)

@@ -32,7 +32,7 @@ from ..ir.errors import NesteggError, UnsupportedError
 from ..ir.nest import Nest
 from ..ir.reference import fold
 from ..rewrite.graph_egraph import GraphEGraph
-from .choose import EFFORT
+from .choose import EFFORT, Tilings
 from .config import DEFAULT, Config, Memory
 from .network import HANDOVER, offers
 from .network import Candidate as Offered
@@ -68,19 +68,25 @@ class Link(NamedTuple):
 @dataclass(frozen=True)
 class Accelerator:
     """The accelerator to compile for: its configuration, its board (clock and memory), how the CPU reaches it (by
-    default `Link.of(board)`), and the programs that are built and timed for each of its kernels."""
+    default `Link.of(board)`), and the programs that are built and timed for each of its kernels.
+
+    host: how many times slower than this machine the CPU beside the accelerator is. What the CPU's kernels are
+    predicted to take here is multiplied by it.
+    """
 
     config: Config = DEFAULT
     board: Board = SIM
     link: Link | None = None
     effort: int = EFFORT
+    host: float = 1.0
 
     @property
     def transfers(self) -> Link:
         return self.link or Link.of(self.board)
 
 
-class Place(NamedTuple):
+@dataclass(frozen=True)
+class Place:
     """A tensor in the accelerator's DRAM, in a layout (canonical, see `View.canonical`)."""
 
     tensor: int
@@ -261,14 +267,15 @@ def partition(
     method: str = "ilp",
     time_limit: float = 10.0,
     budget: float | None = None,
+    tilings: Tilings | None = None,
 ) -> Partition:
     """Extract the program with the least predicted time on both machines together, whose kernels' losses sum to at most
     `budget` if one is given. Nothing overlaps: while one side works or a tensor moves, the other waits. `time_limit`:
-    seconds for all rounds of exact extraction together.
+    seconds for all rounds of exact extraction together. `tilings`: the accelerator's schedules that were found before.
 
     Raises `UnsupportedError` if an output cannot be computed.
     """
-    return _Partitioning(egraph, costs, accelerator, method, time_limit, budget).best()
+    return _Partitioning(egraph, costs, accelerator, method, time_limit, budget, tilings).best()
 
 
 @dataclass(eq=False)
@@ -279,6 +286,7 @@ class _Partitioning:
     method: str
     time_limit: float
     budget: float | None
+    tilings: Tilings | None = None
     nests: dict[int, tuple[Nest, float]] = field(default_factory=dict)
     cpu_seconds: dict[int, float] = field(default_factory=dict)
     unusable: set[int] = field(default_factory=set)
@@ -286,8 +294,10 @@ class _Partitioning:
 
     def __post_init__(self) -> None:
         self.cpu = kernel_candidates(self.egraph)
-        self.cpu_seconds = {c.number: at_least(c.kernel, self.costs) for c in self.cpu}
-        made = offers(self.egraph, self.accelerator.config, self.accelerator.board, self.accelerator.effort)
+        host = self.accelerator.host
+        self.cpu_seconds = {c.number: at_least(c.kernel, self.costs) * host for c in self.cpu}
+        vta = self.accelerator
+        made = offers(self.egraph, vta.config, vta.board, vta.effort, self.tilings)
         self.vta = [VtaKernel(c.owner, c.args, c.offer, c.loss) for c in made if c.offer is not None]
         self.others = self._widened([c for c in made if c.offer is None])
         self.others += self._transfers()
@@ -323,7 +333,8 @@ class _Partitioning:
     def price(self, a: Action) -> float:
         link, config = self.accelerator.transfers, self.accelerator.config
         if isinstance(a, CpuKernel):
-            return self.cpu_seconds[a.candidate.number] + (0.0 if a.candidate.kernel.is_alias else CALL_OVERHEAD)
+            called = 0.0 if a.candidate.kernel.is_alias else CALL_OVERHEAD * self.accelerator.host
+            return self.cpu_seconds[a.candidate.number] + called
         if isinstance(a, VtaKernel):
             return self._vta_seconds(a) + self._packing(a)
         if isinstance(a, Widened):
@@ -350,7 +361,7 @@ class _Partitioning:
             if found is None:
                 self.unusable.add(n)
             else:
-                self.nests[n], self.cpu_seconds[n] = found, found[1]
+                self.nests[n], self.cpu_seconds[n] = found, found[1] * self.accelerator.host
         untimed = [a for a in chosen if isinstance(a, VtaKernel) and a not in self.timed]
         self.timed.update(untimed)
         return bool(todo or untimed)

@@ -185,11 +185,17 @@ def recognise(
     return _Recognition(expr, config, constants or {}, narrow).work()
 
 
+def of_floats(expr: TensorExpr) -> str:
+    """The reason not to compute a kernel that has floats; "" if it has none."""
+    found = sorted({t.dtype for t in (*expr.inputs, expr.type) if DTYPES[t.dtype].kind == "float"})
+    return f"computes in {', '.join(found)}; the accelerator has integers only" if found else ""
+
+
 class _Recognition:
     def __init__(self, expr: TensorExpr, config: Config, constants: Arrays, narrow: Collection[int]) -> None:
         self.expr, self.config, self.constants, self.narrow = expr, config, constants, narrow
-        floats = sorted({t.dtype for t in (*expr.inputs, expr.type) if DTYPES[t.dtype].kind == "float"})
-        _require(not floats, f"computes in {', '.join(floats)}; the accelerator has integers only")
+        refusal = of_floats(expr)
+        _require(not refusal, refusal)
         try:
             self.kernel: LoopKernel = by_dimension(expr)
         except UnsupportedError:
