@@ -225,6 +225,12 @@ class Partitioned:
         ]
         return np.array_equal(self._fetched(run.dram, kernel.makes), evaluate_expr(kernel.offer.expr, operands))
 
+    def integers(self, *args: Any) -> list[NDArray[Any]]:
+        """What each kernel of the accelerator makes of the arguments, in order: to hold against other implementations.
+        """
+        run = self._execute(self._arrays(self.imported.flatten(*args)))
+        return [self._fetched(run.dram, k.makes) for k in self._vta_kernels]
+
     @property
     def _vta_kernels(self) -> list[VtaKernel]:
         return [a for a in self.partition.actions if isinstance(a, VtaKernel)]

@@ -200,7 +200,8 @@ def quantization_rules(scales: str = "any") -> tuple[GraphRule, ...]:
     if not scheme.power_of_two:
         return (*operands, *(_channel_weights(k, form) for k, form in FORMS))
     weights = (_tensor_weights(k, scheme) for k in CONTRACTIONS)
-    return (*operands, *weights, _quantize_addend(scheme), round_bias, relu_into_quantize)
+    sums = (_quantize_addend(scheme), _quantize_image(scheme))
+    return (*operands, *weights, *sums, round_bias, relu_into_quantize)
 
 
 def _named(f: Callable[..., Any], name: str) -> Callable[..., Any]:
@@ -208,34 +209,40 @@ def _named(f: Callable[..., Any], name: str) -> Callable[..., Any]:
     return f
 
 
-def _quantize_operand(kind: Contraction, scheme: Scheme) -> GraphRule:
+def _through_bytes(x: Pattern, scheme: Scheme) -> Pattern:
+    """dequantize(quantize(x)) of a calibrated tensor x."""
+
+    def scale(x_calibrated: Calibrated) -> float:
+        return scheme.scale(x_calibrated)
+
+    def zero(x_calibrated: Calibrated) -> int:
+        return scheme.zero(x_calibrated)
+
     def loss(x_calibrated: Calibrated) -> float:
         return _figures(x_calibrated.loss(scheme.scale(x_calibrated) ** 2 / 12 + x_calibrated.clipped))
 
+    integers = op.quantize(
+        x,
+        scale=scale,
+        zero=zero,
+        low=lambda x_calibrated: scheme.low(x_calibrated),
+        high=lambda x_calibrated: scheme.high(x_calibrated),
+        dtype=scheme.dtype,
+        rounding="up",
+        loss=loss,
+    )
+    return op.dequantize(integers, scale=scale, zero=zero, dtype="f32", loss=0.0)
+
+
+def _quantize_operand(kind: Contraction, scheme: Scheme) -> GraphRule:
     def fits(x: TensorType, w: TensorType, c: Attrs) -> bool:
         """A contraction of a calibrated tensor of floats with weights."""
         return x.dtype == "f32" and kind.fits(x, w, c)
 
     def quantize_operand(x, w, *, c):
         """x ~> dequantize(quantize(x)) where a contraction with constant weights reads it."""
-        integers = op.quantize(
-            x,
-            scale=lambda x_calibrated: scheme.scale(x_calibrated),
-            zero=lambda x_calibrated: scheme.zero(x_calibrated),
-            low=lambda x_calibrated: scheme.low(x_calibrated),
-            high=lambda x_calibrated: scheme.high(x_calibrated),
-            dtype=scheme.dtype,
-            rounding="up",
-            loss=loss,
-        )
         product = kind.apply(x, w, c)
-        return product >> product, x >> op.dequantize(
-            integers,
-            scale=lambda x_calibrated: scheme.scale(x_calibrated),
-            zero=lambda x_calibrated: scheme.zero(x_calibrated),
-            dtype="f32",
-            loss=0.0,
-        )
+        return product >> product, x >> _through_bytes(x, scheme)
 
     name = f"quantize_{kind.name}_input" + "_to_power_of_two" * scheme.power_of_two
     return rule(
@@ -249,39 +256,42 @@ def _quantize_operand(kind: Contraction, scheme: Scheme) -> GraphRule:
 
 
 def _quantize_addend(scheme: Scheme) -> GraphRule:
-    def loss(y_calibrated: Calibrated) -> float:
-        return _figures(y_calibrated.loss(scheme.scale(y_calibrated) ** 2 / 12 + y_calibrated.clipped))
-
-    def quantize_addend(x, y, *, a):
-        """y ~> dequantize(quantize(y)) where it is added to sums of products: integers add integers."""
-        integers = op.quantize(
-            y,
-            scale=lambda y_calibrated: scheme.scale(y_calibrated),
-            zero=0,
-            low=lambda y_calibrated: scheme.low(y_calibrated),
-            high=lambda y_calibrated: scheme.high(y_calibrated),
-            dtype=scheme.dtype,
-            rounding="up",
-            loss=loss,
-        )
-        total = op.add(op.dequantize(x, a), y)
-        return total >> total, y >> op.dequantize(
-            integers, scale=lambda y_calibrated: scheme.scale(y_calibrated), zero=0, dtype="f32", loss=0.0
-        )
+    def quantize_addend(t, x, *, a):
+        """x ~> dequantize(quantize(x)) where it is added to sums of products: integers add integers."""
+        total = op.add(op.dequantize(t, a), x)
+        return total >> total, x >> _through_bytes(x, scheme)
 
     return rule(
         "precision",
-        when=lambda x, y, a: x.dtype == "i32" and a.zero == 0,
-        varies=("y",),
-        calibrated=("y",),
+        when=lambda t, a: t.dtype == "i32" and a.zero == 0,
+        varies=("x",),
+        calibrated=("x",),
         draw=_added,
     )(quantize_addend)
+
+
+def _quantize_image(scheme: Scheme) -> GraphRule:
+    def quantize_summed_image(x, *, a):
+        """x ~> dequantize(quantize(x)) where an image is summed up: what makes it may then end in integers."""
+        total = op.reduce(x, a)
+        return total >> total, x >> _through_bytes(x, scheme)
+
+    return rule(
+        "precision",
+        when=lambda x, a: x.dtype == "f32" and x.rank == 4 and a.kind == "sum" and a.axes == (2, 3),
+        varies=("x",),
+        calibrated=("x",),
+        draw=lambda c: {
+            "x": TensorType(tuple(c.integer(1, 3) for _ in range(4))),
+            "a": Attrs(axes=(2, 3), kind="sum"),
+        },
+    )(quantize_summed_image)
 
 
 def _added(c: Chooser) -> Environment:
     shape = tuple(c.integer(1, 4) for _ in range(2))
     a = Attrs(scale=c.pick((0.5, 0.015625)), zero=0, dtype="f32", loss=0.0)
-    return {"x": TensorType(shape, "i32"), "y": TensorType(shape), "a": a}
+    return {"t": TensorType(shape, "i32"), "x": TensorType(shape), "a": a}
 
 
 # --- lossy: weights as signed bytes ----------------------------------------------------------------------------------
