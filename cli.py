@@ -167,16 +167,16 @@ def optimize(
         raise NesteggError(f"--accelerator describes what --target {VTA} compiles for; the target is {target}")
     shapes = _shapes(shape or [])
     if target == VTA and accuracy_budget is None and ranges is None:
-        return _optimize_for_vta(model, shapes, dump, seed, accelerator or "", as_json)
+        return _optimize_for_vta(model, shapes, dump, seed, accelerator or "", cache, as_json)
     if target == VTA:
-        if dump is not None or dump_phases_to is not None or report is not None:
+        if dump_phases_to is not None or report is not None:
             raise NesteggError(
-                "a program for a CPU and an accelerator is not written to files: leave --dump, --report and "
-                "--dump-phases-to away"
+                "--report and --dump-phases-to are of programs for a CPU alone: leave them away (--dump writes the "
+                "accelerator's programs)"
             )
         given = {"accuracy_budget": accuracy_budget, "ranges": ranges, "threads": threads, "cost_model": cost_model}
         given |= {"rules": tuple(rules or ()), "log": log, "cache": cache}
-        return _optimize_partitioned(model, shapes, given, accelerator or "", seed, as_json)
+        return _optimize_partitioned(model, shapes, given, accelerator or "", dump, seed, as_json)
     with _all_prints_to_stderr(), _progress(not as_json) as progress:
         progress("importing")
         imported = imported_model(model, shapes)
@@ -222,14 +222,21 @@ def optimize(
 
 
 def _optimize_for_vta(
-    model: str, shapes: dict[str, tuple[int, ...]], dump: Path | None, seed: int, accelerator: str, as_json: bool
+    model: str,
+    shapes: dict[str, tuple[int, ...]],
+    dump: Path | None,
+    seed: int,
+    accelerator: str,
+    cache: bool,
+    as_json: bool,
 ) -> None:
     """A model of integers, all of it on the accelerator."""
     from .cli_vta import accelerator_named, compiled_network, print_network
 
     chosen = accelerator_named(accelerator)
     with _all_prints_to_stderr():
-        network, found = compiled_network(imported_model(model, shapes), seed, dump, chosen.config, chosen.board)
+        imported = imported_model(model, shapes)
+        network, found = compiled_network(imported, seed, dump, chosen.config, chosen.board, cache)
     if as_json:
         typer.echo(strict_json(found))
     else:
@@ -245,6 +252,7 @@ def _optimize_partitioned(
     shapes: dict[str, tuple[int, ...]],
     options: dict[str, Any],
     accelerator: str,
+    dump: Path | None,
     seed: int,
     as_json: bool,
 ) -> None:
@@ -261,10 +269,13 @@ def _optimize_partitioned(
         progress("verifying")
         program.verify(seed=seed)
         found = program.report()
+        written = [] if dump is None else program.dump(dump, *program.example_inputs(seed))
     if as_json:
         typer.echo(strict_json(found))
     else:
         print_partitioned(found)
+        if dump is not None:
+            typer.echo(f"{'programs':<12} {dump}: {len(written)}")
     if not found["verify"]["ok"]:
         raise typer.Exit(FAILED)
 

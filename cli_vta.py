@@ -17,6 +17,7 @@ from .ir.errors import NesteggError, UnknownNameError
 
 if TYPE_CHECKING:
     from .ir.imported import ImportedProgram
+    from .stored import TilingStore
     from .vta.config import Config
     from .vta.network import Network
     from .vta.partition import Accelerator
@@ -63,6 +64,13 @@ def _board(name: str) -> Board:
     return Board(int(latency), int(gap))
 
 
+def _tilings() -> TilingStore:
+    from .cache import Cache
+    from .stored import TilingStore
+
+    return TilingStore(Cache())
+
+
 def accelerator_named(text: str) -> Accelerator:
     """The accelerator of `KEY=VALUE,…`. Raises `UnknownNameError` for a key or value that does not exist."""
     from .vta.config import DEFAULT, Config
@@ -104,16 +112,17 @@ def _is_model(name: str) -> bool:
 
 
 def compiled_network(
-    imported: ImportedProgram, seed: int, dump: Path | None, config: Config, board: Board
+    imported: ImportedProgram, seed: int, dump: Path | None, config: Config, board: Board, cache: bool = True
 ) -> tuple[Network, dict[str, Any]]:
     """A model of integers compiled for the accelerator and run on random inputs: the network, and its report with
-    whether the outputs are the graph's (`exact`). `dump`: where to write its programs."""
+    whether the outputs are the graph's (`exact`). `dump`: where to write its programs; `cache`: use schedules that were
+    found before, and keep those that are found."""
     import numpy as np
 
     from .ir.reference import evaluate
     from .vta.network import compile_network
 
-    network = compile_network(imported.graph, config, board)
+    network = compile_network(imported.graph, config, board, tilings=_tilings() if cache else None)
     rng, half = np.random.default_rng(seed), 1 << (config.inp_bits - 1)
     inputs = [rng.integers(-half, half, t.shape).astype(np.int8) for t in imported.graph.input_types]
     found = network(*inputs) if dump is None else network.dump(dump, *inputs)
@@ -352,7 +361,7 @@ def explore(
     if not configs:
         raise NesteggError("none of these configurations is legal: see `nestegg.vta.config`")
     shown = (lambda message: None) if as_json else lambda message: typer.echo(message, err=True)
-    points = search(imported_model(model, {}).graph, configs, _board(board), effort, shown)
+    points = search(imported_model(model, {}).graph, configs, _board(board), effort, shown, _tilings())
     if png is not None:
         write_png(points, png, model)
     if as_json:

@@ -7,9 +7,11 @@ the accelerator needs; then the accelerator runs a stream.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +29,9 @@ from .ir.types import DTYPES
 from .report import Accuracy, Verification
 from .rewrite.graph_egraph import GraphEGraph
 from .vta.device import Device, Stream
+from .vta.network import recorded, with_data
 from .vta.partition import Accelerator, Action, CpuKernel, Fetch, Partition, Place, Send, VtaKernel
+from .vta.program import Program
 from .vta.timing import simulate
 
 Json = dict[str, Any]
@@ -59,10 +63,11 @@ class _Turn:
 
 @dataclass(eq=False)
 class _Run:
-    """Tensors on the CPU and the accelerator's DRAM while a program runs."""
+    """Tensors on the CPU and the accelerator's DRAM while a program runs, and the streams that ran if they are kept."""
 
     values: Values
     dram: NDArray[np.uint8]
+    programs: list[Program]
 
 
 class Partitioned:
@@ -168,12 +173,17 @@ class Partitioned:
             for k, (leaf, want, name) in enumerate(zip(leaves, types, names, strict=True))
         ]
 
-    def _execute(self, inputs: Sequence[np.ndarray]) -> _Run:
+    def _execute(self, inputs: Sequence[np.ndarray], keep: bool = False) -> _Run:
+        """Run all turns; `keep` the streams with their data."""
         given = {t: inputs[k] for k, t in self._inputs.items() if k is not None}
-        run = _Run({**self._constants, **given}, self._device.image())
+        run = _Run({**self._constants, **given}, self._device.image(), [])
         for turn in self._turns:
             if isinstance(turn, Stream):
-                run.dram = self._device.run(turn, run.dram, run.values)
+                self._device.write_weights(turn, run.dram, run.values)
+                before = with_data(turn.program, run.dram) if keep else turn.program
+                run.dram = self._device.run(turn, run.dram)
+                if keep:
+                    run.programs.append(replace(before, outputs=tuple(recorded(o, run.dram) for o in before.outputs)))
             else:
                 self._on_cpu(turn, run)
         return run
@@ -197,6 +207,30 @@ class Partitioned:
     def _results(self, run: _Run) -> list[np.ndarray]:
         """Each output an array of its own."""
         return [run.values[o].copy() for o in self.egraph.outputs]
+
+    def dump(self, folder: Path, *args: Any) -> list[Path]:
+        """Run, and write each of the accelerator's streams with the data that it finds in DRAM and the digests of what
+        it leaves there: folders `00`, `01`, … (`vta/program.py`), which run on any VTA. `layouts.json` says where the
+        tensors lie that go in and out, and holds them."""
+        run, folders = self._execute(self._arrays(self.imported.flatten(*args)), keep=True), []
+        for k, program in enumerate(run.programs):
+            folders.append(folder / f"{k:02d}")
+            program.save(folders[-1])
+        moved = [a for a in self.partition.actions if isinstance(a, (Send, Fetch))]
+        rows = [
+            {
+                **self._transfer_row(a),
+                "address": self._device.buffers[place].address,
+                "layout": place.view.describe(self.accelerator.config),
+                "values": self._device.read(run.dram, place).tolist(),
+            }
+            for a in moved
+            for place in [a.makes if isinstance(a, Send) else a.place]
+        ]
+        described = {"config": self.accelerator.config.name, "streams": [f.name for f in folders], "tensors": rows}
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "layouts.json").write_text(json.dumps(described) + "\n")
+        return folders
 
     # --- verifying --------------------------------------------------------------------------------
 

@@ -196,8 +196,25 @@ def test_a_model_of_floats_is_partitioned(model):
     found = json.loads(result.stdout)
     assert found["verify"]["ok"] and found["kernels"] and all(k["reason"] for k in found["kernels"])
     assert "kernels of the accelerator" in CliRunner().invoke(app, options).stdout
-    wrong = CliRunner().invoke(app, [*options, "--dump", "dump"])
-    assert wrong.exit_code == 2 and "not written to files" in wrong.output
+    wrong = CliRunner().invoke(app, [*options, "--report", "report.html"])
+    assert wrong.exit_code == 2 and "for a CPU alone" in wrong.output
+
+
+@pytest.mark.parametrize("text", ["speed=3", "mhz=fast", "host=0", "board=moon", "config=1x16"])
+def test_an_accelerator_that_does_not_exist_is_refused(model, text):
+    options = ["optimize", f"{model}:integers", "--target", "vta", "--accelerator", text]
+    result = CliRunner().invoke(app, options)
+    assert result.exit_code == 2 and text.partition("=")[2].partition("x")[0] in result.output
+    wrong = CliRunner().invoke(app, ["optimize", f"{model}:integers", "--accelerator", "mhz=200"])
+    assert wrong.exit_code == 2 and "--target vta" in wrong.output
+
+
+def test_a_slower_host_gives_more_to_the_accelerator():
+    from nestegg.cli_vta import accelerator_named
+
+    found = accelerator_named("board=pynq,mhz=200,latency=1e-5,host=50,config=1x32_i8w8a32_15_15_18_17")
+    assert (found.board.latency, found.board.mhz, found.host, found.config.block) == (40, 200, 50, 32)
+    assert found.transfers.latency == 1e-5 and found.transfers.bandwidth == 8 * 200e6 / 2
 
 
 def test_explore(model, tmp_path):

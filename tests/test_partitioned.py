@@ -1,5 +1,8 @@
 """`optimize(..., target="vta")`: which side each kernel is on, and that both together compute what they should."""
 
+import hashlib
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +10,10 @@ import pytest
 
 import nestegg
 from nestegg.compiler import import_program
+from nestegg.vta.check import check, errors
+from nestegg.vta.functional import run
 from nestegg.vta.partition import Accelerator, Link
+from nestegg.vta.program import Program
 from nestegg.vta.timing import SIM, Board
 
 BUDGET = 0.1
@@ -64,6 +70,18 @@ def test_a_fast_accelerator_takes_the_layers(network, fast):
     assert np.abs(fast(x) - exact).max() <= BUDGET * np.abs(exact).max()
 
 
+def test_its_streams_run_elsewhere(network, fast, tmp_path):
+    (folder,) = fast.dump(tmp_path, network[2])
+    program = Program.load(folder)
+    assert errors(check(program)) == []
+    dram = run(program).dram
+    for o in program.outputs:
+        assert hashlib.sha256(dram[o.address : o.address + o.size].tobytes()).hexdigest() == o.sha256
+    tensors = json.loads((tmp_path / "layouts.json").read_text())["tensors"]
+    assert [t["to"] for t in tensors] == ["vta", "cpu"]
+    assert np.array_equal(tensors[1]["values"], fast.integers(network[2])[-1])
+
+
 def test_the_report_has_the_reason_for_every_side(fast):
     for k in fast.report()["kernels"]:
         if k["side"] == "vta":
@@ -72,6 +90,14 @@ def test_the_report_has_the_reason_for_every_side(fast):
             assert k["vta_us"] is None and "VTA cannot: " in k["reason"]
     quantizes = next(k for k in fast.report()["kernels"] if k["side"] == "cpu")
     assert "computes in f32; the accelerator has integers only" in quantizes["reason"]
+
+
+def test_a_slow_host_gives_the_layers_to_the_accelerator(network):
+    imported, ranges = network[:2]
+    accelerator = Accelerator(link=FREE, effort=2, host=1000)
+    options = {"accuracy_budget": BUDGET, "ranges": ranges, "threads": 1}
+    found = nestegg.optimize(imported, target="vta", accelerator=accelerator, **options)
+    assert sides(found).count("vta") == 3
 
 
 @pytest.mark.parametrize(("link", "board"), [(SLOW, FAST), (FREE, SIM)], ids=["a slow link", "100 MHz"])

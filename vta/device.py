@@ -85,11 +85,14 @@ class Device:
         buffer = self.buffers[place]
         return place.view.unpack(dram[buffer.address : buffer.address + buffer.size], self.config)
 
-    def run(self, stream: Stream, dram: NDArray[np.uint8], values: Mapping[int, NDArray[Any]]) -> NDArray[np.uint8]:
-        """DRAM after a stream, by the functional simulator. `values`: of the tensors of `Stream.weights`."""
+    def write_weights(self, stream: Stream, dram: NDArray[np.uint8], values: Mapping[int, NDArray[Any]]) -> None:
+        """Pack the weights that are no constants, whose tensors' values are given."""
         for w in stream.weights:
             for buffer, data in zip(w.buffers, w.kernel.weights(values[w.tensor]), strict=True):
                 self._put(dram, buffer, data)
+
+    def run(self, stream: Stream, dram: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """DRAM after a stream, by the functional simulator."""
         return run(stream.program, before=dram).dram
 
     @staticmethod

@@ -17,6 +17,7 @@ from typing import Any
 from ..ir.errors import NesteggError
 from ..ir.graph import Graph
 from ..rewrite.graph_egraph import GraphEGraph
+from .choose import Tilings
 from .config import DEFAULT, Config
 from .errors import ConfigError
 from .network import compile_egraph, network_egraph
@@ -85,19 +86,21 @@ def explore(
     board: Board = SIM,
     effort: int = EFFORT,
     progress: Callable[[str], None] = lambda message: None,
+    tilings: Tilings | None = None,
 ) -> list[Point]:
-    """A network of integers on every configuration, fewest cycles first; those on which it does not run come last."""
+    """A network of integers on every configuration, fewest cycles first; those on which it does not run come last.
+    `tilings`: schedules that were found before."""
     egraph = network_egraph(graph)
     points = []
     for k, config in enumerate(configs):
         progress(f"{config.name} ({k + 1} of {len(configs)})")
-        points.append(_point(egraph, config, board, effort))
+        points.append(_point(egraph, config, board, effort, tilings))
     return sorted(frontier(points), key=lambda p: (bool(p.reason), p.costs))
 
 
-def _point(egraph: GraphEGraph, config: Config, board: Board, effort: int) -> Point:
+def _point(egraph: GraphEGraph, config: Config, board: Board, effort: int, tilings: Tilings | None) -> Point:
     try:
-        network = compile_egraph(egraph, config, board, effort)
+        network = compile_egraph(egraph, config, board, effort, tilings)
     except NesteggError as e:
         return Point(config, 0, reason=str(e))
     return Point(config, network.cycles, network.utilisation)

@@ -343,9 +343,9 @@ class Network:
         dram, bound = self.programs[0].image(), []
         for action in self.actions:
             if isinstance(action, Program):
-                before = _with_data(action, dram)
+                before = with_data(action, dram)
                 dram = run(action, before=dram).dram
-                bound.append(replace(before, outputs=tuple(_recorded(o, dram) for o in before.outputs)))
+                bound.append(replace(before, outputs=tuple(recorded(o, dram) for o in before.outputs)))
             else:
                 packed = action.pack(self._tensor(action.tensor, dram, given))
                 for buffer, data in zip(action.buffers, packed, strict=True):
@@ -432,13 +432,14 @@ def _summary(kernel: CompiledKernel) -> str:
     return f"{kernel.expr.type.dtype}[{shape}] = {work.kind} of {window}{over}"
 
 
-def _with_data(program: Program, dram: NDArray[np.uint8]) -> Program:
+def with_data(program: Program, dram: NDArray[np.uint8]) -> Program:
     """The program with what DRAM holds in the place of its data."""
     data = tuple(Segment(s.address, dram[s.address : s.address + len(s.data)].tobytes()) for s in program.data)
     return replace(program, data=data)
 
 
-def _recorded(output: Output, dram: NDArray[np.uint8]) -> Output:
+def recorded(output: Output, dram: NDArray[np.uint8]) -> Output:
+    """The output with the digest of what DRAM holds in its place."""
     held = dram[output.address : output.address + output.size].tobytes()
     return output._replace(sha256=hashlib.sha256(held).hexdigest())
 

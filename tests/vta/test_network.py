@@ -12,6 +12,7 @@ from jax import lax
 
 from nestegg.ir.jax_frontend import from_jax
 from nestegg.ir.reference import evaluate
+from nestegg.testing.vta_networks import clipped, conv, lenet_of
 from nestegg.vta.check import check, errors
 from nestegg.vta.config import DEFAULT, Config
 from nestegg.vta.functional import run
@@ -29,42 +30,6 @@ CONFIGS = [
     Config(log_batch=2, log_block=3, log_inp_buff_size=16, log_wgt_buff_size=16, log_acc_buff_size=18),
     Config(log_uop_buff_size=12, log_inp_buff_size=12, log_wgt_buff_size=14, log_acc_buff_size=13),
 ]
-
-
-def clipped(y, shift, low, bits):
-    top = (1 << (bits - 1)) - 1
-    return jnp.clip(y >> shift, max(low, -top - 1), top).astype(jnp.int8)
-
-
-def conv(x, w, pad=0, stride=1):
-    return lax.conv_general_dilated(x, w, (stride, stride), [(pad, pad)] * 2, preferred_element_type=jnp.int32)
-
-
-def pool(x):
-    return lax.reduce_window(x, np.int8(-128), lax.max, (1, 1, 2, 2), (1, 1, 2, 2), "VALID")
-
-
-def lenet(bits: int, weight_bits: int):
-    """LeNet-5 in integers of so many bits: five layers with weights, two of pooling."""
-    rng, half = np.random.default_rng(3), 1 << (weight_bits - 1)
-
-    def weights(*shape: int) -> np.ndarray:
-        return rng.integers(-half, half, shape).astype(np.int8)
-
-    w = [weights(6, 1, 5, 5), weights(16, 6, 5, 5), weights(120, 400), weights(84, 120), weights(10, 84)]
-    b = [rng.integers(-500, 500, n).astype(np.int32) for n in (6, 16, 120, 84, 10)]
-    down = [weight_bits + 1, weight_bits + 1, weight_bits + 2, weight_bits + 1, weight_bits]
-
-    def network(x):
-        h = pool(clipped(conv(x, w[0], 2) + b[0][None, :, None, None], down[0], 0, bits))
-        h = pool(clipped(conv(h, w[1]) + b[1][None, :, None, None], down[1], 0, bits))
-        h = h.reshape(len(x), 400)
-        for k in (2, 3, 4):
-            h = lax.dot_general(h, w[k], (((1,), (1,)), ((), ())), preferred_element_type=jnp.int32)
-            h = clipped(h + b[k], down[k], 0 if k < 4 else -128, bits)
-        return h
-
-    return network
 
 
 def inputs(config: Config, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
@@ -88,7 +53,7 @@ def assert_exact(network: Network, x: np.ndarray, expected: list[np.ndarray]) ->
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: c.name)
 def test_lenet_runs_whole_and_exactly(config):
     x = inputs(config, (max(2, config.batch), 1, 28, 28))
-    network, expected = compiled(lenet(config.inp_bits, config.wgt_bits), x, config)
+    network, expected = compiled(lenet_of(config.inp_bits, config.wgt_bits), x, config)
     assert_exact(network, x, expected)
     assert len(np.unique(expected[0])) > 3
     assert len(network.steps) == 7
@@ -172,7 +137,7 @@ def test_a_network_that_cannot_run_says_why():
 
 def test_a_dump_is_run_again(tmp_path):
     x = inputs(DEFAULT, (1, 1, 28, 28))
-    network, expected = compiled(lenet(8, 8), x, DEFAULT)
+    network, expected = compiled(lenet_of(8, 8), x, DEFAULT)
     results = network.dump(tmp_path, x)
     assert np.array_equal(results[0], expected[0])
     program = Program.load(tmp_path)
