@@ -58,8 +58,9 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str], None]
 
-#: The target that is a CPU and an accelerator.
+#: The target that is a CPU and an accelerator, and when saturation with both their kernels stops.
 VTA = "vta"
+VTA_LIMITS = replace(GRAPH_LIMITS, seconds=3 * GRAPH_LIMITS.seconds)
 
 
 @dataclass(frozen=True)
@@ -471,6 +472,8 @@ def compile_partitioned(
 
     machine = require_runnable(target_named("cpu"))
     options = replace(options, target=VTA, scales="power-of-two", ranges=options.calibration)
+    if options.graph_limits == GRAPH_LIMITS:
+        options = replace(options, graph_limits=VTA_LIMITS)
     chosen, ranges = accelerator or Accelerator(), options.calibration
     if ranges is not None:
         ranges.require_of(imported.graph)

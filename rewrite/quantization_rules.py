@@ -366,7 +366,7 @@ def _channel_weights(kind: Contraction, form: Form) -> GraphRule:
 
 def _tensor_weights(kind: Contraction, scheme: Scheme) -> GraphRule:
     def step(w_value: np.ndarray) -> float:
-        return scheme.step(float(np.abs(w_value).max(initial=0.0)), SIGNED)
+        return scheme.step(max(float(w_value.max(initial=0.0)), -float(w_value.min(initial=0.0))), SIGNED)
 
     def loss(a: Attrs, w_value: np.ndarray, result_calibrated: Calibrated) -> float:
         variance = step(w_value) ** 2 / 12 * _energy(result_calibrated)
