@@ -153,6 +153,8 @@ def print_partitioned(r: dict[str, Any]) -> None:
         typer.echo(f"to {t['to']:<4} {t['tensor']:<20} {t['bytes']:,} bytes, {t['us']:.2f} us")
     us, v = r["predicted_us"], r["verify"]
     typer.echo(f"\n{'predicted':<12} {us['cpu']:.2f} us CPU, {us['vta']:.2f} VTA, {us['transfers']:.2f} transfers")
+    stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in r["seconds"].items())
+    typer.echo(f"{'compiled in':<12} {sum(r['seconds'].values()):.1f} s: {stages}")
     typer.echo(f"{'error':<12} {v['max_rel_err']:.3g} of {v['bar']:.3g} allowed")
     typer.echo(f"{'exact':<12} {v['vta_exact']} of {v['vta_kernels']} kernels of the accelerator")
     typer.echo(f"{'simulated':<12} {r['simulated']}")

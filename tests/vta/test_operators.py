@@ -15,7 +15,7 @@ from nestegg.ir.types import DTYPES, TensorType
 from nestegg.vta.check import check, errors
 from nestegg.vta.config import DEFAULT, Config
 from nestegg.vta.lower import compile_kernel
-from nestegg.vta.recognise import Operation, Unsuitable, recognise, simplified
+from nestegg.vta.recognise import Operation, Unsuitable, recognise, simplified, with_small_factors
 
 INT4 = Config(log_inp_width=2, log_wgt_width=2, log_inp_buff_size=14, log_wgt_buff_size=17)
 CONFIGS = [DEFAULT, INT4, Config(log_batch=1), Config(log_block=5)]
@@ -226,25 +226,50 @@ steps = st.lists(
 )
 
 
+def result(x: np.ndarray, chain, addend: np.ndarray | int = 0) -> np.ndarray:
+    """What an epilogue makes of sums."""
+    for o in chain:
+        match o.name:
+            case "min":
+                x = np.minimum(x, o.value)
+            case "max":
+                x = np.maximum(x, o.value)
+            case "shr":
+                x = x >> o.value
+            case "add":
+                x = x + o.value
+            case "addend":
+                x = x + addend * o.value
+    return x
+
+
 @given(steps, st.integers(-3000, 0), st.integers(0, 3000))
 def test_a_simplified_epilogue_computes_the_same(operations, low, high):
-    def result(x: np.ndarray, chain) -> np.ndarray:
-        for o in chain:
-            match o.name:
-                case "min":
-                    x = np.minimum(x, o.value)
-                case "max":
-                    x = np.maximum(x, o.value)
-                case "shr":
-                    x = x >> o.value
-                case "add":
-                    x = x + o.value
-        return x
-
     every = np.arange(low, high + 1)
     fewer = simplified(operations, (low, high), (0, 0))
     assert len(fewer) <= len(operations)
     assert np.array_equal(result(every, fewer), result(every, operations))
+
+
+@given(r=st.integers(0, 12), more=st.integers(0, 4), bias=st.integers(-5000, 5000), sign=st.sampled_from([1, -1]))
+def test_a_residual_times_a_large_factor_is_added_after_a_part_of_the_shift(r, more, bias, sign):
+    addend = Operation("addend", sign << r, operand=1)
+    chain = [Operation("add", bias), addend, Operation("shr", r + more), Operation("max", 0), Operation("min", 127)]
+    found = with_small_factors(chain, (-100_000, 100_000), (-128, 127), 8)
+    assert all(abs(o.value) < 128 for o in found if o.name == "addend")
+    rng = np.random.default_rng(r)
+    x, y = rng.integers(-100_000, 100_000, 5000), rng.integers(-128, 128, 5000)
+    assert np.array_equal(result(x, found, y), result(x, chain, y))
+
+
+def test_a_large_factor_without_a_shift_is_refused():
+    addend = Operation("addend", 256, operand=1)
+    for chain, start in (
+        ([addend], 1000), ([addend, Operation("shr", 1)], 1000), ([addend, Operation("shr", 8)], (1 << 31) - 2),
+        ([Operation("addend", 129, operand=1), Operation("shr", 8)], 1000),
+    ):  # fmt: skip
+        with pytest.raises(Unsuitable, match="no weight of 8 bits"):
+            with_small_factors(chain, (-start, start), (-128, 127), 8)
 
 
 def test_bounds_that_follow_from_others_are_dropped():
