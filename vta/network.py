@@ -136,20 +136,22 @@ class _Choosing:
     def _offered(self) -> list[Candidate]:
         """What can be made, again and again until no tensor is found to be narrow that was not."""
         found: list[Candidate] = []
-        open_calls = [(owner, *call) for owner in range(len(self.egraph.classes)) for call in self._calls(owner)]
-        while True:
-            refused, before = [], len(self.narrow)
-            for owner, expr, args, loss in open_calls:
-                made = self._candidate(owner, expr, args, loss)
+        todo = [(owner, *call) for owner in range(len(self.egraph.classes)) for call in self._calls(owner)]
+        refused: list[tuple[int, TensorExpr, tuple[int, ...], float]] = []
+        while todo:
+            before = set(self.narrow)
+            for call in todo:
+                made = self._candidate(*call)
                 if made is None:
-                    refused.append((owner, expr, args, loss))
+                    refused.append(call)
                 else:
                     found.append(made)
-                    self.narrow.add(owner)
+                    self.narrow.add(made.owner)
             # Only those can do better that read a tensor that has become narrow since.
-            open_calls = refused
-            if len(self.narrow) == before:
-                return found
+            new = self.narrow - before
+            todo = [call for call in refused if new.intersection(call[2])]
+            refused = [call for call in refused if not new.intersection(call[2])]
+        return found
 
     def _calls(self, owner: int) -> list[tuple[TensorExpr, tuple[int, ...], float]]:
         """The kernels of a tensor in integers, each once, with the least loss that any derivation of it has."""

@@ -111,9 +111,21 @@ class Weights:
         not read an input."""
         found = np.zeros(shape, np.int64)
         rows, columns = (np.arange(n).reshape(s) for n, s in ((shape[2], (-1, 1)), (shape[3], (1, -1))))
-        given = values if isinstance(values, int) else values.reshape(-1)[self.source]
+        given = self._given(values)
         found[self.outputs[..., None, None], self.inputs[..., None, None], rows, columns] = given
         return found
+
+
+    def sums(self, values: NDArray[np.integer] | int, outputs: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Of each output channel the sum of its positive weights, and of its negative ones."""
+        given = np.broadcast_to(self._given(values), self.source.shape)
+        at, taps = self.outputs.reshape(-1), (given.ndim - 2, given.ndim - 1)
+        signs = np.maximum(given, 0, dtype=np.int64), np.minimum(given, 0, dtype=np.int64)
+        positive, negative = (np.bincount(at, part.sum(taps).reshape(-1), outputs) for part in signs)
+        return positive.astype(np.int64), negative.astype(np.int64)
+
+    def _given(self, values: NDArray[np.integer] | int) -> NDArray[np.integer] | int:
+        return values if isinstance(values, int) else values.reshape(-1)[self.source]
 
 
 @dataclass(frozen=True, eq=False)
@@ -437,7 +449,8 @@ class _Recognition:
 
     def _with_epilogue(self, work: Work, steps: Sequence[Scalar]) -> Work:
         operations: list[Operation] = []
-        bound, addends = self._base_range(work), {}
+        start = bound = self._base_range(work)
+        addends: dict[int, View] = {}
         half = 1 << (self.config.inp_bits - 1)
         for n, step in enumerate(steps):
             assert isinstance(step, (Apply, Cast))
@@ -453,7 +466,7 @@ class _Recognition:
             bound = bound if fits else (-half, half - 1)
         reason = f"results {bound[0]} … {bound[1]} do not fit the {self.config.out_bits} bits that STORE writes"
         _require(-half <= bound[0] and bound[1] < half, reason)
-        start, operand = self._base_range(work), (-half, half - 1)
+        operand = (-half, half - 1)
         small = with_small_factors(operations, start, operand, self.config.wgt_bits)
         return replace(work, epilogue=simplified(small, start, operand), addends=addends)
 
@@ -470,9 +483,8 @@ class _Recognition:
             count = work.weights.source.size // max(1, work.result.sizes[1])
             most = count * half << (self.config.wgt_bits - 1)
             return _in_int32(-most, most)
-        shape = (work.result.sizes[1], work.source[1].sizes[1], work.rows.taps, work.columns.taps)
-        w = work.weights.dense(values, shape).reshape(shape[0], -1)
-        least, most = np.minimum(w * lo, w * hi).sum(1), np.maximum(w * lo, w * hi).sum(1)
+        positive, negative = work.weights.sums(values, work.result.sizes[1])
+        least, most = positive * lo + negative * hi, positive * hi + negative * lo
         return _in_int32(int(least.min()), int(most.max()))
 
     def _operation(self, work: Work, s: Apply, addends: dict[int, View]) -> Operation:
