@@ -48,10 +48,10 @@ from .rewrite.rounding import gain_of
 from .rewrite.rule import GraphRule, load_rules
 from .rewrite.saturate import Limits
 from .rewrite.winograd import ROUNDING_GAIN
-from .stored import ProgramStore, ScheduleStore, TilingStore, context
+from .stored import ProgramStore, ScheduleStore, context
 from .stored_partition import PartitionStore
 from .vta.network import beside_the_cpu
-from .vta.partition import Accelerator, Partition, partition
+from .vta.partition import Accelerator, partition
 
 if TYPE_CHECKING:
     from .partitioned import Partitioned
@@ -482,34 +482,32 @@ def compile_partitioned(
     loops = [r for r in extra if isinstance(r, LoopRule)]
     tuned, begun = _tuned(options, machine), time.perf_counter()
     where = context(machine, options.workers, _deciding(options), mine, loops, tuned.state if tuned else "")
-    cache = Cache() if options.cache else None
-    tilings = TilingStore(cache) if cache else None
-    schedules = ScheduleStore(cache, where) if cache else None
+    kept = PartitionStore(Cache(), imported.graph, where, chosen) if options.cache else None
+    schedules = ScheduleStore(kept.cache, where) if kept else None
     search = _kernel_search(options, machine, loops, progress, schedules, tuned)
-    programs = PartitionStore(cache, imported.graph, where, chosen, tilings) if cache and tilings else None
-    stored = programs.get() if programs else None
-
-    def partitioned(egraph: GraphEGraph, found: Partition, codes: Sequence[MachineCode], stage: str) -> Partitioned:
-        estimate = None if ranges is None else ranges.peak * math.sqrt(found.loss)
-        accuracy = None if estimate is None else Accuracy(options.accuracy_budget or 0.0, estimate)
-        seconds[stage] = time.perf_counter() - begun - sum(seconds.values())
-        progress("generating machine code and streams")
-        return Partitioned(
-            imported, egraph, found, chosen, search, machine, options.workers, accuracy, seconds, codes
-        )
-
-    seconds: dict[str, float] = {}
-    if stored is not None:
-        return partitioned(stored.egraph, stored.partition, stored.codes, "cache")
-    progress("saturating the graph e-graph")
-    egraph = _graph_egraph(imported.graph, options, machine, mine)
-    seconds["graph saturation"] = time.perf_counter() - begun
-    progress("choosing kernels and their sides")
-    how = {"method": options.extraction, "time_limit": options.time_limit, "budget": _loss_budget(options)}
-    compiled = partitioned(egraph, partition(egraph, search, chosen, **how, tilings=tilings), (), "partition")
-    if programs is not None:
-        programs.put(egraph, compiled.partition, compiled.constants, compiled.machine_codes)
-    return compiled
+    stored = kept.get() if kept else None
+    if stored is None:
+        progress("saturating the graph e-graph")
+        egraph = _graph_egraph(imported.graph, options, machine, mine)
+        seconds = {"graph saturation": time.perf_counter() - begun}
+        progress("choosing kernels and their sides")
+        budget, tilings = _loss_budget(options), kept.tilings if kept else None
+        how = {"method": options.extraction, "time_limit": options.time_limit, "budget": budget, "tilings": tilings}
+        found, codes = partition(egraph, search, chosen, **how), ()
+        seconds["partition"] = time.perf_counter() - begun - sum(seconds.values())
+    else:
+        egraph, found, codes = stored.egraph, stored.partition, stored.codes
+        seconds = {"cache": time.perf_counter() - begun}
+    accuracy = None
+    if ranges is not None:
+        accuracy = Accuracy(options.accuracy_budget or 0.0, ranges.peak * math.sqrt(found.loss))
+    progress("generating machine code and streams")
+    program = Partitioned(
+        imported, egraph, found, chosen, search, machine, options.workers, accuracy, seconds, codes
+    )
+    if kept is not None and stored is None:
+        kept.put(egraph, found, program.constants, program.machine_codes)
+    return program
 
 
 def _tuned(options: Options, machine: Target) -> Tuned | None:

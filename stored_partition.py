@@ -24,8 +24,7 @@ from .ir.serial import KERNELS
 from .ir.types import DTYPES, TensorType
 from .rewrite.graph_egraph import EClass, GraphEGraph
 from .rewrite.saturate import SaturationReport
-from .stored import Context, graph_digest
-from .vta.choose import Tilings
+from .stored import Context, TilingStore, graph_digest
 from .vta.offer import offer
 from .vta.partition import (
     Accelerator,
@@ -102,11 +101,10 @@ class StoredPartition:
 class PartitionStore:
     """Partitioned programs in the cache: one graph under one context, for one accelerator."""
 
-    def __init__(self, cache: Cache, graph: Graph, where: Context, accelerator: Accelerator, tilings: Tilings) -> None:
-        self.cache, self.accelerator, self.tilings = cache, accelerator, tilings
-        context = Context({**where.parts, "accelerator": repr(accelerator)})
-        self.name = f"programs/{graph_digest(graph)[:40]}/{context.whole[:40]}"
-        self.context = context
+    def __init__(self, cache: Cache, graph: Graph, where: Context, accelerator: Accelerator) -> None:
+        self.cache, self.accelerator, self.tilings = cache, accelerator, TilingStore(cache)
+        self.context = Context({**where.parts, "accelerator": repr(accelerator)})
+        self.name = f"programs/{graph_digest(graph)[:40]}/{self.context.whole[:40]}"
 
     def get(self) -> StoredPartition | None:
         parts = self.cache.read(self.name)
