@@ -3,12 +3,12 @@
     minimise  sum cost[n] x[n]
     classes   z[c] = sum of x[n] over the nodes n of c, at most 1, and 1 for a root
     children  sum of x[n] over the nodes n of c that need d <= z[d]
-    cycles    sum of x[n] over the exits of S >= z[j]   for loops S and j in S, added when broken
+    cuts      sum of x[n] over the exits of S >= z[j]   for sets S of classes and j in S, added when broken
     budgets   sum weight[n] x[n] <= limit
 
-The cycle rows say that a program that enters a loop of classes leaves it again; there are too many to write
-down, so they are found as shortest cycles in the LP's and the MIP's solutions. Every solve starts from the
-best program known and the answer is never worse than greedy or tree extraction.
+The cuts say that a program that enters a set of classes leaves it again; there are too many to write down, so they are
+found in the LP's and the MIP's solutions: as shortest cycles, and as minimal cuts below a root (`part.py`). Every solve
+starts from the best program known and the answer is never worse than greedy or tree extraction.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ _HEURISTIC_SHARE = 0.15
 _REDUCE_SHARE = 0.25
 # Where in the time of one piece each phase ends.
 _STARTS_UNTIL = 0.1
-_LP_UNTIL = 0.2
-_MIP_UNTIL = 0.3
-_REGIONS_UNTIL = 0.45
+_LP_UNTIL = 0.5
+_MIP_UNTIL = 0.6
+_REGIONS_UNTIL = 0.7
 _MIP_NODES = 4000
 """Larger pieces get neighbourhoods instead of a second MIP."""
 _TOLERANCE = 1e-9

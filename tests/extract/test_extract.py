@@ -22,6 +22,9 @@ from nestegg.extract import (
 from nestegg.extract.greedy import greedy_choice
 from nestegg.extract.ilp import complete, solve_region
 from nestegg.extract.lns import NeighbourhoodSearch
+from nestegg.extract.part import split
+from nestegg.extract.program import Program
+from nestegg.extract.reduce import Reduction
 from nestegg.extract.result import dag_cost, restrict
 from nestegg.extract.tree import tree_choice
 
@@ -170,3 +173,20 @@ def test_refusals_say_what_to_do() -> None:
         extract(egraph, budgets=[([1.0] * egraph.n_nodes, 1)])
     with pytest.raises(ExtractionError, match="for each of the 6 e-nodes"):
         extract(egraph, budgets=[([-1.0] * egraph.n_nodes, 1)])
+
+
+def test_shares_that_meet_further_down_are_paid_as_a_whole() -> None:
+    """Without cuts below the root, the LP makes a quarter of `base` for each of four ways to the root."""
+    b = EGraphBuilder()
+    b.node("base", "leaf", 100.0)
+    for k in range(4):
+        b.node(f"a{k}", "one", 1.0, ["base"])
+        b.node(f"b{k}", "two", 1.0, [f"a{k}"])
+        b.node("root", f"way{k}", 0.0, [f"b{k}"])
+    b.node("root", "direct", 103.0)
+    b.root("root")
+    egraph = b.build()
+    part = split(Reduction(egraph), together=True)[0]
+    program = Program(part)
+    program.relax(time.perf_counter() + 10, [greedy_choice(part.egraph)])
+    assert program.bound == pytest.approx(102.0)
