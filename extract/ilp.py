@@ -24,7 +24,7 @@ from .budgeted import priced_choices, within
 from .flat import FlatEGraph, Int32Array
 from .greedy import LocalSearch, greedy_choice
 from .lns import NeighbourhoodSearch
-from .part import Part, split
+from .part import KnownCuts, Part, split
 from .program import Program
 from .reduce import Reduction
 from .result import Budget, Extraction, ExtractionError, checked, dag_cost, require_terms, restrict, validate
@@ -42,8 +42,11 @@ _MIP_NODES = 4000
 _TOLERANCE = 1e-9
 
 
-def ilp_extract(egraph: FlatEGraph, time_limit: float = 20.0, budgets: Sequence[Budget] = ()) -> Extraction:
-    """The cheapest DAG, or the best one found in `time_limit` seconds with a bound.
+def ilp_extract(
+    egraph: FlatEGraph, time_limit: float = 20.0, budgets: Sequence[Budget] = (), known: KnownCuts | None = None
+) -> Extraction:
+    """The cheapest DAG, or the best one found in `time_limit` seconds with a bound. `known`: cuts found in e-graphs
+    like this one, to which those found now are added.
 
     Raises `ExtractionError` if a root has no finite term, or if no program keeps within the budgets (or none
     that does was found in time; the message says which).
@@ -57,7 +60,7 @@ def ilp_extract(egraph: FlatEGraph, time_limit: float = 20.0, budgets: Sequence[
     if checks:
         for choice in priced_choices(egraph, checks, start + 2 * _HEURISTIC_SHARE * time_limit):
             best.offer(choice)
-    bound, limit = _solve(egraph, best, deadline)
+    bound, limit = _solve(egraph, best, deadline, known=known)
     bound = max(bound, dearest_path(egraph))
     seconds = time.perf_counter() - start
     if best.choice is None:
@@ -96,7 +99,9 @@ def _no_program(bound: float, limit: str, time_limit: float) -> str:
     return f"no program within the budgets was found in {time_limit:g} s: raise the time limit or a budget"
 
 
-def _solve(egraph: FlatEGraph, best: _Best, deadline: float, deep: bool = True) -> tuple[float, str]:
+def _solve(
+    egraph: FlatEGraph, best: _Best, deadline: float, deep: bool = True, known: KnownCuts | None = None
+) -> tuple[float, str]:
     """Improve `best`; returns a lower bound and the reason why it may not be met ("" if the search was
     complete)."""
     if time.perf_counter() > deadline:
@@ -114,8 +119,10 @@ def _solve(egraph: FlatEGraph, best: _Best, deadline: float, deep: bool = True) 
         now = time.perf_counter()
         share = now + (deadline - now) * part.egraph.n_nodes / nodes_left
         nodes_left -= part.egraph.n_nodes
-        program = Program(part, limits)
+        program = Program(part, limits, known.of(part) if known else ())
         _solve_part(program, best.choice, share, deep and not best.budgets)
+        if known is not None:
+            known.add(part, program.cuts)
         bound += program.bound
         limit = limit or program.limit
         if program.choice is None:

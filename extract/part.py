@@ -30,6 +30,27 @@ Cut = tuple[int, tuple[int, ...]]
 any set of classes, for a program has no cycle; of use are sets that a fractional point breaks."""
 
 
+class KnownCuts:
+    """Cuts by the names of classes, kept from one e-graph to the next: they do not depend on costs."""
+
+    def __init__(self) -> None:
+        self._cuts: dict[tuple[str, frozenset[str]], None] = {}
+
+    def of(self, part: Part) -> list[Cut]:
+        """Those that say something of the part. Of a set of classes any subset makes a cut, too."""
+        local = {name: cls for cls, name in enumerate(part.egraph.class_name)}
+        found = {
+            (local[head], tuple(sorted(local[c] for c in classes if c in local))): None
+            for head, classes in self._cuts
+            if head in local
+        }
+        return list(found)
+
+    def add(self, part: Part, cuts: Sequence[Cut]) -> None:
+        name = part.egraph.class_name
+        self._cuts |= {(name[head], frozenset(name[c] for c in classes)): None for head, classes in cuts}
+
+
 @dataclass(frozen=True, eq=False)
 class Part:
     """A piece as an e-graph of its own: `egraph` with local numbers, `node_id` and `class_id` giving the

@@ -32,13 +32,13 @@ class Program:
     """Columns: `x[n]` for each node, then `z[c]` for each class. Then `choice` (None if nothing was found),
     `cost`, `bound` and `limit` ("time" if the search was cut short)."""
 
-    def __init__(self, part: Part, limits: Sequence[float] = ()) -> None:
+    def __init__(self, part: Part, limits: Sequence[float] = (), cuts: Sequence[Cut] = ()) -> None:
         self.part, self.limits = part, limits
         self.choice: Int32Array | None = None
         self.cost = math.inf
         self.bound = dearest_path(part.egraph)
         self.limit = ""
-        self.cuts: list[Cut] = []
+        self.cuts = list(cuts)
         largest = float(part.egraph.node_cost.max(initial=0.0))
         # Solver tolerances are absolute: costs of 1e-9 would all look like 0.
         whole = bool(np.all(part.egraph.node_cost == np.round(part.egraph.node_cost)))

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from nestegg.extract import (
     EGraphBuilder,
     ExtractionError,
     FlatEGraph,
+    KnownCuts,
     extract,
     extract_file,
     validate,
@@ -190,3 +192,14 @@ def test_shares_that_meet_further_down_are_paid_as_a_whole() -> None:
     program = Program(part)
     program.relax(time.perf_counter() + 10, [greedy_choice(part.egraph)])
     assert program.bound == pytest.approx(102.0)
+
+
+@given(egraphs())
+@settings(max_examples=50, deadline=None)
+def test_cuts_of_one_e_graph_hold_in_another_with_other_costs(egraph: FlatEGraph) -> None:
+    assume(not math.isinf(brute_force(egraph)))
+    known = KnownCuts()
+    extract(egraph, "ilp", 5.0, known=known)
+    costs = np.random.default_rng(egraph.n_nodes).permutation(egraph.node_cost)
+    other = replace(egraph, node_cost=costs)
+    assert extract(other, "ilp", 5.0, known=known).cost == pytest.approx(extract(other, "ilp", 5.0).cost)
