@@ -113,7 +113,7 @@ class _Child:
             line = self._process.stdout.readline()
         except (BrokenPipeError, ValueError):  # ended, or closed by `end`
             raise _Ended from None
-        if not line:
+        if not line.endswith("\n"):
             raise _Ended
         return _read(line)
 
