@@ -57,9 +57,6 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str], None]
 
-#: Operators of a graph from which on other processes help to search schedules: they take half a second to start.
-WORTH_HELP = 20
-
 #: The target that is a CPU and an accelerator.
 VTA = "vta"
 
@@ -406,9 +403,9 @@ def _compile(
         begun = time.perf_counter()
 
     progress("saturating the graph e-graph")
-    with _searchers(imported.graph, options, machine, loops) as helpers:
-        egraph = _graph_egraph(imported.graph, options, machine, mine)
-        lap("graph saturation")
+    egraph = _graph_egraph(imported.graph, options, machine, mine)
+    lap("graph saturation")
+    with _searchers(options, machine, loops) as helpers:
         search = _kernel_search(options, machine, loops, progress, schedules, tuned, helpers)
         budget = _loss_budget(options)
         choice = choose(egraph, search, method=options.extraction, time_limit=options.time_limit, budget=budget)
@@ -458,11 +455,10 @@ def _kernel_search(
     )
 
 
-def _searchers(graph: Graph, options: Options, machine: Target, loops: Sequence[LoopRule]) -> Searchers:
-    """Processes that search schedules too, if the graph is worth starting them. User's rules of loops are functions of
-    this process, so with them there are none."""
-    alone = loops or len(graph.nodes) < WORTH_HELP
-    return Searchers(machine, options.workers, options.cost_model, 0 if alone else options.searchers)
+def _searchers(options: Options, machine: Target, loops: Sequence[LoopRule]) -> Searchers:
+    """Processes that search schedules too. User's rules of loops are functions of this process, so with them there are
+    none."""
+    return Searchers(machine, options.workers, options.cost_model, 0 if loops else options.searchers)
 
 
 def _loss_budget(options: Options) -> float | None:

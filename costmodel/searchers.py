@@ -15,6 +15,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from threading import Thread
@@ -36,15 +37,22 @@ def kernel_search(target: Target, threads: int, cost_model: str, **options: obje
     return KernelSearch(Roofline(target, threads), target, threads, picker=picker, **options)  # type: ignore[arg-type]
 
 
-class Searchers:
-    """`count` searching processes, by default one for each CPU but the one of this process. To be closed.
+#: Groups asked for at once that are worth starting processes: each takes half a second to load.
+WORTH_STARTING = 4
 
-    They start to load at once, so make them before there is anything to search.
-    """
+
+class Searchers:
+    """`count` searching processes, by default one for each CPU but the one of this process. They are started when there
+    is enough to search. To be closed."""
 
     def __init__(self, target: Target, threads: int, cost_model: str, count: int | None = None) -> None:
-        how = [CODEC.dumps(target), str(threads), cost_model]
-        self._children = [_Child(how) for _ in range(available_cpus() - 1 if count is None else count)]
+        self._how = [CODEC.dumps(target), str(threads), cost_model]
+        self._count = available_cpus() - 1 if count is None else count
+        self._children: list[_Child] = []
+
+    def start(self) -> None:
+        """Start the processes, if they are not there yet."""
+        self._children += [_Child(self._how) for _ in range(self._count - len(self._children))]
 
     def map(self, groups: Sequence[Group], here: Callable[[Group], Found]) -> list[Found]:
         """What is found of each group, by the processes and `here` at once."""
@@ -63,6 +71,8 @@ class Searchers:
                     waiting.appendleft(k)
                     return
 
+        if len(groups) >= WORTH_STARTING:
+            self.start()
         able = [c for c in self._children if c.alive] if len(groups) > 1 else []
         helping = [Thread(target=work, args=(c.search,), daemon=True) for c in able]
         for t in helping:
@@ -122,7 +132,8 @@ class _Child:
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
-                pipe.close()
+                with suppress(BrokenPipeError):  # what was not read any more
+                    pipe.close()
 
 
 def _written(found: Found) -> str:

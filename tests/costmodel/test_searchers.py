@@ -34,7 +34,7 @@ def found(helpers):
 def test_a_process_finds_what_is_found_here():
     with Searchers(host(), 1, LEARNED, 1) as helpers:
         assert found(helpers) == found(None)
-        assert all(c.alive for c in helpers._children)
+        assert [c.alive for c in helpers._children] == [True]
 
 
 def test_another_process_does_take_part():
@@ -42,6 +42,7 @@ def test_another_process_does_take_part():
     here = []
     search = kernel_search(host(), 1, LEARNED)
     with Searchers(host(), 1, LEARNED, 1) as helpers:
+        helpers.start()
         helpers.map(groups[:2], search.searched)  # until it is loaded
         both = helpers.map(groups, lambda group: here.append(group) or search.searched(group))
     assert 0 < len(here) < len(groups)
@@ -51,6 +52,7 @@ def test_another_process_does_take_part():
 @pytest.mark.parametrize("when", ["before", "while searching"])
 def test_a_process_that_ends_leaves_its_kernels_to_this_one(when):
     with Searchers(host(), 1, LEARNED, 1) as helpers:
+        helpers.start()
         process = helpers._children[0]._process
         if when == "before":
             process.kill()
