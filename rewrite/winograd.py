@@ -158,8 +158,9 @@ def winograd_rule(t: Tile, allowed: Sequence[Tile], lanes: int) -> GraphRule:
         return t.work(x, w) < WORTHWHILE * direct and t.work(x, w) <= NEAR * min(o.work(x, w) for o in allowed)
 
     def draw(c: Chooser) -> Environment:
-        x = TensorType((c.integer(1, 2), lanes, c.integer(8, 14), c.integer(8, 14)))
-        w = TensorType((lanes * c.integer(1, 2), lanes, t.taps, t.taps))
+        few = 1 if t.taps == 3 else 4  # with few taps there is less to save: it pays from more channels on
+        x = TensorType((c.integer(1, 2), lanes * few, *(c.integer(8, 14) + t.taps - 3 for _ in range(2))))
+        w = TensorType((lanes * few * c.integer(1, 2), lanes * few, t.taps, t.taps))
         ones, none = (1, 1), ((0, 0), (0, 0))
         return {"x": x, "w": w, "c": Attrs(strides=ones, padding=none, lhs_dilation=ones, rhs_dilation=ones, groups=1)}
 
