@@ -21,10 +21,10 @@ from .cache import Cache
 from .codegen.pool import MAX_THREADS
 from .codegen.program import Buffer, Executable, KernelCall, MachineCode, Program
 from .costmodel.log import LogError, default_log
-from .costmodel.pick import Learned, Tuned
-from .costmodel.roofline import Roofline
+from .costmodel.pick import Tuned
+from .costmodel.searchers import Searchers, kernel_search
 from .extract.choose import GraphChoice, Step, choose, constant_values
-from .extract.search import LEARNED, ROOFLINE, BestOfSweep, KernelSearch
+from .extract.search import LEARNED, ROOFLINE, KernelSearch
 from .ir.calibration import Ranges
 from .ir.compose import identity
 from .ir.errors import CalibrationError, ImportFailure, NesteggError, UnknownNameError
@@ -71,7 +71,9 @@ class Options:
     the program may run on; by default one for each CPU that this process may use. rules: rules besides the shipped
     ones, or files of them. graph_limits: when graph saturation stops. extraction: `ilp` or `greedy`. time_limit:
     seconds for graph extraction.
-    rounding_gain: how much a shipped rule's algorithm may amplify rounding errors (`GraphRule.gain`).
+    rounding_gain: how much a shipped rule's algorithm may amplify rounding errors (`GraphRule.gain`). searchers:
+    processes that help to search kernels' schedules; by default one for each further CPU that this process may use.
+    What is found does not depend on them.
     """
 
     target: str = "cpu"
@@ -87,6 +89,7 @@ class Options:
     ranges: Ranges | str | Path | None = None
     scales: str = "any"
     rounding_gain: float = ROUNDING_GAIN
+    searchers: int | None = None
 
     @property
     def calibration(self) -> Ranges | None:
@@ -377,7 +380,8 @@ def compile_graph(imported: ImportedProgram, options: Options, progress: Progres
 
 def _deciding(options: Options) -> dict[str, Any]:
     """The options that have no part of their own in the cache's context."""
-    return {k: v for k, v in vars(options).items() if k not in ("target", "threads", "rules", "cache", "log")}
+    apart = ("target", "threads", "rules", "cache", "log", "searchers")
+    return {k: v for k, v in vars(options).items() if k not in apart}
 
 
 def _compile(
@@ -403,10 +407,11 @@ def _compile(
     progress("saturating the graph e-graph")
     egraph = _graph_egraph(imported.graph, options, machine, mine)
     lap("graph saturation")
-    search = _kernel_search(options, machine, loops, progress, schedules, tuned)
-    budget = _loss_budget(options)
-    choice = choose(egraph, search, method=options.extraction, time_limit=options.time_limit, budget=budget)
-    lap("extraction and scheduling")
+    with _searchers(options, machine, loops) as helpers:
+        search = _kernel_search(options, machine, loops, progress, schedules, tuned, helpers)
+        budget = _loss_budget(options)
+        choice = choose(egraph, search, method=options.extraction, time_limit=options.time_limit, budget=budget)
+        lap("extraction and scheduling")
     progress("folding constants")
     program = plan_program(egraph, choice.steps, search, machine, options.workers)
     lap("constants")
@@ -441,17 +446,24 @@ def _kernel_search(
     progress: Progress,
     schedules: ScheduleStore | None = None,
     tuned: Tuned | None = None,
+    helpers: Searchers | None = None,
 ) -> KernelSearch:
-    return KernelSearch(
-        Roofline(machine, options.workers),
+    return kernel_search(
         machine,
         options.workers,
-        [*LOOP_RULES, *loops],
+        options.cost_model,
+        rules=[*LOOP_RULES, *loops],
         progress=progress,
         store=schedules,
-        picker=Learned(machine, options.workers) if options.cost_model == LEARNED else BestOfSweep(),
         measured=tuned,
+        helpers=helpers,
     )
+
+
+def _searchers(options: Options, machine: Target, loops: Sequence[LoopRule]) -> Searchers:
+    """Processes that search schedules too. User's rules of loops are functions of this process, so with them there are
+    none."""
+    return Searchers(machine, options.workers, options.cost_model, 0 if loops else options.searchers)
 
 
 def _loss_budget(options: Options) -> float | None:

@@ -34,7 +34,7 @@ def layer(size: int, channels: int, rounds: int) -> list[dict[str, Any]]:
     import nestegg
     from nestegg.compiler import Options
     from nestegg.ir.target import host
-    from nestegg.rewrite.winograd import POINTS, Tile, winograd_rule
+    from nestegg.rewrite.winograd import TILES, winograd_rule
 
     rng = np.random.default_rng(0)
     drawn = rng.standard_normal((CHAIN, channels, channels, 3, 3)) * (2 / (9 * channels)) ** 0.5
@@ -48,7 +48,7 @@ def layer(size: int, channels: int, rounds: int) -> list[dict[str, Any]]:
         return x
 
     algorithms = {"direct": ()} | {
-        f"F({m}x{m})": (winograd_rule(Tile(m), [Tile(m)], host().lanes()),) for m in POINTS
+        f"F({t.m}x{t.m})": (winograd_rule(t, [t], host().lanes()),) for t in TILES if t.taps == 3
     }
     programs = {
         name: nestegg.optimize(chain, x, options=Options(threads=1, rounding_gain=1.0, rules=rules, cache=False))

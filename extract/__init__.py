@@ -12,6 +12,7 @@ from .budgeted import priced_choices
 from .flat import EGraphBuilder, FlatEGraph, Int32Array
 from .greedy import LocalSearch, greedy_choice
 from .gym import extract_file, read_gym, write_gym
+from .part import KnownCuts
 from .result import Budget, Extraction, ExtractionError, checked, dag_cost, require_terms, restrict, validate
 from .tree import tree_choice
 
@@ -21,6 +22,7 @@ __all__ = [
     "Extraction",
     "ExtractionError",
     "FlatEGraph",
+    "KnownCuts",
     "extract",
     "extract_file",
     "read_gym",
@@ -30,18 +32,22 @@ __all__ = [
 
 
 def extract(
-    egraph: FlatEGraph, method: str = "ilp", time_limit: float = 20.0, budgets: Sequence[Budget] = ()
+    egraph: FlatEGraph,
+    method: str = "ilp",
+    time_limit: float = 20.0,
+    budgets: Sequence[Budget] = (),
+    known: KnownCuts | None = None,
 ) -> Extraction:
     """Choose a cheap program: `"tree"` is optimal if nothing is shared, `"greedy"` sees sharing, `"ilp"` is
     optimal or says how far off it can be, and is never worse than the other two. `"greedy"` and `"ilp"` take
-    `budgets`.
+    `budgets`. `known`: cuts that `"ilp"` found in e-graphs whose classes bear the same names, to which it adds.
 
     Raises `ExtractionError` if a root has no finite term or nothing keeps within the budgets.
     """
     if method == "ilp":
         from .ilp import ilp_extract  # HiGHS loads when it is used
 
-        return ilp_extract(egraph, time_limit, budgets)
+        return ilp_extract(egraph, time_limit, budgets, known)
     if budgets and method == "tree":
         raise ExtractionError("method 'tree' cannot keep budgets: use 'ilp' or 'greedy'")
     start = time.perf_counter()

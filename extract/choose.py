@@ -23,7 +23,7 @@ from ..ir.nest import Nest
 from ..ir.scalars import SCALARS
 from ..ir.types import DTYPES
 from ..rewrite.graph_egraph import CallNode, GraphEGraph
-from . import extract
+from . import KnownCuts, extract
 from .flat import EGraphBuilder
 from .result import Budget, Extraction
 
@@ -115,7 +115,7 @@ def choose(
     seconds = {n: at_least(k, costs) for n, k in kernels.items()}
     found: dict[int, tuple[Nest, float]] = {}
     unusable: set[int] = set()
-    rounds, left = 0, time_limit
+    rounds, left, cuts = 0, time_limit, KnownCuts()
 
     def limit_of(how: str) -> float:
         """Seconds for a round: an exact one gets half of what is left."""
@@ -131,7 +131,7 @@ def choose(
         while True:
             rounds, most = rounds + 1, most - 1
             usable = [c for c in candidates if c.number not in unusable] if unusable else candidates
-            extraction, chosen = _extract(egraph, usable, seconds, how, limit_of(how), budget)
+            extraction, chosen = _extract(egraph, usable, seconds, how, limit_of(how), budget, cuts)
             todo = list(dict.fromkeys(c.number for c in chosen if not c.kernel.is_alias and c.number not in found))
             for n, result in zip(todo, costs.search([kernels[n] for n in todo]), strict=True):
                 if result is None:
@@ -146,7 +146,7 @@ def choose(
     extraction, chosen, settled = settle(method, EXACT_ROUNDS)
     if not settled:  # the best program of the kernels searched so far
         known = [c for c in candidates if c.kernel.is_alias or c.number in found]
-        extraction, chosen = _extract(egraph, known, seconds, method, left, budget)
+        extraction, chosen = _extract(egraph, known, seconds, method, left, budget, cuts)
     steps = [
         Step(c.kernel, c.args, c.owner, *(found.get(c.number) or (None, 0.0))) for c in _ordered(chosen)
     ]
@@ -172,6 +172,7 @@ def _extract(
     method: str,
     time_limit: float,
     budget: float | None,
+    cuts: KnownCuts | None = None,
 ) -> tuple[Extraction, list[Candidate]]:
     b = EGraphBuilder()
     losses: list[float] = []
@@ -192,7 +193,7 @@ def _extract(
     for o in dict.fromkeys(egraph.outputs):
         b.root(f"c{o}")
     flat = b.build()
-    result = extract(flat, method, time_limit, loss_budgets(losses, budget))
+    result = extract(flat, method, time_limit, loss_budgets(losses, budget), cuts)
     names = [flat.node_name[n] for n in result.choice if n >= 0]
     if "unsupported" in names:
         raise UnsupportedError("no kernel computes one of the tensors of this graph; see `graph` for its operators")

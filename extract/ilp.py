@@ -3,12 +3,12 @@
     minimise  sum cost[n] x[n]
     classes   z[c] = sum of x[n] over the nodes n of c, at most 1, and 1 for a root
     children  sum of x[n] over the nodes n of c that need d <= z[d]
-    cycles    sum of x[n] over the exits of S >= z[j]   for loops S and j in S, added when broken
+    cuts      sum of x[n] over the exits of S >= z[j]   for sets S of classes and j in S, added when broken
     budgets   sum weight[n] x[n] <= limit
 
-The cycle rows say that a program that enters a loop of classes leaves it again; there are too many to write
-down, so they are found as shortest cycles in the LP's and the MIP's solutions. Every solve starts from the
-best program known and the answer is never worse than greedy or tree extraction.
+The cuts say that a program that enters a set of classes leaves it again; there are too many to write down, so they are
+found in the LP's and the MIP's solutions: as shortest cycles, and as minimal cuts below a root (`part.py`). Every solve
+starts from the best program known and the answer is never worse than greedy or tree extraction.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .budgeted import priced_choices, within
 from .flat import FlatEGraph, Int32Array
 from .greedy import LocalSearch, greedy_choice
 from .lns import NeighbourhoodSearch
-from .part import Part, split
+from .part import KnownCuts, Part, split
 from .program import Program
 from .reduce import Reduction
 from .result import Budget, Extraction, ExtractionError, checked, dag_cost, require_terms, restrict, validate
@@ -34,16 +34,19 @@ _HEURISTIC_SHARE = 0.15
 _REDUCE_SHARE = 0.25
 # Where in the time of one piece each phase ends.
 _STARTS_UNTIL = 0.1
-_LP_UNTIL = 0.2
-_MIP_UNTIL = 0.3
-_REGIONS_UNTIL = 0.45
+_LP_UNTIL = 0.5
+_MIP_UNTIL = 0.6
+_REGIONS_UNTIL = 0.7
 _MIP_NODES = 4000
 """Larger pieces get neighbourhoods instead of a second MIP."""
 _TOLERANCE = 1e-9
 
 
-def ilp_extract(egraph: FlatEGraph, time_limit: float = 20.0, budgets: Sequence[Budget] = ()) -> Extraction:
-    """The cheapest DAG, or the best one found in `time_limit` seconds with a bound.
+def ilp_extract(
+    egraph: FlatEGraph, time_limit: float = 20.0, budgets: Sequence[Budget] = (), known: KnownCuts | None = None
+) -> Extraction:
+    """The cheapest DAG, or the best one found in `time_limit` seconds with a bound. `known`: cuts found in e-graphs
+    like this one, to which those found now are added.
 
     Raises `ExtractionError` if a root has no finite term, or if no program keeps within the budgets (or none
     that does was found in time; the message says which).
@@ -57,7 +60,7 @@ def ilp_extract(egraph: FlatEGraph, time_limit: float = 20.0, budgets: Sequence[
     if checks:
         for choice in priced_choices(egraph, checks, start + 2 * _HEURISTIC_SHARE * time_limit):
             best.offer(choice)
-    bound, limit = _solve(egraph, best, deadline)
+    bound, limit = _solve(egraph, best, deadline, known=known)
     bound = max(bound, dearest_path(egraph))
     seconds = time.perf_counter() - start
     if best.choice is None:
@@ -96,7 +99,9 @@ def _no_program(bound: float, limit: str, time_limit: float) -> str:
     return f"no program within the budgets was found in {time_limit:g} s: raise the time limit or a budget"
 
 
-def _solve(egraph: FlatEGraph, best: _Best, deadline: float, deep: bool = True) -> tuple[float, str]:
+def _solve(
+    egraph: FlatEGraph, best: _Best, deadline: float, deep: bool = True, known: KnownCuts | None = None
+) -> tuple[float, str]:
     """Improve `best`; returns a lower bound and the reason why it may not be met ("" if the search was
     complete)."""
     if time.perf_counter() > deadline:
@@ -114,8 +119,10 @@ def _solve(egraph: FlatEGraph, best: _Best, deadline: float, deep: bool = True) 
         now = time.perf_counter()
         share = now + (deadline - now) * part.egraph.n_nodes / nodes_left
         nodes_left -= part.egraph.n_nodes
-        program = Program(part, limits)
+        program = Program(part, limits, known.of(part) if known else ())
         _solve_part(program, best.choice, share, deep and not best.budgets)
+        if known is not None:
+            known.add(part, program.cuts)
         bound += program.bound
         limit = limit or program.limit
         if program.choice is None:

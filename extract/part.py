@@ -16,14 +16,39 @@ import numpy.typing as npt
 
 from .flat import FlatEGraph, strong_components, weak_components
 from .reduce import Reduction
+from .tree import dearest_paths
 
 _VIOLATION = 1e-4
 _MAX_CUTS = 400
 _MAX_LOOP = 60
+_NESTED_CUTS = 20
+_UNIT = 1_000_000
+"""Flows are of integers: what a whole node counts."""
 
 Cut = tuple[int, tuple[int, ...]]
-"""`(j, S)`: if class `j` of the loop `S` is chosen, some chosen node of a class in `S` needs nothing in
-`S`."""
+"""`(j, S)`: if class `j` of the classes `S` is chosen, some chosen node of a class in `S` needs nothing in `S`. True of
+any set of classes, for a program has no cycle; of use are sets that a fractional point breaks."""
+
+
+class KnownCuts:
+    """Cuts by the names of classes, kept from one e-graph to the next: they do not depend on costs."""
+
+    def __init__(self) -> None:
+        self._cuts: dict[tuple[str, frozenset[str]], None] = {}
+
+    def of(self, part: Part) -> list[Cut]:
+        """Those that say something of the part. Of a set of classes any subset makes a cut, too."""
+        local = {name: cls for cls, name in enumerate(part.egraph.class_name)}
+        found = {
+            (local[head], tuple(sorted(local[c] for c in classes if c in local))): None
+            for head, classes in self._cuts
+            if head in local
+        }
+        return list(found)
+
+    def add(self, part: Part, cuts: Sequence[Cut]) -> None:
+        name = part.egraph.class_name
+        self._cuts |= {(name[head], frozenset(name[c] for c in classes)): None for head, classes in cuts}
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +60,11 @@ class Part:
     node_id: tuple[int, ...]
     class_id: tuple[int, ...]
     weights: npt.NDArray[np.float64]
+
+    @cached_property
+    def dearness(self) -> tuple[float, ...]:
+        """What making each class costs at least."""
+        return tuple(dearest_paths(self.egraph))
 
     @cached_property
     def loop_classes(self) -> frozenset[int]:
@@ -97,8 +127,13 @@ def _part(reduction: Reduction, classes: list[int]) -> Part:
 
 
 def violated_cuts(part: Part, x: npt.NDArray[np.float64], limit: int = _MAX_CUTS) -> list[Cut]:
-    """Cycle cuts that the point `x` (a value for each node, perhaps fractional) breaks; none if `x` is
-    integral and its program has no cycle.
+    """Cuts that the point `x` (a value for each node, perhaps fractional) breaks; none if `x` is integral and its
+    program has no cycle."""
+    return list(dict.fromkeys([*_cycle_cuts(part, x, limit), *_derivation_cuts(part, x)]))
+
+
+def _cycle_cuts(part: Part, x: npt.NDArray[np.float64], limit: int) -> list[Cut]:
+    """Cuts around cycles of the point's support.
 
     A cheapest cycle through class `j`, an edge `c -> d` costing the share of `c` that does *not* go to `d`,
     gives a loop `S`; the cut is ``sum of x over exits(S) >= sum of x over j``.
@@ -117,6 +152,60 @@ def violated_cuts(part: Part, x: npt.NDArray[np.float64], limit: int = _MAX_CUTS
             if len(cuts) >= limit:
                 break
     return list(cuts.values())
+
+
+def _derivation_cuts(part: Part, x: npt.NDArray[np.float64]) -> list[Cut]:
+    """Cuts between a root and the nodes that need nothing.
+
+    Every program of a root holds a way down from it: from a class to its node, from a node to one of its children. If
+    each node goes on to one child settled beforehand, a set of nodes that every way crosses is an ordinary cut, and a
+    point that puts less than 1 on it pays for no program as a whole: shares of one that meet further down, where each
+    class that needs the same tensor asks only for its own share. A minimal cut comes from a maximal flow.
+    """
+    active = np.bincount(part.egraph.node_class, weights=x, minlength=part.egraph.n_classes)
+    dearness = part.dearness
+
+    def least_active(kid: int) -> tuple[float, float]:
+        return round(float(active[kid]), 6), -dearness[kid]
+
+    def dearest(kid: int) -> tuple[float, float]:
+        return -dearness[kid], float(active[kid])
+
+    cuts: list[Cut] = []
+    for order in (least_active, dearest):
+        bottom = part.egraph.n_classes
+        below = np.array([min(kids, key=order) if kids else bottom for kids in part.egraph.child_sets], np.int64)
+        for root in part.egraph.roots:
+            cuts += _minimal_cuts(part, x, root, below)
+    return cuts
+
+
+def _minimal_cuts(part: Part, x: npt.NDArray[np.float64], root: int, below: npt.NDArray[np.int64]) -> list[Cut]:
+    """Broken cuts below a root, where node `n` goes on to class `below[n]` (past the last: to nothing). Cuts that share
+    no node are found one after the other: what is cut counts as whole from then on."""
+    from scipy.sparse import csr_matrix
+    from scipy.sparse.csgraph import breadth_first_order, maximum_flow
+
+    above, bottom = part.egraph.node_class, part.egraph.n_classes
+    room = np.round(x * _UNIT).astype(np.int32)
+    cuts: list[Cut] = []
+    for _ in range(_NESTED_CUTS):
+        used = room > 0
+        ways = csr_matrix((room[used], (above[used], below[used])), shape=(bottom + 1, bottom + 1))
+        flow = maximum_flow(ways, root, bottom)
+        if flow.flow_value >= _UNIT * (1 - _VIOLATION):
+            break
+        left = ways - flow.flow
+        left.data[left.data < 0] = 0
+        left.eliminate_zeros()
+        reached = breadth_first_order(left, root, return_predecessors=False)
+        inside = np.zeros(bottom + 1, bool)
+        inside[reached] = True
+        loop = tuple(sorted(reached.tolist()))
+        if x[part.exits(loop)].sum() < 1 - _VIOLATION:
+            cuts.append((root, loop))
+        room[inside[above] & ~inside[below]] = _UNIT
+    return cuts
 
 
 def _edge_slack(part: Part, x: np.ndarray, active: np.ndarray) -> dict[int, dict[int, float]]:

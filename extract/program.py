@@ -1,4 +1,4 @@
-"""The 0/1 program of one piece in HiGHS: building it, the LP rounds that find cycle cuts, and the MIP
+"""The 0/1 program of one piece in HiGHS: building it, the LP rounds that find cuts, and the MIP
 rounds."""
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from .result import restrict, validate
 from .tree import dearest_path
 
 _REPAIR_SHARE = 0.1
-_MAX_LP_ROUNDS = 200
+_MAX_LP_ROUNDS = 400
+_PATIENCE = 60
+"""LP rounds after which a hundredth of the gap must be gone."""
 _GAP = 1e-9
 _FAVOUR = 1e-3
 
@@ -30,13 +32,13 @@ class Program:
     """Columns: `x[n]` for each node, then `z[c]` for each class. Then `choice` (None if nothing was found),
     `cost`, `bound` and `limit` ("time" if the search was cut short)."""
 
-    def __init__(self, part: Part, limits: Sequence[float] = ()) -> None:
+    def __init__(self, part: Part, limits: Sequence[float] = (), cuts: Sequence[Cut] = ()) -> None:
         self.part, self.limits = part, limits
         self.choice: Int32Array | None = None
         self.cost = math.inf
         self.bound = dearest_path(part.egraph)
         self.limit = ""
-        self.cuts: list[Cut] = []
+        self.cuts = list(cuts)
         largest = float(part.egraph.node_cost.max(initial=0.0))
         # Solver tolerances are absolute: costs of 1e-9 would all look like 0.
         whole = bool(np.all(part.egraph.node_cost == np.round(part.egraph.node_cost)))
@@ -44,13 +46,13 @@ class Program:
         self.rows = self._base_rows()
 
     def relax(self, deadline: float, starts: Sequence[Int32Array]) -> None:
-        """Take the best of `starts`, then a bound from the LP, with the cycle cuts that it breaks."""
+        """Take the best of `starts`, then a bound from the LP, with the cuts that it breaks."""
         for start in starts:
             self.offer(start)
         self._cut_lp(deadline)
 
     def search(self, deadline: float) -> None:
-        """MIP after MIP, each with the cycle cuts that the one before broke, until one breaks none or
+        """MIP after MIP, each with the cuts that the one before broke, until one breaks none or
         `deadline` (`time.perf_counter`). May be called again with more time."""
         self.limit = ""
         while not self.limit and not self.closed:
@@ -152,13 +154,17 @@ class Program:
     # Solves
 
     def _cut_lp(self, deadline: float) -> None:
-        """Solve the LP, add the cycle cuts it breaks, and again, until it breaks none."""
+        """Solve the LP, add the cuts it breaks, and again, until it breaks none or gains little."""
         highs = self._highs(integral=False)
-        n, point = self.part.egraph.n_nodes, None
-        for _ in range(_MAX_LP_ROUNDS):
+        n, point, before = self.part.egraph.n_nodes, None, self.bound
+        for number in range(1, _MAX_LP_ROUNDS + 1):
             left = deadline - time.perf_counter()
             if left <= 0:
                 break
+            if number % _PATIENCE == 0:
+                if self.bound - before < 0.01 * (self.cost - before):
+                    break
+                before = self.bound
             highs.setOptionValue("time_limit", highs.getRunTime() + left)
             highs.run()
             if highs.getModelStatus() != highspy.HighsModelStatus.kOptimal:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -9,7 +10,7 @@ from typing import Protocol
 from ..ir.loops import Lowered
 from ..ir.nest import Nest, Vec
 from ..ir.target import Target
-from ..rewrite.loop_egraph import LOOP_LIMITS, LoopEGraph, build
+from ..rewrite.loop_egraph import LOOP_LIMITS, LoopEGraph, build, divisors
 from ..rewrite.loop_language import LoopRule, Space, space
 from ..rewrite.loop_rules import LOOP_RULES
 from ..rewrite.saturate import Limits, SaturationReport
@@ -80,11 +81,39 @@ class Measured(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Found:
+    """What searching kernels of one space gave: of each its schedule, or why it has none; and the rules' figures."""
+
+    schedules: tuple[KernelSchedule | str, ...]
+    report: SaturationReport
+
+
+#: Kernels whose schedules are of one space: they share a loop e-graph.
+Group = Sequence[Lowered]
+
+
+class Helpers(Protocol):
+    """Who else searches."""
+
+    def map(self, groups: Sequence[Group], here: Callable[[Group], Found]) -> list[Found]:
+        """What is found of each group, by others or `here`: the same whoever does it."""
+        ...
+
+
+class Alone:
+    """Nobody else does."""
+
+    def map(self, groups: Sequence[Group], here: Callable[[Group], Found]) -> list[Found]:
+        return list(map(here, groups))
+
+
 class KernelSearch:
     """Searches kernels' loop e-graphs. `report` gathers the rules' figures over all of them.
 
     `store`: where schedules are looked up first, and kept; `remembered` is how many were found there. `picker`: who
-    chooses the nest of a kernel that was swept. `measured`: what is known better than by any model.
+    chooses the nest of a kernel that was swept. `measured`: what is known better than by any model. `helpers`: who
+    searches kernels that are asked for together, besides this process.
     """
 
     def __init__(
@@ -98,53 +127,85 @@ class KernelSearch:
         store: Schedules | None = None,
         picker: NestPicker | None = None,
         measured: Measured | None = None,
+        helpers: Helpers | None = None,
     ) -> None:
-        self.picker, self.measured = picker or BestOfSweep(), measured
+        self.picker, self.measured, self.helpers = picker or BestOfSweep(), measured, helpers or Alone()
         self.model, self.target, self.threads = model, target, threads
         self.rules, self.limits, self.progress = tuple(rules), limits, progress
         self.schedules: dict[Lowered, KernelSchedule] = {}
         self.store, self.remembered = store, 0
         self.report = SaturationReport()
+        self._without: dict[Lowered, str] = {}
+        self._reported: set[Space] = set()
         self._spaces: dict[Space, LoopEGraph] = {}
 
     def bound(self, kernel: Lowered) -> float:
         return self.model.bound(kernel) if kernel.points else 0.0
 
     def search(self, kernels: Sequence[Lowered]) -> list[tuple[Nest, float] | None]:
-        return list(map(self._best, kernels))
-
-    def _best(self, kernel: Lowered) -> tuple[Nest, float] | None:
-        try:
-            found = self.schedule(kernel)
-        except NoSchedule as e:
-            self.progress(str(e))
-            return None
-        return found.nest, found.seconds
+        groups = self._groups([k for k in dict.fromkeys(kernels) if not self._known(k)])
+        for (where, group), found in zip(groups, self.helpers.map([g for _, g in groups], self.searched), strict=True):
+            self._keep(where, group, found)
+        schedules = [self.schedules.get(k) for k in kernels]
+        return [None if s is None else (s.nest, s.seconds) for s in schedules]
 
     def schedule(self, kernel: Lowered) -> KernelSchedule:
         """The best nest of one kernel. Raises `NoSchedule` if there is none within the limits."""
-        if not kernel.points:  # an empty tensor: nothing to schedule
-            self.schedules[kernel] = KernelSchedule(Vec(-1, 1), 0.0, 0, 1, "saturated")
+        self.search([kernel])
         if kernel not in self.schedules:
-            found = self._remembered(kernel) or self._searched(kernel)
-            self.schedules[kernel] = self.measured.overlaid(kernel, found) if self.measured is not None else found
+            raise NoSchedule(self._without[kernel])
         return self.schedules[kernel]
 
-    def _remembered(self, kernel: Lowered) -> KernelSchedule | None:
+    def _known(self, kernel: Lowered) -> bool:
+        """Whether the kernel needs no search, or needs none any more."""
+        if not kernel.points:  # an empty tensor: nothing to schedule
+            self.schedules[kernel] = KernelSchedule(Vec(-1, 1), 0.0, 0, 1, "saturated")
+        if kernel in self.schedules or kernel in self._without:
+            return True
         found = None if self.store is None else self.store.get(kernel)
-        self.remembered += found is not None
-        return found
+        if found is None:
+            return False
+        self.remembered += 1
+        self.schedules[kernel] = self._overlaid(kernel, found)
+        return True
 
-    def _searched(self, kernel: Lowered) -> KernelSchedule:
-        self.progress(f"scheduling kernel {len(self.schedules) + 1} ({kernel.points} points)")
+    def _groups(self, kernels: Sequence[Lowered]) -> list[tuple[Space, Group]]:
+        """Kernels by their space, the largest spaces first, so that those who share the work end together."""
+        groups: dict[Space, list[Lowered]] = {}
+        for k in kernels:
+            groups.setdefault(space(k, self.target, self.threads), []).append(k)
+        return sorted(groups.items(), key=lambda item: -_blocks(item[0]))
+
+    def _keep(self, where: Space, group: Group, found: Found) -> None:
+        if where not in self._reported:
+            self._reported.add(where)
+            self.report.absorb(found.report)
+        for kernel, schedule in zip(group, found.schedules, strict=True):
+            if isinstance(schedule, str):
+                self.progress(schedule)
+                self._without[kernel] = schedule
+                continue
+            if self.store is not None:
+                self.store.put(kernel, schedule)
+            self.schedules[kernel] = self._overlaid(kernel, schedule)
+
+    def _overlaid(self, kernel: Lowered, found: KernelSchedule) -> KernelSchedule:
+        return found if self.measured is None else self.measured.overlaid(kernel, found)
+
+    def searched(self, group: Group) -> Found:
+        """Search kernels of one space, in this process."""
+        self.progress(f"scheduling {len(group)} kernel{'s' * (len(group) > 1)} ({group[0].points} points)")
+        return Found(tuple(map(self._best, group)), self.egraph(group[0]).report)
+
+    def _best(self, kernel: Lowered) -> KernelSchedule | str:
         egraph = self.egraph(kernel)
-        sweep = swept(egraph, self.model)
+        try:
+            sweep = swept(egraph, self.model)
+        except NoSchedule as e:
+            return str(e)
         pick = self.picker.pick(kernel, sweep)
         seconds, size = float(sweep.best(egraph.root)[0].seconds), int(min(egraph.size, 1e300))
-        found = KernelSchedule(pick.nest, seconds, egraph.enodes, size, egraph.report.stopped_by, pick.by, pick.gain)
-        if self.store is not None:
-            self.store.put(kernel, found)
-        return found
+        return KernelSchedule(pick.nest, seconds, egraph.enodes, size, egraph.report.stopped_by, pick.by, pick.gain)
 
     def egraph(self, kernel: Lowered) -> LoopEGraph:
         """The kernel's loop e-graph; kernels with the same space (epilogues differ, say) share one."""
@@ -153,5 +214,9 @@ class KernelSearch:
             if len(self._spaces) >= SPACES_KEPT:
                 self._spaces.pop(next(iter(self._spaces)))
             self._spaces[key] = build(kernel, self.target, self.threads, self.rules, self.limits)
-            self.report.absorb(self._spaces[key].report)
         return replace(self._spaces[key], kernel=kernel)
+
+
+def _blocks(s: Space) -> int:
+    """About how many blocks the e-graph of a space has: the combinations of its axes' divisors."""
+    return sum(math.prod(len(divisors(a.extent)) for a in v.axes) for v in s.views)

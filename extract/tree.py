@@ -62,10 +62,16 @@ def tree_choice(egraph: FlatEGraph, node_cost: Sequence[float] | None = None) ->
 
 
 def dearest_path(egraph: FlatEGraph) -> float:
-    """A lower bound on every DAG: ``bound(n) = node_cost[n] + the largest bound(child)``, the largest over
-    the roots. Infinite if a root has no finite term."""
+    """A lower bound on every DAG: the largest of the roots' `dearest_paths`."""
+    total = dearest_paths(egraph)
+    return max((total[root] for root in egraph.roots), default=0.0)
+
+
+def dearest_paths(egraph: FlatEGraph) -> list[float]:
+    """For each class a lower bound on every DAG that makes it: ``bound(n) = node_cost[n] + the largest bound(child)``,
+    the least over its nodes. Infinite for a class without a finite term."""
     costs = egraph.node_cost.tolist()
-    total = [0.0] * egraph.n_classes
+    total = [float("inf")] * egraph.n_classes
 
     def score(node: int) -> float:
         return costs[node] + max((total[kid] for kid in egraph.child_sets[node]), default=0.0)
@@ -73,5 +79,5 @@ def dearest_path(egraph: FlatEGraph) -> float:
     def settle(cls: int, node: int) -> None:
         total[cls] = score(node)
 
-    choice = bottom_up(egraph, score, settle)
-    return max((total[root] if choice[root] >= 0 else float("inf") for root in egraph.roots), default=0.0)
+    bottom_up(egraph, score, settle)
+    return total

@@ -19,6 +19,7 @@ from .expr import (
     Scalar,
     TensorExpr,
     Weighted,
+    When,
     children,
     rebuild,
     rename,
@@ -89,8 +90,6 @@ def is_filter(e: TensorExpr) -> bool:
 
 def is_movement(e: TensorExpr) -> bool:
     """A map without arithmetic: elements are moved, repeated or replaced by constants."""
-    from .expr import When
-
     return all(isinstance(s, (Read, Const, When)) for s in walk(e.body))
 
 
@@ -108,6 +107,20 @@ def reads_once(e: TensorExpr, position: int) -> bool:
     for i in reads[0].index:
         seen |= i.axes
     return all(a.extent == 1 or a in seen for a in e.axes)
+
+
+def reads_always(e: TensorExpr, position: int) -> bool:
+    """Input `position` is read for every element, or is the only input: it is no part of a concatenation."""
+    if len(e.inputs) == 1:
+        return True
+    todo = [e.body]
+    while todo:
+        s = todo.pop()
+        if isinstance(s, Read) and s.input == position:
+            return True
+        if not isinstance(s, When):
+            todo += children(s)
+    return False
 
 
 def streams(e: TensorExpr) -> bool:

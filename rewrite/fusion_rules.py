@@ -18,6 +18,7 @@ from .kernel import (
     Kernel,
     epilogue,
     epilogue_residual,
+    only_reader,
     prologue_arithmetic,
     prologue_broadcast,
     prologue_filter,
@@ -44,10 +45,11 @@ class FusionRule:
     name: str
     when: Callable[[Kernel, int, Kernel], bool]
     consumer: str = "open"
-    producer: str = "single"
+    producer: str = "any"
     const: bool = False
     dominates: bool = False
     widest: bool = False
+    sole: bool = False
     kind: str = "fusion"
     level: str = "graph"
 
@@ -59,6 +61,7 @@ class FusionRule:
     def condition(self) -> str:
         constant = " and constant" if self.const else ""
         widest = " and both are their tensors' widest" if self.widest else ""
+        widest += " and nothing else reads the tensor between" if self.sole else ""
         return f"{self.when.__name__}({self.consumer} consumer, position, {self.producer} producer){constant}{widest}"
 
     @property
@@ -70,16 +73,17 @@ class FusionRule:
 
 
 FUSION_RULES = (
-    FusionRule("fuse_broadcast_prologue", prologue_broadcast, "open", "single", dominates=True),
-    FusionRule("fuse_filter_prologue", prologue_filter, "open", "open", dominates=True),
-    FusionRule("fuse_packed_constant", prologue_unpack, "open", "single", const=True, dominates=True),
-    FusionRule("fuse_widening_integers", prologue_widening_integer, "open", "single", dominates=True),
-    FusionRule("fuse_movement_prologue", prologue_movement, "open", "single"),
-    FusionRule("fuse_arithmetic_prologue", prologue_arithmetic, "open", "single"),
-    FusionRule("fuse_widening_prologue", prologue_widening, "open", "single"),
-    FusionRule("fuse_epilogue", epilogue, "light", "reducing"),
-    FusionRule("fuse_residual_epilogue", epilogue_residual, "light", "reducing"),
-    FusionRule("fuse_whole_prologue", whole_prologue, "any", "any", widest=True),
+    FusionRule("fuse_broadcast_prologue", prologue_broadcast, "open", "repeating", dominates=True),
+    FusionRule("fuse_filter_prologue", prologue_filter, "filter", "filter", dominates=True),
+    FusionRule("fuse_packed_constant", prologue_unpack, "open", "unpacking", const=True, dominates=True),
+    FusionRule("fuse_widening_integers", prologue_widening_integer, "open", "converting", dominates=True),
+    FusionRule("fuse_only_reader", only_reader, "map", "any", dominates=True, sole=True),
+    FusionRule("fuse_movement_prologue", prologue_movement, "open", "moving"),
+    FusionRule("fuse_arithmetic_prologue", prologue_arithmetic, "open", "computing"),
+    FusionRule("fuse_widening_prologue", prologue_widening, "open", "converting"),
+    FusionRule("fuse_epilogue", epilogue, "light_of_one", "reducing"),
+    FusionRule("fuse_residual_epilogue", epilogue_residual, "light_of_several", "reducing"),
+    FusionRule("fuse_whole_prologue", whole_prologue, "any", "map", widest=True),
     FusionRule("fuse_stage", row_reduction, "any", "reducing", widest=True),
 )
 

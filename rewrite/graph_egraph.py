@@ -25,9 +25,11 @@ from .host import Host
 from .kernel import Kernel
 from .language import (
     MAX_VARIADIC,
+    SEVERAL,
     analyses,
     arities,
     constructor,
+    count_readers,
     declarations,
     lowering_rules,
     merging_rules,
@@ -87,10 +89,10 @@ def _phases(rules: Sequence[GraphRule | FusionRule], host: Host) -> list[list[An
     rewrites = render([r for r in rules if isinstance(r, GraphRule)], host)
     fusions = [r for r in rules if isinstance(r, FusionRule)]
     first = render([r for r in fusions if r.dominates], host)
-    middle = render([r for r in fusions if not r.widest], host)
+    middle = render([r for r in fusions if not r.widest and not r.sole], host)
     before = [*merging_rules(host), widest_kernels(host)]
     last = [[*before, *render([r], host)] for r in fusions if r.widest]
-    return [rewrites, lowering_rules(host), first, middle, *last]
+    return [rewrites, lowering_rules(host), [count_readers()], first, middle, *last]
 
 
 def build(
@@ -162,6 +164,7 @@ def _encode(graph: Graph, engine: Engine, host: Host) -> list[np.ndarray]:
             lines.append(f"(set (constness $n{k}) 0)")
         if n.op == CONSTANT:
             lines.append(f"(is-const $n{k}) (set (constness $n{k}) 1)")
+    lines += [f"(set (readers $n{k}) {SEVERAL})" for k in graph.outputs]
     engine.load(*lines)
     return constants
 

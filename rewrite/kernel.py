@@ -15,6 +15,7 @@ from ..ir.compose import (
     is_map,
     is_movement,
     merge_inputs,
+    reads_always,
     reads_at,
     reads_once,
     shares,
@@ -41,6 +42,9 @@ LITTLE_WORK = 4.0
 SMALL_POINTS = 16384
 
 
+#: Results of a reduction, over those of them that an epilogue takes: who takes a smaller part shares it with others.
+MOST_LEFT = 2
+
 #: Points of stages, over those of their kernels apart: windows that overlap are computed again for each. The transform
 #: of the tiles of a convolution, F(2, 3), has 1.33.
 RECOMPUTED = 1.35
@@ -50,9 +54,10 @@ RECOMPUTED = 1.35
 class Kernel:
     """`expr`, and how far fusion has gone.
 
-    `op`: the operator if nothing is fused yet. `operators`: number of arithmetic operators fused. `closed`: an
-    epilogue has been fused, after which producers are no longer inlined (prologues first, epilogues last, one operator
-    at a time: one order for each fused group, so that the e-graph grows with the number of groups, not of orders).
+    `op`: the operator if nothing is fused yet. `operators`: number of arithmetic operators fused. `unit`: one operator,
+    or several of which fusing them was no choice (`only_reader`). `closed`: an epilogue has been fused, after which
+    producers are no longer inlined (prologues first, epilogues last, one unit at a time: one order for each fused
+    group, so that the e-graph grows with the number of groups, not of orders).
     """
 
     expr: TensorExpr
@@ -62,12 +67,13 @@ class Kernel:
     kept: bool = False
     loss: float = 0.0
     conversions: int = 0
+    unit: bool = True
     moved: bool = field(default=False, compare=False)
 
     @property
     def light(self) -> bool:
-        """At most one operator, besides conversions of its operands."""
-        return self.operators - self.conversions <= 1 and is_map(self.expr)
+        """A map that is a unit, or one operator besides conversions and movement of its operands."""
+        return is_map(self.expr) and (self.unit or self.operators - self.conversions <= 1)
 
 
 @cache
@@ -96,7 +102,16 @@ def _inlining(k: Kernel) -> str:
 
 
 def _inlines(consumer: Kernel, i: int, producer: Kernel) -> bool:
-    return bool(producer.op) and not consumer.closed and _fits(consumer, i, producer)
+    return producer.unit and not consumer.closed and _fits(consumer, i, producer)
+
+
+def only_reader(consumer: Kernel, i: int, producer: Kernel) -> bool:
+    """A map that one map alone reads, each element once, is computed there and never stored: the fused kernel reads
+    and writes less, so the unfused one is dropped. Which layout and which type a tensor is stored in stays a choice."""
+    if not (is_map(consumer.expr) and consumer.operators and is_map(producer.expr)):
+        return False
+    chooses = producer.conversions or _inlining(producer) in ("blocks", "stored", "always")
+    return not chooses and _inlines(consumer, i, producer) and visits_once(consumer.expr, i)
 
 
 def prologue_broadcast(consumer: Kernel, i: int, producer: Kernel) -> bool:
@@ -116,16 +131,24 @@ def prologue_unpack(consumer: Kernel, i: int, producer: Kernel) -> bool:
 def prologue_movement(consumer: Kernel, i: int, producer: Kernel) -> bool:
     """A layout, slice or padding operator may be read through, by any kernel without an epilogue.
 
-    Not `pack`: a kernel that reads through it reads what its operand's own e-class offers already.
+    Not `pack`: a kernel that reads through it reads what its operand's own e-class offers already. Not a concatenation
+    by a reduction, which would ask at every step which part it is in.
     """
+    if len(producer.expr.inputs) > 1 and not is_map(consumer.expr):
+        return False
     if not (_inlines(consumer, i, producer) and is_movement(producer.expr) and _inlining(producer) != "stored"):
         return False
     return not prologue_broadcast(consumer, i, producer)
 
 
 def prologue_arithmetic(consumer: Kernel, i: int, producer: Kernel) -> bool:
-    """An elementwise operator may be computed where it is read, if that is once an element, or little work."""
-    return _inlines(consumer, i, producer) and _computed_where_read(consumer, i, producer)
+    """An elementwise operator may be computed where a reduction reads it, if that is once an element; or where other
+    arithmetic does, if it is little work (what several read would be computed several times)."""
+    if not (is_map(producer.expr) and producer.operators and _inlines(consumer, i, producer)):
+        return False
+    if is_map(consumer.expr):
+        return consumer.operators > 0 and cost(producer.expr.body) <= LITTLE_WORK
+    return visits_once(consumer.expr, i)
 
 
 def _computed_where_read(consumer: Kernel, i: int, producer: Kernel) -> bool:
@@ -155,10 +178,14 @@ def prologue_widening(consumer: Kernel, i: int, producer: Kernel) -> bool:
     return DTYPES[producer.expr.inputs[0].dtype].size < DTYPES[producer.expr.type.dtype].size
 
 
+def is_single_filter(k: Kernel) -> bool:
+    """A filter bank that nothing but movement is fused with."""
+    return is_filter(k.expr) and k.operators == 1 and not k.closed
+
+
 def prologue_filter(consumer: Kernel, i: int, producer: Kernel) -> bool:
     """A filter bank along another axis is a stage of the one that reads it: what lies between stays in cache."""
-    banks = all(is_filter(k.expr) and k.operators == 1 and not k.closed for k in (consumer, producer))
-    if not banks or not _fits(consumer, i, producer):
+    if not (is_single_filter(consumer) and is_single_filter(producer)) or not _fits(consumer, i, producer):
         return False
     whole = lower(compose(consumer.expr, i, producer.expr))
     return whole.points <= RECOMPUTED * sum(lower(k.expr).points for k in (consumer, producer))
@@ -174,9 +201,10 @@ def _after_reduction(consumer: Kernel, i: int, producer: Kernel) -> bool:
         return False
     if _inlining(consumer) == "always":
         return False
-    if not _fits(consumer, i, producer):
+    if not _fits(consumer, i, producer) or producer.expr.type.size > MOST_LEFT * consumer.expr.type.size:
         return False
-    return reads_once(consumer.expr, i) and (is_filter(producer.expr) or not has_nested_reduce(producer.expr))
+    simple = is_filter(producer.expr) or not has_nested_reduce(producer.expr)
+    return simple and reads_always(consumer.expr, i) and reads_once(consumer.expr, i)
 
 
 def epilogue(consumer: Kernel, i: int, producer: Kernel) -> bool:
@@ -234,14 +262,29 @@ def fuse(consumer: Kernel, i: int, producer: Kernel) -> Kernel:
     expr = compose(consumer.expr, i, producer.expr)
     kept, loss = consumer.kept or producer.kept, consumer.loss + producer.loss
     moved = not consumer.operators and not is_map(producer.expr)
-    return Kernel(expr, "", operators, closed, kept, loss, consumer.conversions + producer.conversions, moved)
+    conversions = consumer.conversions + producer.conversions
+    return Kernel(expr, "", operators, closed, kept, loss, conversions, unit=False, moved=moved)
 
 
-#: What e-matching may ask of a kernel before a fusion rule's condition is called.
+@cache
+def fuse_unit(consumer: Kernel, i: int, producer: Kernel) -> Kernel:
+    """The composition of two units that could not be had apart."""
+    return replace(fuse(consumer, i, producer), unit=consumer.unit and producer.unit)
+
+
+#: What e-matching may ask of a kernel before a fusion rule's condition is called: pairs without them are never tried.
 TRAITS: dict[str, Callable[[Kernel], bool]] = {
     "any": lambda k: True,
     "open": lambda k: not k.closed,
-    "single": lambda k: bool(k.op),
+    "repeating": lambda k: _inlining(k) == "always",
+    "unpacking": lambda k: _inlining(k) == "blocks",
+    "converting": lambda k: _inlining(k) == "conversion",
+    "moving": lambda k: bool(k.op) and is_movement(k.expr),
+    "computing": lambda k: k.unit and k.operators > 0 and is_map(k.expr),
+    "filter": is_single_filter,
     "light": lambda k: k.light,
+    "light_of_one": lambda k: k.light and len(k.expr.inputs) == 1,
+    "light_of_several": lambda k: k.light and len(k.expr.inputs) > 1,
+    "map": lambda k: k.operators > 0 and is_map(k.expr),
     "reducing": lambda k: not is_map(k.expr),
 }

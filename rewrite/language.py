@@ -15,7 +15,7 @@ from ..ir.operator import OPERATORS, operator
 from .folded import Folded
 from .fusion_rules import POSITIONS, WIDE_POSITIONS, FusionRule
 from .host import PRELUDE, Host, call_text, merge_text, test_text
-from .kernel import TRAITS, fuse, genus, merge_operands, of_operator, wider
+from .kernel import TRAITS, fuse, fuse_unit, genus, merge_operands, of_operator, wider
 from .pattern import (
     RESULT,
     Apply,
@@ -35,6 +35,8 @@ from .saturate import EggRule
 #: Widest n-ary operator that is one e-node; wider ones are chained on import.
 MAX_VARIADIC = 6
 ANALYSES = "analyses"
+#: What `readers` says of a tensor from which more than one is made, and of the program's results.
+SEVERAL = 2
 
 
 def constructor(op: str, arity: int) -> str:
@@ -58,6 +60,8 @@ def declarations(host: Host) -> str:
         "(function constness (T) i64 :merge (max old new))",
         "(function calibrated (T) PyObject :merge old) (function value (T) PyObject :merge old)",
         "(relation uses (PyObject TV i64 T))",
+        "(relation read-by (T T))",
+        "(function readers (T) i64 :merge (max old new))",
         "(function repeated (PyObject TV) i64 :merge (min old new))",
         f"(function widest (T PyObject) PyObject :merge {merge_text(host.function('wider', wider))})",
         *(f"(relation trait-{name} (PyObject))" for name in TRAITS),
@@ -128,9 +132,9 @@ def fusion_rule(r: FusionRule, host: Host) -> EggRule:
 
     The consumer is found through `uses`, which is indexed by the tensor it reads.
     """
-    test, make = host.function(r.name, r.when), host.function(r.name, fuse)
+    test, make = host.function(r.name, r.when), host.function(r.name, fuse_unit if r.dominates else fuse)
     drop = " (subsume (Call k xs))" if r.dominates else ""
-    const = " (is-const x)" if r.const else ""
+    const = " (is-const x)" if r.const else " (= 1 (readers x))" if r.sole else ""
     widest = ""
     if r.widest:  # an e-class may hold terms of itself (x + 0): a kernel that reads its own result leads nowhere
         widest = f" (= p (widest x {_genus('p', host)})) (= k (widest e {_genus('k', host)}))"
@@ -149,6 +153,16 @@ def fusion_rule(r: FusionRule, host: Host) -> EggRule:
             f" ((union e (Call {call_text(make, arguments)} {spliced})){drop}) :ruleset {r.name})"
         )
     return EggRule(r.name, r.kind, r.name, "\n".join(out))
+
+
+def count_readers() -> EggRule:
+    """How many tensors are made from each: 1, or `SEVERAL`. To be run while every call is of one operator."""
+    texts = (
+        "(rule ((= e (Call k xs)) (uses k xs i x) (= 0 (constness x))) ((read-by x e) (set (readers x) 1))",
+        f"(rule ((read-by x e) (read-by x f) (!= e f)) ((set (readers x) {SEVERAL}))",
+    )
+    text = "\n".join(["(ruleset count_readers)", *(f"{t} :ruleset count_readers)" for t in texts)])
+    return EggRule("count_readers", "fusion", "count_readers", text)
 
 
 def merging_rules(host: Host) -> list[EggRule]:

@@ -31,7 +31,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..ir.errors import RuleError
-from ..ir.expr import When, walk
+from ..ir.expr import Read, ReadAt, When, walk
 from ..ir.index import Axis, Index
 from ..ir.intrinsic import matches
 from ..ir.loops import SCRATCH_BYTES, LoopKernel, Lowered, StagedKernel
@@ -210,8 +210,8 @@ def space(kernel: Lowered, target: Target, threads: int = 1) -> Space:
 
 def _space(kernel: LoopKernel, target: Target, threads: int = 1) -> Space:
     n = len(kernel.spatial)
-    # Where each input element is used often, a padded copy of the input costs little and the space stays small.
-    reused = kernel.points > PADDED_REUSE * sum(t.size for t in kernel.inputs)
+    # Where each element read under tests is used often, a padded copy costs little and the space stays small.
+    reused = kernel.points > PADDED_REUSE * sum(kernel.inputs[k].size for k in tested_inputs(kernel))
     borders = {} if reused else padding(kernel)
     bits = {a: 2 * k for k, a in enumerate(borders)}
     widest = max(DTYPES[t].size for t in _dtypes(kernel))
@@ -276,6 +276,13 @@ def tests(kernel: LoopKernel) -> list[tuple[Index, int, int]]:
     """The bounds tests (index, least, one past the most) of a kernel's expressions."""
     parts = [s for s in (kernel.update, kernel.epilogue) if s is not None]
     return [b for s in parts for n in walk(s) if isinstance(n, When) for b in n.bounds]
+
+
+def tested_inputs(kernel: LoopKernel) -> set[int]:
+    """The inputs that are read under bounds tests."""
+    parts = [s for s in (kernel.update, kernel.epilogue) if s is not None]
+    tested = [n.then for s in parts for n in walk(s) if isinstance(n, When)]
+    return {r.input for s in tested for r in walk(s) if isinstance(r, (Read, ReadAt))}
 
 
 def border(kernel: LoopKernel, index: Index, lo: int, hi: int) -> tuple[Axis, int, int] | None:

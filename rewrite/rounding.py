@@ -7,13 +7,13 @@ from functools import cache
 from ..ir.expr import Weighted, walk
 from ..ir.loops import LoopKernel, Lowered, StagedKernel
 from . import strassen
-from .winograd import POINTS, Tile
+from .winograd import TILES
 
 
 @cache
 def _gains() -> dict[tuple[float, ...], float]:
     """The tables of results of all fast algorithms, and what each amplifies."""
-    return {sum(t.results, ()): t.gain for t in map(Tile, POINTS)} | {sum(strassen.RESULT, ()): strassen.gain()}
+    return {sum(t.results, ()): t.gain for t in TILES} | {sum(strassen.RESULT, ()): strassen.gain()}
 
 
 def gain_of(kernel: Lowered) -> float:

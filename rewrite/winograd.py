@@ -1,5 +1,6 @@
-"""Winograd's fast convolutions as rules: F(m x m, 3 x 3) computes m x m results of a 3x3 convolution of stride 1 with
-(m + 2)^2 multiplications a channel instead of 9 m^2.
+"""Winograd's fast convolutions as rules: F(m x m, r x r) computes m x m results of an r x r convolution of stride 1 by
+(m + r - 1)^2 multiplications a channel instead of r^2 m^2. Of 3x3 taps, and of the 2x2 that a transposed convolution of
+4x4 has for each of its phases (`subpixel.py`).
 
     conv(x, w) -> A^T [(G w G^T) * (B^T x B)] A      for each tile, the product * summed over channels: a batched dot
 
@@ -24,11 +25,16 @@ from .rule import GraphRule, rule
 
 Matrix = tuple[tuple[float, ...], ...]
 
-#: Taps of the convolution along an axis.
-TAPS = 3
-#: Results of a tile along an axis, and its interpolation points beside infinity; a rule for each. Of points with few
-#: entries of 0 less, these have the least `Tile.gain` found (F(4, 3) at 0, 1, -1, 2, -2, as is usual, has 31, not 9).
-POINTS = {2: "0 1 -1", 4: "0 3/4 -3/4 3/2 -3/2", 6: "0 1 -1 2 -2 1/2 -1/2"}
+#: Results of a tile and taps of the convolution along an axis, and the interpolation points beside infinity; a rule for
+#: each. Of points with few entries of 0 less, these have the least `Tile.gain` found (F(4, 3) at 0, 1, -1, 2, -2, as is
+#: usual, has 31, not 9).
+POINTS = {
+    (2, 3): "0 1 -1",
+    (4, 3): "0 3/4 -3/4 3/2 -3/2",
+    (6, 3): "0 1 -1 2 -2 1/2 -1/2",
+    (2, 2): "0 1",
+    (4, 2): "0 -1 2/3 3/2",
+}
 #: Amplification of rounding errors (`Tile.gain`) that rules may have if nothing else is said: F(6x6) has more.
 ROUNDING_GAIN = 16.0
 
@@ -43,18 +49,19 @@ WORTHWHILE, NEAR = 0.85, 1.1
 
 @dataclass(frozen=True)
 class Tile:
-    """The algorithm for m results along an axis."""
+    """The algorithm for m results along an axis of a convolution of so many taps."""
 
     m: int
+    taps: int = 3
 
     @property
     def size(self) -> int:
         """Inputs, and products, of a tile along an axis."""
-        return self.m + TAPS - 1
+        return self.m + self.taps - 1
 
     @property
     def points(self) -> tuple[Fraction, ...]:
-        return tuple(map(Fraction, POINTS[self.m].split()))
+        return tuple(map(Fraction, POINTS[self.m, self.taps].split()))
 
     @cached_property
     def inputs(self) -> Matrix:
@@ -66,8 +73,8 @@ class Tile:
     def weights(self) -> Matrix:
         """G: the weights' polynomial at every point, over the value there of the input's, and at infinity."""
         scale = {p: math.prod(p - q for q in self.points if q != p) for p in self.points}
-        rows = [[p**k / scale[p] for k in range(TAPS)] for p in self.points]
-        return _matrix([*rows, [Fraction(k == TAPS - 1) for k in range(TAPS)]])
+        rows = [[p**k / scale[p] for k in range(self.taps)] for p in self.points]
+        return _matrix([*rows, [Fraction(k == self.taps - 1) for k in range(self.taps)]])
 
     @cached_property
     def results(self) -> Matrix:
@@ -80,13 +87,12 @@ class Tile:
 
         Of inputs and weights that are independent and of variance 1, product a of a tile's T has the variance
         |G_a|^2 |B_a|^2 a channel along each axis, and enters result y with the factor A_ya; a direct convolution's
-        products make TAPS. Rounding errors are proportional to what is rounded, so the standard deviation of a
-        result's error grows by the root of sum_a A_ya^2 |G_a|^2 |B_a|^2 / TAPS along each of two axes; of the worst
+        products make r. Rounding errors are proportional to what is rounded, so the standard deviation of a
+        result's error grows by the root of sum_a A_ya^2 |G_a|^2 |B_a|^2 / r along each of two axes; of the worst
         result, that is the sum itself.
         """
         each = [sum(v * v for v in g) * sum(v * v for v in b) for g, b in zip(self.weights, self.inputs, strict=True)]
-        return max(sum(v * v * e for v, e in zip(row, each, strict=True)) / TAPS for row in self.results)
-
+        return max(sum(v * v * e for v, e in zip(row, each, strict=True)) / self.taps for row in self.results)
 
     def work(self, x: TensorType, w: TensorType) -> float:
         """Estimated time of the convolution, in multiply-adds: products (or their weights' way from memory),
@@ -101,8 +107,23 @@ class Tile:
 
     def tiles(self, x: TensorType) -> tuple[int, int]:
         """Rows and columns of tiles."""
-        rows, columns = _results(x)
+        rows, columns = self.extents(x)
         return -(-rows // self.m), -(-columns // self.m)
+
+    def extents(self, x: TensorType) -> tuple[int, int]:
+        """Rows and columns of the convolution's result, without padding."""
+        return x.shape[2] - self.taps + 1, x.shape[3] - self.taps + 1
+
+    def is_plain(self, x: TensorType, w: TensorType, c: Attrs) -> bool:
+        """A convolution of so many taps and stride 1, without padding (`conv_of_padded` brings it about), dilation or
+        groups."""
+        ones = {*c.strides, *c.lhs_dilation, *c.rhs_dilation, c.groups} == {1}
+        square = x.rank == 4 and w.shape[2:] == (self.taps, self.taps) and x.dtype == "f32"
+        return ones and square and set(c.padding) == {(0, 0)}
+
+
+#: The algorithms, one for each entry of `POINTS`.
+TILES = tuple(Tile(m, taps) for m, taps in POINTS)
 
 
 def _with_roots(roots: Iterable[Fraction]) -> list[Fraction]:
@@ -120,45 +141,35 @@ def _matrix(rows: Sequence[Sequence[Fraction]]) -> Matrix:
 # --- the rules -------------------------------------------------------------------------------------------------------
 
 
-def _results(x: TensorType) -> tuple[int, int]:
-    """Rows and columns of a convolution's result, without padding."""
-    return x.shape[2] - TAPS + 1, x.shape[3] - TAPS + 1
-
-
-def _is_plain(x: TensorType, w: TensorType, c: Attrs) -> bool:
-    """A 3x3 convolution of stride 1, without padding (`conv_of_padded` brings it about), dilation or groups."""
-    ones = {*c.strides, *c.lhs_dilation, *c.rhs_dilation, c.groups} == {1}
-    return ones and x.rank == 4 and w.shape[2:] == (TAPS, TAPS) and set(c.padding) == {(0, 0)} and x.dtype == "f32"
-
-
 def winograd_rules(lanes: int, gain: float = ROUNDING_GAIN) -> tuple[GraphRule, ...]:
     """A rule for each size of tile that amplifies rounding errors by at most `gain`, for whole vectors of channels."""
-    allowed = [t for t in map(Tile, POINTS) if t.gain <= gain]
-    return tuple(winograd_rule(t, allowed, lanes) for t in allowed)
+    allowed = [t for t in TILES if t.gain <= gain]
+    return tuple(winograd_rule(t, [o for o in allowed if o.taps == t.taps], lanes) for t in allowed)
 
 
 def winograd_rule(t: Tile, allowed: Sequence[Tile], lanes: int) -> GraphRule:
     """The rule for tiles of one size, where none of `allowed` does much better."""
 
     def pays(x: TensorType, w: TensorType, c: Attrs) -> bool:
-        """A plain 3x3 convolution of whole vectors of channels, for which no other tiles save much more work."""
-        if not _is_plain(x, w, c) or w.shape[0] % lanes or w.shape[1] % lanes:
+        """A plain convolution of whole vectors of channels, for which no other tiles save much more work."""
+        if not t.is_plain(x, w, c) or w.shape[0] % lanes or w.shape[1] % lanes:
             return False
-        direct = x.shape[0] * math.prod(_results(x)) * math.prod(w.shape)
+        direct = x.shape[0] * math.prod(t.extents(x)) * math.prod(w.shape)
         return t.work(x, w) < WORTHWHILE * direct and t.work(x, w) <= NEAR * min(o.work(x, w) for o in allowed)
 
     def draw(c: Chooser) -> Environment:
-        x = TensorType((c.integer(1, 2), lanes, c.integer(8, 14), c.integer(8, 14)))
-        w = TensorType((lanes * c.integer(1, 2), lanes, TAPS, TAPS))
+        few = 1 if t.taps == 3 else 4  # with few taps there is less to save: it pays from more channels on
+        x = TensorType((c.integer(1, 2), lanes * few, *(c.integer(8, 14) + t.taps - 3 for _ in range(2))))
+        w = TensorType((lanes * few * c.integer(1, 2), lanes * few, t.taps, t.taps))
         ones, none = (1, 1), ((0, 0), (0, 0))
         return {"x": x, "w": w, "c": Attrs(strides=ones, padding=none, lhs_dilation=ones, rhs_dilation=ones, groups=1)}
 
     def missing(x: TensorType) -> tuple[int, ...]:
         """Rows and columns that the last tiles read beyond the input."""
-        return (0, 0, *(k * t.m - n for k, n in zip(t.tiles(x), _results(x), strict=True)))
+        return (0, 0, *(k * t.m - n for k, n in zip(t.tiles(x), t.extents(x), strict=True)))
 
     def winograd(x, w, *, c):
-        """A 3x3 convolution of stride 1 is a batch of products between transforms of its tiles."""
+        """A convolution of stride 1 is a batch of products between transforms of its tiles."""
         whole = op.pad(x, low=(0,) * 4, high=missing, interior=(0,) * 4, value=0.0)
         filtered = op.filter_bank(
             op.filter_bank(whole, axis=2, filters=t.inputs, stride=t.m), axis=3, filters=t.inputs, stride=t.m
@@ -179,9 +190,9 @@ def winograd_rule(t: Tile, allowed: Sequence[Tile], lanes: int) -> GraphRule:
         return op.conv(x, w, c) >> op.slice(
             results,
             start=(0,) * 4,
-            limit=lambda x, w: (x.shape[0], w.shape[0], *_results(x)),
+            limit=lambda x, w: (x.shape[0], w.shape[0], *t.extents(x)),
             strides=(1,) * 4,
         )
 
-    winograd.__name__ = f"winograd_{t.m}x{t.m}"
+    winograd.__name__ = f"winograd_{t.m}x{t.m}_of_{t.taps}x{t.taps}"
     return rule("algorithm", when=pays, const=("w",), draw=draw, gain=t.gain)(winograd)

@@ -139,12 +139,12 @@ def test_schedules_found_again_are_those_found_before(folder):
     first = nestegg.optimize(layer, X)
     for entry in entries(folder, "programs"):
         entry.unlink()
-    searched = KernelSearch._searched
+    searched = KernelSearch.searched
     try:
-        KernelSearch._searched = None  # every schedule is remembered
+        KernelSearch.searched = None  # every schedule is remembered
         second = nestegg.optimize(layer, X)
     finally:
-        KernelSearch._searched = searched
+        KernelSearch.searched = searched
     assert nests(second) == nests(first)
     assert second.found["loops"]["kernels_remembered"] == second.found["loops"]["kernels_searched"]
 

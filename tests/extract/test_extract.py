@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from nestegg.extract import (
     EGraphBuilder,
     ExtractionError,
     FlatEGraph,
+    KnownCuts,
     extract,
     extract_file,
     validate,
@@ -22,6 +24,9 @@ from nestegg.extract import (
 from nestegg.extract.greedy import greedy_choice
 from nestegg.extract.ilp import complete, solve_region
 from nestegg.extract.lns import NeighbourhoodSearch
+from nestegg.extract.part import split
+from nestegg.extract.program import Program
+from nestegg.extract.reduce import Reduction
 from nestegg.extract.result import dag_cost, restrict
 from nestegg.extract.tree import tree_choice
 
@@ -170,3 +175,31 @@ def test_refusals_say_what_to_do() -> None:
         extract(egraph, budgets=[([1.0] * egraph.n_nodes, 1)])
     with pytest.raises(ExtractionError, match="for each of the 6 e-nodes"):
         extract(egraph, budgets=[([-1.0] * egraph.n_nodes, 1)])
+
+
+def test_shares_that_meet_further_down_are_paid_as_a_whole() -> None:
+    """Without cuts below the root, the LP makes a quarter of `base` for each of four ways to the root."""
+    b = EGraphBuilder()
+    b.node("base", "leaf", 100.0)
+    for k in range(4):
+        b.node(f"a{k}", "one", 1.0, ["base"])
+        b.node(f"b{k}", "two", 1.0, [f"a{k}"])
+        b.node("root", f"way{k}", 0.0, [f"b{k}"])
+    b.node("root", "direct", 103.0)
+    b.root("root")
+    egraph = b.build()
+    part = split(Reduction(egraph), together=True)[0]
+    program = Program(part)
+    program.relax(time.perf_counter() + 10, [greedy_choice(part.egraph)])
+    assert program.bound == pytest.approx(102.0)
+
+
+@given(egraphs())
+@settings(max_examples=50, deadline=None)
+def test_cuts_of_one_e_graph_hold_in_another_with_other_costs(egraph: FlatEGraph) -> None:
+    assume(not math.isinf(brute_force(egraph)))
+    known = KnownCuts()
+    extract(egraph, "ilp", 5.0, known=known)
+    costs = np.random.default_rng(egraph.n_nodes).permutation(egraph.node_cost)
+    other = replace(egraph, node_cost=costs)
+    assert extract(other, "ilp", 5.0, known=known).cost == pytest.approx(extract(other, "ilp", 5.0).cost)

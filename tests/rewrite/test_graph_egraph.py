@@ -163,3 +163,46 @@ def test_constants_are_known_at_compile_time():
     egraph = build(b.finish([x * c]), RULES)
     assert not egraph.classes[egraph.outputs[0]].const
     assert any(k.const and not k.calls for k in egraph.classes), "constants are evaluated, not compiled"
+
+
+def calls_of(egraph: GraphEGraph, result: int = 0) -> list[CallNode]:
+    return egraph.classes[egraph.outputs[result]].calls
+
+
+def chain(b: GraphBuilder, x, *ops: str):
+    for op in ops:
+        x = b.op(op, x)
+    return x
+
+
+def test_what_one_map_alone_reads_is_computed_there():
+    b = GraphBuilder()
+    x = b.input(TensorType((4, 6)))
+    egraph = build(b.finish([chain(b, x, "exp", "tanh", "neg", "sin")]), RULES)
+    (call,) = calls_of(egraph)
+    assert call.kernel.operators == 4 and call.kernel.unit
+
+
+def test_what_two_read_is_stored_or_computed_again():
+    b = GraphBuilder()
+    shared = chain(b, b.input(TensorType((4, 6))), "neg")
+    egraph = build(b.finish([chain(b, shared, "exp"), chain(b, shared, "sin")]), RULES)
+    assert {call.kernel.operators for call in calls_of(egraph)} == {1, 2}
+
+
+def test_a_map_of_several_operators_is_one_epilogue():
+    b = GraphBuilder()
+    x, w = b.input(TensorType((4, 6))), b.input(TensorType((6, 3)))
+    y = b.op("dot", x, w, contract=((1,), (0,)), batch=((), ()))
+    egraph = build(b.finish([chain(b, y, "neg", "exp", "tanh")]), RULES)
+    assert [(c.kernel.operators, c.kernel.closed) for c in calls_of(egraph)] == [(3, False), (4, True)]
+
+
+def test_a_part_of_a_reduction_or_of_a_concatenation_is_no_epilogue():
+    b = GraphBuilder()
+    x, w = b.input(TensorType((4, 6))), b.input(TensorType((6, 9)))
+    y = b.op("dot", x, w, contract=((1,), (0,)), batch=((), ()))
+    third = b.op("exp", b.op("slice", y, start=(0, 0), limit=(4, 3), strides=(1, 1)))
+    joined = b.op("concat", y, x, axis=1)
+    egraph = build(b.finish([third, joined]), RULES)
+    assert not any(c.kernel.closed for k in (0, 1) for c in calls_of(egraph, k))
