@@ -1,6 +1,7 @@
 """The training data of the learned cost model, and the model: measurements over kernels that no benchmark uses.
 
     python benchmarks/training.py collect [--log FILE] [--seconds 300]     measure; go on where it stopped
+    python benchmarks/training.py refine [--log FILE] [--seconds 300]      measure what matters again, interleaved
     python benchmarks/training.py fit [--log FILE]                         train, write costmodel/weights/
 
 The family: matrix products, convolutions (with bias, residual or pooling), depthwise and grouped convolutions, chains
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from nestegg.costmodel.fit import Samples
+    from nestegg.costmodel.log import Trial
     from nestegg.ir.loops import Lowered
     from nestegg.ir.nest import Nest
 
@@ -241,6 +243,57 @@ def collect(log: Log = LOG, seconds: float = 300.0, place: int = 0, places: int 
                 behind = trials[0].seconds / min(t.seconds for t in trials)
                 print(f"{name}: {len(trials)} nests, the roofline's {behind:.2f} of the best", flush=True)
             progress.write_text(str(number + 1))
+
+
+#: Measured again: the fastest of the log, the roofline's best as it is now, some drawn near them; and how often.
+FASTEST, ANEW, NEAR, ROUNDS = 14, 12, (0.06, 6), 3
+
+
+@app.command()
+def refine(log: Log = LOG, seconds: float = 300.0) -> None:
+    """Measure the nests that matter of every kernel of the log again, in interleaved rounds; the fastest time counts.
+
+    A single measurement may have met somebody else's work, and the roofline's best change when the roofline does.
+    """
+    begun = time.monotonic()
+    from nestegg.costmodel.log import TuningLog
+    from nestegg.costmodel.worker import Effort, Worker
+    from nestegg.ir.records import digest
+    from nestegg.ir.target import host
+
+    progress = log.with_suffix(".refined")
+    done = set(progress.read_text().split()) if progress.exists() else set()
+    with TuningLog(log) as store, Worker(host(), 1) as worker:
+        todo = [(k, t) for k, t in store.everything(host(), 1).items() if digest(k) not in done]
+        for number, (kernel, trials) in enumerate(todo):
+            if time.monotonic() - begun > seconds:
+                print(f"the time is over; {len(todo) - number} kernels are left", flush=True)
+                return
+            best = min(t.seconds for t in trials)
+            effort = Effort(samples=3, min_sample=0.001, limit=5.0, give_up=4 * best)
+            nests = _that_matter(kernel, [t for t in trials if t.ok])
+            for _ in range(ROUNDS):
+                for t in worker.measure(kernel, nests, effort):
+                    store.add(kernel, host(), 1, t)
+            with progress.open("a") as file:
+                file.write(digest(kernel) + "\n")
+
+
+def _that_matter(kernel: Lowered, trials: list[Trial]) -> list[Nest]:
+    import numpy as np
+
+    from nestegg.costmodel.roofline import Roofline
+    from nestegg.extract.beam import swept
+    from nestegg.extract.sampling import Sampler
+    from nestegg.ir.target import host
+    from nestegg.rewrite.loop_egraph import build
+
+    egraph = build(kernel, host(), 1)
+    sweep, rng = swept(egraph, Roofline(host()), width=ANEW), np.random.default_rng(0)
+    sampler, (temperature, count) = Sampler(sweep), NEAR
+    fastest = sorted(trials, key=lambda t: t.seconds)[:FASTEST]
+    drawn = [sampler.draw(rng, temperature) for _ in range(count)]
+    return list(dict.fromkeys([*(t.nest for t in fastest), *(s.nest for s in sweep.best(egraph.root)), *drawn]))
 
 
 # --- training -----------------------------------------------------------------------------------------------------
