@@ -16,6 +16,7 @@ apache-tvm 0.27 wants apache-tvm-ffi 0.1.14.post1: with 0.1.15.post2, MetaSchedu
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import math
@@ -156,9 +157,11 @@ def tvm_tuned(name: str, trials: int) -> Found:
     module = workload(name)
     target = tvm.target.Target({"kind": "llvm", "mcpu": llvm.get_host_cpu_name(), "num-cores": 1})
     where = DATA / name
-    if not (where / "database_tuning_record.json").exists():
+    known = where / "database_tuning_record.json"
+    done = len(known.read_text().splitlines()) if known.exists() else 0
+    if done < trials:
         ms.tune_tir(
-            module, target, str(where), trials, num_trials_per_iter=BATCH, num_tuning_cores=1, seed=1,
+            module, target, str(where), trials - done, num_trials_per_iter=BATCH, num_tuning_cores=1, seed=1,
             cost_model=ms.cost_model.XGBModel(num_warmup_samples=BATCH, num_tuning_cores=1),
             builder=ms.builder.LocalBuilder(max_workers=1), runner=ms.runner.LocalRunner(),
         )  # fmt: skip
@@ -232,7 +235,8 @@ def main(
     import harness
 
     DATA.mkdir(parents=True, exist_ok=True)
-    found = [compare(name, trials) for name in only.split(",")]
+    with contextlib.redirect_stdout(sys.stderr):  # MetaSchedule writes what it does there
+        found = [compare(name, trials) for name in only.split(",")]
     curves = [row for f in found for row in f.pop("curves")]
     if csv_file is not None:
         with csv_file.open("w", newline="") as file:

@@ -2,6 +2,7 @@
 
     python benchmarks/training.py collect [--log FILE] [--seconds 300]     measure; go on where it stopped
     python benchmarks/training.py refine [--log FILE] [--seconds 300]      measure what matters again, interleaved
+    python benchmarks/training.py validate [--log FILE]                    cross-validation: what fit.py's constants do
     python benchmarks/training.py fit [--log FILE]                         train, write costmodel/weights/
 
 The family: matrix products, convolutions (with bias, residual or pooling), depthwise and grouped convolutions, chains
@@ -304,21 +305,64 @@ def fit(log: Log = LOG, output: Path | None = None) -> None:
     """Train the ensemble on the log's kernels, without the held-out ones, and write its weights."""
     from nestegg.costmodel import mlp
     from nestegg.costmodel.fit import fit as train
+    from nestegg.costmodel.fit import shrunk
     from nestegg.ir.target import host
 
     data = family(log)
     begun = time.monotonic()
-    trained = train(list(data.values()))
+    trained = shrunk(train(list(data.values())))
     where = output or mlp.SHIPPED
     trained.save(where)
     nests = sum(len(s.measured) for s in data.values())
     print(f"{where}: {nests} nests of {len(data)} kernels on {host().cpu}, {time.monotonic() - begun:.0f} s")
 
 
+#: Cross-validation: parts of the family, each predicted by an ensemble that was trained on the others.
+FOLDS = 4
+
+
+@app.command()
+def validate(log: Log = LOG) -> None:
+    """Regret and losses of picks among the nests of kernels of the family that the ensemble was not trained on.
+
+    Of each share of the correction: the geometric mean of the pick's time over the best's; then of the roofline's pick
+    over the model's (above 1: faster), and over the guarded one's, with the worst kernel's.
+    """
+    import numpy as np
+
+    from nestegg.costmodel.fit import fit as train
+    from nestegg.costmodel.fit import shrunk
+    from nestegg.costmodel.pick import guarded
+
+    data = list(family(log).values())
+    fold = np.random.default_rng(7).permutation(len(data)) % FOLDS
+    ensembles = [train([s for s, k in zip(data, fold, strict=True) if k != q]) for q in range(FOLDS)]
+
+    def row(name: str, gains: list[float], regrets: list[float]) -> str:
+        mean, worst = np.exp(np.mean(gains)), np.exp(np.min(gains))
+        changed = sum(abs(g) > 1e-6 for g in gains)
+        return f"{name:28} regret {np.exp(np.mean(regrets)):.4f}  gain {mean:.4f}  worst {worst:.2f}  changed {changed}"
+
+    print(f"{len(data)} kernels, {FOLDS} folds")
+    for share in (0.0, 0.1, 0.25, 0.5, 1.0):
+        plain, careful = ([], []), ([], [])
+        for s, k in zip(data, fold, strict=True):
+            ensemble, order = shrunk(ensembles[k], share), np.argsort(s.prior, kind="stable")
+            features, prior, measured = s.features[order], s.prior[order], s.measured[order]
+            best = int((prior + ensemble.correction(features)[0]).argmin())
+            picks = best, guarded(ensemble, features, np.exp(prior))[0]
+            for (gains, regrets), pick in zip((plain, careful), picks, strict=True):
+                gains.append(float(measured[0] - measured[pick]))
+                regrets.append(float(measured[pick] - measured.min()))
+        print(row(f"share {share:g}", *plain))
+        print(row(f"share {share:g}, guarded", *careful))
+
+
 def family(log: Path) -> dict[Lowered, Samples]:
-    """The samples of the log's kernels that no benchmark holds."""
+    """The samples of the log's kernels that no benchmark holds, and that take longer than their call."""
     from nestegg.costmodel.fit import samples
     from nestegg.costmodel.log import TuningLog
+    from nestegg.costmodel.pick import SHORTEST
     from nestegg.ir.records import digest
     from nestegg.ir.target import host
 
@@ -327,8 +371,11 @@ def family(log: Path) -> dict[Lowered, Samples]:
         found = store.everything(host(), 1)
         for line in store.refused:
             print(line, file=sys.stderr)
-    wanted = {k: trials for k, trials in found.items() if digest(k) not in excluded and sum(t.ok for t in trials) > 8}
-    return {k: samples(k, trials, host(), 1) for k, trials in wanted.items()}
+    return {
+        k: samples(k, trials, host(), 1)
+        for k, trials in found.items()
+        if digest(k) not in excluded and sum(t.ok for t in trials) > 8 and min(t.seconds for t in trials) > SHORTEST
+    }
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ BEAM, DRAWN, PARENTS, NEIGHBOURS = 32, ((0.03, 24), (0.12, 40), (0.4, 40)), 4, 1
 UNIFORM = 200
 #: How an ensemble learns from one kernel's trials; from scratch it needs longer.
 REFINING = Training(steps=150, batch=1, rate=5e-4, decay=0.0)
-LEARNING = Training(hidden=(32,), members=4, steps=300, batch=1, rate=4e-3, prior=False)
+LEARNING = Training(hidden=(32,), members=4, steps=300, batch=1, rate=4e-3, decay=0.1, prior=False)
 #: A nest whose first run takes this many times the best known is not run again.
 PATIENCE = 8.0
 
