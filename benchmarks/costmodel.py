@@ -3,11 +3,11 @@
     python benchmarks/costmodel.py [--measure] [--json]
 
 For the costliest kernel of each held-out case (matmuls, ResNet-18's convolutions, MobileNet's depthwise ones,
-memory-bound ones), 200 nests are measured: the roofline's best, ones drawn near them, ones drawn
-uniformly. All that come near the best are measured again, in interleaved rounds. Measurements are kept in
-`benchmarks/data/held_out.sqlite` and replayed; `--measure` makes those that are missing. Of every model: Kendall's tau between its scores and the times, and its regret: the time of its pick over the
-best of the 200. The boosted trees (xgboost) learn the same correction of the roofline from the same features and data
-(`benchmarks/data/training.sqlite`) as the shipped MLP. One thread.
+memory-bound ones), 200 nests are measured: the roofline's best, ones drawn near them, ones drawn uniformly. All that
+come near the best are measured again, in interleaved rounds. Measurements are kept in `benchmarks/data/held_out.sqlite`
+and replayed; `--measure` makes those that are missing. Of every model: Kendall's tau between its scores and the times,
+and its regret: the time of its pick over the best of the 200. The boosted trees (xgboost) learn the same correction of
+the roofline from the same features and data (`benchmarks/data/training.sqlite`) as the shipped MLP. One thread.
 """
 
 from __future__ import annotations
