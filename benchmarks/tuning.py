@@ -4,8 +4,9 @@
 
 Of each held-out kernel, every strategy of `costmodel/tuner.py` proposes nests, which are measured. `trials` is the
 number until 95 % of the best known performance is reached, the best known being the fastest nest that any strategy
-measured of the kernel. Random search takes, in an order of its own for each seed, from a pool of nests drawn uniformly
-from the kernel's schedule space. A run that does not reach the 95 % counts as all its trials (`>`: a lower bound).
+measured of the kernel. Random search takes, in an order of its own for each seed, from a pool of nests drawn block by
+block from the kernel's schedule space (`extract/sampling.py: draw_any`; drawing all nests with the same probability is
+far worse). A run that does not reach the 95 % counts as all its trials (`>`: a lower bound).
 
 Measurements are kept in `benchmarks/data/tuning.sqlite`: a nest is measured once, whichever runs propose it, so that
 strategies differ by what they propose and not by the noise they met. Finished runs are in `benchmarks/data/tuning.json`
@@ -129,12 +130,12 @@ def random_search(
     """The kernel's pool, in an order of this seed's."""
     import numpy as np
 
+    from nestegg.extract.sampling import draw_any
     from nestegg.ir.target import host
     from nestegg.rewrite.loop_egraph import build
 
     egraph, rng = build(kernel, host(), 1), np.random.default_rng(0)
-    drawn = (egraph.sample(rng) for _ in range(2 * count))
-    pool = list(dict.fromkeys(n for n in drawn if n is not None))[:count]
+    pool = list(dict.fromkeys(draw_any(egraph, rng) for _ in range(2 * count)))[:count]
     times: list[float] = []
     for k in range(0, len(pool), BATCH):
         _in_time(until, f"{strategy}, seed {seed}")
