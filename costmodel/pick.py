@@ -26,7 +26,7 @@ from .mlp import Ensemble, shipped
 #: Nests of a kernel that are ranked: the best of the sweep, and so many drawn at these temperatures.
 DRAWN = ((0.03, 12), (0.12, 16))
 #: The roofline's choice is left where all but this share of members predict at least this gain. Cross-validated over
-#: the training family, that is the guard that loses nowhere more than a tenth (`benchmarks/training.py validate`).
+#: the training family (`benchmarks/training.py validate`), one of 159 kernels then loses more than a tenth.
 DOUBTERS, MARGIN = 0.25, 1.02
 #: A nest that the roofline takes to be worse than this is not considered, whatever the ensemble says.
 TRUST = 1.1
