@@ -198,7 +198,7 @@ def compare(name: str, trials: int) -> dict[str, Any]:
     import cases as suites
 
     found = {"nestegg": nestegg_tuned(name, trials), "metaschedule": tvm_tuned(name, trials)}
-    at = [2**k for k in range(int(math.log2(trials)) + 1)]
+    at = sorted({*(2**k for k in range(int(math.log2(trials)) + 1)), trials})
     wanted = {(tool, f.best(n)) for tool, f in found.items() for n in at}
     timers = {key: found[key[0]].load(key[1]) for key in sorted(wanted)}
     times: dict[Any, list[float]] = {key: [] for key in timers}
