@@ -106,7 +106,7 @@ def measure(log: Path, seconds: float) -> None:
 def _measured(kernel: Lowered, store: TuningLog, worker: Worker) -> int:
     """Nests of a kernel measured, those that come near the best several times: every measurement may have met
     somebody else's work. How many the log holds then."""
-    from nestegg.costmodel.worker import Effort
+    from nestegg.costmodel.worker import TIMERS, Effort
 
     def put(nests: list[Nest], effort: Effort) -> dict[Nest, float]:
         for t in worker.measure(kernel, nests, effort):
@@ -119,8 +119,9 @@ def _measured(kernel: Lowered, store: TuningLog, worker: Worker) -> int:
     lacking = [n for n in drawn if n not in known]
     known = put(lacking[: max(0, NESTS - len(known))], effort)
     near = [n for n, s in known.items() if s < NEAR * min(known.values())]
-    for _ in range(ROUNDS):
-        known = put(near, Effort(samples=2, min_sample=0.002))
+    for k in range(0, len(near), TIMERS):  # as many as the worker keeps compiled
+        for _ in range(ROUNDS):
+            known = put(near[k : k + TIMERS], Effort(samples=2, min_sample=0.002))
     return len(known)
 
 
