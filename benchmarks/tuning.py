@@ -1,6 +1,6 @@
 """How many trials a tuner needs: random search, the roofline's order, an MLP from scratch, the MLP transferred.
 
-    python benchmarks/tuning.py [--only C2,512] [--seconds 300] [--seeds 3] [--json] [--csv FILE] [--png FILE]
+    python benchmarks/tuning.py [--only C2,512] [--seconds 300] [--seeds 2] [--json] [--csv FILE] [--png FILE]
 
 Of each held-out kernel, every strategy of `costmodel/tuner.py` proposes nests, which are measured. `trials` is the
 number until 95 % of the best known performance is reached, the best known being the fastest nest that any strategy
@@ -40,9 +40,9 @@ if TYPE_CHECKING:
 
 DATA = Path(__file__).parent / "data"
 #: Strategy -> how many trials it is given; random search's are the pool.
-TRIALS = {"random": 300, "roofline": 48, "scratch": 96, "transferred": 32}
+TRIALS = {"random": 200, "transferred": 24, "roofline": 24, "scratch": 72}
 #: The cases of `costmodel.py` that are tuned.
-CASES = ("512", "128x768x768", "1x1000x2048", "C2", "C5", "C6", "28x28x256", "softmax 1536x128")
+CASES = ("512", "1x1000x2048", "C2", "C5", "28x28x256", "softmax 1536x128")
 REACHED = 0.95
 #: Nests of the pool measured at a time, and the patience with slow ones, as a tuner has it.
 BATCH, PATIENCE = 8, 8.0
@@ -107,13 +107,12 @@ def run(cases: dict[str, Lowered], store: TuningLog, finished: Runs, seconds: fl
         measurer = Remembering(worker, store)
         for strategy, count in TRIALS.items():
             search = random_search if strategy == "random" else guided_search
-            for name, kernel in cases.items():
-                for seed in range(seeds):
+            for seed in range(seeds):
+                for name, kernel in cases.items():
                     key = f"{digest(kernel)} {strategy}{_weights(strategy)} {count} {seed}"
                     times = finished.get(key, lambda: search(kernel, strategy, count, seed, measurer, until))  # noqa: B023
                     curves[name][strategy].append(times)
-                found = " ".join(f"{min(r) * 1e6:.1f}" for r in curves[name][strategy])
-                print(f"{name} {strategy}: {found} us", file=sys.stderr, flush=True)
+                    print(f"{strategy} {seed} {name}: {min(times) * 1e6:.1f} us", file=sys.stderr, flush=True)
     return curves
 
 
@@ -237,7 +236,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 def main(
     only: Annotated[str, typer.Option(help="cases whose name contains one of these (comma-separated)")] = "",
     seconds: Annotated[float, typer.Option(help="of measuring and training; then run again")] = 1e9,
-    seeds: int = 3,
+    seeds: int = 2,
     log: Path = DATA / "tuning.sqlite",
     csv_file: Annotated[Path | None, typer.Option("--csv")] = None,
     png: Annotated[Path | None, typer.Option("--png")] = None,

@@ -84,14 +84,12 @@ def voters(corrections):
     return Ensemble(centre, scale, ((weights, np.zeros((members, 1), np.float32)),)), features
 
 
-def test_the_guard_asks_three_quarters_of_the_members():
-    gain = -2 * np.log(MARGIN)
-    doubtful = [[0, gain], [0, gain], [0, 0.0], [0, 0.0]]  # two of four see a gain
-    agreed = [[0, gain], [0, gain], [0, gain], [0, 0.0]]
-    assert guarded(*voters(doubtful), np.array([1.0, 1.0])) == (0, 1.0)
-    chosen, gained = guarded(*voters(agreed), np.array([1.0, 1.0]))
+def test_the_guard_lets_one_member_in_eight_doubt():
+    sees_it, doubts = [0, -2 * np.log(MARGIN)], [0, 0.0]
+    assert guarded(*voters([sees_it] * 6 + [doubts] * 2), np.array([1.0, 1.0])) == (0, 1.0)
+    chosen, gain = guarded(*voters([sees_it] * 7 + [doubts]), np.array([1.0, 1.0]))
     assert chosen == 1
-    assert gained == pytest.approx(MARGIN**1.5)
+    assert gain == pytest.approx(MARGIN ** (2 * 7 / 8))
 
 
 def test_the_guard_does_not_follow_where_the_roofline_sees_a_loss():
