@@ -39,8 +39,8 @@ STRATEGIES = (RANDOM, ROOFLINE, SCRATCH, TRANSFERRED)
 BATCH, EPSILON, ENOUGH = 8, 0.15, 8
 #: The pool: width of the roofline's beam, nests drawn at these temperatures, neighbours of so many of the fastest.
 BEAM, DRAWN, PARENTS, NEIGHBOURS = 32, ((0.03, 24), (0.12, 40), (0.4, 40)), 4, 12
-#: Nests of the scratch strategy's pool that are drawn at random.
-ANY = 200
+#: The scratch strategy's pool, wider as its model is weak: nests drawn at random, parents, neighbours of each.
+ANY, KIN = 300, (8, 16)
 #: How an ensemble learns from one kernel's trials; from scratch it needs longer.
 REFINING = Training(steps=150, batch=1, rate=5e-4, decay=0.0)
 LEARNING = Training(hidden=(32,), members=4, steps=300, batch=1, rate=4e-3, decay=0.1, prior=False)
@@ -141,9 +141,10 @@ class Tuner:
     def _pool(self) -> list[Nest]:
         if self.strategy == RANDOM:
             return [draw_any(self.egraph, self.rng) for _ in range(BATCH)]
-        parents = sorted((t for t in self.trials if t.ok), key=lambda t: t.seconds)[:PARENTS]
+        fastest = sorted((t for t in self.trials if t.ok), key=lambda t: t.seconds)
         if self.strategy == SCRATCH:
-            drawn = [neighbour(self.egraph, t.nest, self.rng) for t in parents for _ in range(NEIGHBOURS)]
+            parents, children = KIN
+            drawn = [neighbour(self.egraph, t.nest, self.rng) for t in fastest[:parents] for _ in range(children)]
             anew = [draw_any(self.egraph, self.rng) for _ in range(ANY)]
             return [*anew, *(n for n in drawn if n is not None)]
         best = [s.nest for s in self.sweep.best(self.egraph.root)]
@@ -151,6 +152,7 @@ class Tuner:
         if self.strategy == ROOFLINE:
             seconds = describe(self.kernel, self.target, self.threads, drawn)[1]
             return [*best, *(drawn[k] for k in np.argsort(seconds, kind="stable"))]
+        parents = fastest[:PARENTS]
         near = [neighbour(self.egraph, t.nest, self.rng, self.sampler) for t in parents for _ in range(NEIGHBOURS)]
         return [*best, *drawn, *(n for n in near if n is not None)]
 
