@@ -165,17 +165,20 @@ def tvm_tuned(name: str, trials: int) -> Found:
             cost_model=ms.cost_model.XGBModel(num_warmup_samples=BATCH, num_tuning_cores=1),
             builder=ms.builder.LocalBuilder(max_workers=1), runner=ms.runner.LocalRunner(),
         )  # fmt: skip
-    records = ms.database.JSONDatabase(work_dir=str(where)).get_all_tuning_records()[:trials]
+    stored = ms.database.JSONDatabase(work_dir=str(where)).get_all_tuning_records()  # sorted by time
+    chronological = [json.loads(line)[1][1] for line in known.read_text().splitlines()]
+    by_time = {tuple(float(t) for t in r.run_secs): r for r in stored}
+    records = [by_time[tuple(map(float, seconds))] for seconds in chronological[:trials]]
     rng = np.random.default_rng(0)
-    arguments = [
-        tvm.runtime.tensor(rng.standard_normal([int(n) for n in a.shape]).astype(np.float32))
-        for a in records[0].args_info
-    ]
 
     def load(k: int) -> Callable[[float], float]:
         schedule = tvm.s_tir.Schedule(records[k].workload.mod)
         records[k].trace.apply_to_schedule(schedule, remove_postproc=False)
-        built = ms.builder.local_builder.default_build(schedule.mod, target, None)
+        packed = tvm.s_tir.transform.RemoveWeightLayoutRewriteBlock(skip_tensor_rewrite=True)(schedule.mod)
+        main = packed["main"]  # its weights have the layout that the schedule chose
+        shapes = [[int(n) for n in p.shape] for p in main.params]
+        arguments = [tvm.runtime.tensor(rng.standard_normal(s).astype(np.float32)) for s in shapes]
+        built = tvm.driver.build(packed, target=target)
 
         def seconds(sample: float) -> float:
             timed = built.time_evaluator("main", tvm.cpu(), number=1, repeat=1, min_repeat_ms=round(sample * 1e3))
