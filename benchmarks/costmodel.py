@@ -3,11 +3,11 @@
     python benchmarks/costmodel.py [--measure] [--json]
 
 For the costliest kernel of each held-out case (matmuls, ResNet-18's convolutions, MobileNet's depthwise ones,
-memory-bound ones), 200 nests are measured: the roofline's best, ones drawn near them, ones drawn
-uniformly. Measurements are kept in `benchmarks/data/held_out.sqlite` and replayed; `--measure` makes those that are
-missing. Of every model: Kendall's tau between its scores and the times, and its regret: the time of its pick over the
-best of the 200. The boosted trees (xgboost) learn the same correction of the roofline from the same features and data
-(`benchmarks/data/training.sqlite`) as the shipped MLP. One thread.
+memory-bound ones), 200 nests are measured: the roofline's best, ones drawn near them, ones drawn uniformly. All that
+come near the best are measured again, in interleaved rounds. Measurements are kept in `benchmarks/data/held_out.sqlite`
+and replayed; `--measure` makes those that are missing. Of every model: Kendall's tau between its scores and the times,
+and its regret: the time of its pick over the best of the 200. The boosted trees (xgboost) learn the same correction of
+the roofline from the same features and data (`benchmarks/data/training.sqlite`) as the shipped MLP. One thread.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import os
 import statistics
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,16 +31,19 @@ if TYPE_CHECKING:
     import numpy as np
 
     from nestegg.costmodel.fit import Samples
+    from nestegg.costmodel.log import TuningLog
+    from nestegg.costmodel.worker import Worker
     from nestegg.ir.loops import Lowered
+    from nestegg.ir.nest import Nest
 
 DATA = Path(__file__).parent / "data"
 NESTS = 200
 #: The roofline's best, nests drawn at (temperature, how many), and uniformly.
 BEST, DRAWN, UNIFORM = 60, ((0.03, 25), (0.15, 40), (0.5, 35), (1e9, 10)), 40
-#: Nests measured again, interleaved, and how often.
-FINALISTS, ROUNDS = 25, 4
-#: Kernels measured at once, each on a CPU of its own.
-WORKERS = 2
+#: The roofline's best as it is now, which are there in any case.
+FIRST = 5
+#: Nests that take at most so many times the best's time are measured again, interleaved, and how often.
+NEAR, ROUNDS = 1.35, 3
 
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object and nothing else")]
 
@@ -88,41 +90,43 @@ def measure(log: Path, seconds: float) -> None:
     wanted = kernels()
     lines = [f"{digest(k)} {name}" for name, k in wanted.items()]
     (DATA / "held_out.txt").write_text("\n".join(lines) + "\n")
-    todo = list(wanted.items())
-
-    def work(place: int) -> None:
-        """Measure kernels on one CPU until none is left."""
-        with TuningLog(log) as store, Worker(host(), 1, place) as worker:
-            while todo and time.monotonic() - begun < seconds:
-                name, kernel = todo.pop(0)
-                known = {t.nest for t in store.trials(kernel, host(), 1)}
-                if missing := [n for n in _drawn(kernel) if n not in known]:
-                    for trial in _measured(kernel, missing, worker):
-                        store.add(kernel, host(), 1, trial)
-                    print(f"{name}: {len(missing)} measured", file=sys.stderr, flush=True)
-
-    with ThreadPoolExecutor(WORKERS) as pool:
-        list(pool.map(work, range(WORKERS)))
-    if todo:
-        print(f"the time is over before {todo[0][0]}; run again to go on", file=sys.stderr)
+    progress = log.with_suffix(".refined")
+    done = set(progress.read_text().split()) if progress.exists() else set()
+    with TuningLog(log) as store, Worker(host(), 1) as worker:
+        for name, kernel in wanted.items():
+            if time.monotonic() - begun > seconds:
+                print(f"the time is over before {name}; run again to go on", file=sys.stderr)
+                return
+            if digest(kernel) not in done:
+                print(f"{name}: {_measured(kernel, store, worker)} nests", file=sys.stderr, flush=True)
+                with progress.open("a") as file:
+                    file.write(digest(kernel) + "\n")
 
 
-def _measured(kernel: Lowered, nests: list[Any], worker: Any) -> list[Any]:
-    """Nests, each measured; the fastest and the roofline's best again, interleaved, since every single measurement may
-    have met somebody else's work."""
-    from nestegg.costmodel.worker import Effort
+def _measured(kernel: Lowered, store: TuningLog, worker: Worker) -> int:
+    """Nests of a kernel measured, those that come near the best several times: every measurement may have met
+    somebody else's work. How many the log holds then."""
+    from nestegg.costmodel.worker import TIMERS, Effort
 
-    first = worker.measure(kernel, nests[:1], Effort())[0].seconds
-    once = {t.nest: t for t in worker.measure(kernel, nests, Effort(samples=4, min_sample=0.001, give_up=10 * first))}
-    again = [*nests[:3], *sorted(nests, key=lambda n: once[n].seconds)[:FINALISTS]]
-    for _ in range(ROUNDS):
-        for t in worker.measure(kernel, list(dict.fromkeys(again)), Effort(samples=3, min_sample=0.002)):
-            if t.ok and t.seconds < once[t.nest].seconds:
-                once[t.nest] = t
-    return list(once.values())
+    def put(nests: list[Nest], effort: Effort) -> dict[Nest, float]:
+        for t in worker.measure(kernel, nests, effort):
+            store.add(kernel, worker.target, 1, t)
+        return {t.nest: t.seconds for t in store.trials(kernel, worker.target, 1)}
+
+    drawn = _drawn(kernel)
+    known = put(drawn[:FIRST], Effort())
+    effort = Effort(samples=4, min_sample=0.001, give_up=10 * min(known.values()))
+    lacking = [n for n in drawn if n not in known]
+    known = put(lacking[: max(0, NESTS - len(known))], effort)
+    near = [n for n, s in known.items() if s < NEAR * min(known.values())]
+    for k in range(0, len(near), TIMERS):  # as many as the worker keeps compiled
+        for _ in range(ROUNDS):
+            known = put(near[k : k + TIMERS], Effort(samples=2, min_sample=0.002))
+    return len(known)
 
 
-def _drawn(kernel: Lowered) -> list[Any]:
+def _drawn(kernel: Lowered) -> list[Nest]:
+    """Distinct nests, the roofline's best first; as many as wanted if the kernel has so many."""
     import numpy as np
 
     from nestegg.costmodel.roofline import Roofline
@@ -135,8 +139,8 @@ def _drawn(kernel: Lowered) -> list[Any]:
     sweep = swept(egraph, Roofline(host()), BEST)
     sampler = Sampler(sweep)
     drawn = [sampler.draw(rng, t) for t, count in DRAWN for _ in range(count)]
-    uniform = [n for _ in range(UNIFORM) if (n := egraph.sample(rng)) is not None]
-    return list(dict.fromkeys([*(s.nest for s in sweep.best(egraph.root)), *drawn, *uniform]))[:NESTS]
+    uniform = [n for _ in range(5 * UNIFORM) if (n := egraph.sample(rng)) is not None]
+    return list(dict.fromkeys([*(s.nest for s in sweep.best(egraph.root)), *drawn, *uniform]))
 
 
 # --- comparing ----------------------------------------------------------------------------------------------------

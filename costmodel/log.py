@@ -124,15 +124,17 @@ class TuningLog:
         self.close()
 
     def add(self, kernel: Lowered, target: Target, threads: int, trial: Trial) -> None:
-        """Append a trial. A nest that the log holds already stays as it was first measured."""
+        """Append a trial. Of a nest that was measured before, the faster time stays: what disturbs only slows down."""
         status = OK if trial.ok else FAILED
         seconds = trial.seconds if math.isfinite(trial.seconds) else None
         row = (digest(kernel), device(target), threads, dumps(trial.nest), status, seconds, trial.error)
         with self._transaction():
             self._db.execute("insert or ignore into kernels values (?, ?)", (row[0], dumps(kernel)))
             self._db.execute(
-                "insert or ignore into trials (kernel, device, threads, nest, status, seconds, error, at, checksum)"
-                " values (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                "insert into trials (kernel, device, threads, nest, status, seconds, error, at, checksum)"
+                " values (?, ?, ?, ?, ?, ?, ?, ?, ?) on conflict do update set seconds = excluded.seconds,"
+                " at = excluded.at, checksum = excluded.checksum"
+                " where status = 'ok' and excluded.status = 'ok' and excluded.seconds < seconds",
                 (*row, time.time(), _checksum(row)),
             )
 

@@ -15,7 +15,7 @@ from functools import cached_property
 import numpy as np
 
 from ..extract.beam import Sweep, swept
-from ..extract.sampling import Sampler, neighbour
+from ..extract.sampling import Sampler, draw_any, neighbour
 from ..ir.errors import NesteggError
 from ..ir.expr import Apply
 from ..ir.loops import Lowered, StagedKernel
@@ -30,19 +30,20 @@ from .roofline import Roofline
 from .worker import Effort, Measurer
 
 RANDOM, ROOFLINE, SCRATCH, TRANSFERRED = "random", "roofline", "scratch", "transferred"
-#: How nests are proposed: drawn uniformly; the roofline's best; by a perceptron that starts from nothing and knows only
-#: this kernel's trials (no roofline either); by the trained model, which goes on learning from the kernel's trials.
+#: How nests are proposed: drawn at random, block by block; the roofline's best; by a perceptron that starts from
+#: nothing and knows only this kernel's trials (no roofline either); by the trained model, which goes on learning from
+#: the kernel's trials.
 STRATEGIES = (RANDOM, ROOFLINE, SCRATCH, TRANSFERRED)
 
 #: Nests proposed in a round; share of them drawn at random; nests measured before the model learns from them.
 BATCH, EPSILON, ENOUGH = 8, 0.15, 8
 #: The pool: width of the roofline's beam, nests drawn at these temperatures, neighbours of so many of the fastest.
 BEAM, DRAWN, PARENTS, NEIGHBOURS = 32, ((0.03, 24), (0.12, 40), (0.4, 40)), 4, 12
-#: Nests of the scratch strategy's pool that are drawn uniformly.
-UNIFORM = 200
+#: The scratch strategy's pool, wider as its model is weak: nests drawn at random, parents, neighbours of each.
+ANY, KIN = 300, (8, 16)
 #: How an ensemble learns from one kernel's trials; from scratch it needs longer.
 REFINING = Training(steps=150, batch=1, rate=5e-4, decay=0.0)
-LEARNING = Training(hidden=(32,), members=4, steps=300, batch=1, rate=4e-3, prior=False)
+LEARNING = Training(hidden=(32,), members=4, steps=300, batch=1, rate=4e-3, decay=0.1, prior=False)
 #: A nest whose first run takes this many times the best known is not run again.
 PATIENCE = 8.0
 
@@ -138,19 +139,20 @@ class Tuner:
         return [*chosen, *rest[:at_random]]
 
     def _pool(self) -> list[Nest]:
-        count = UNIFORM if self.strategy == SCRATCH else BATCH
-        uniform = [n for _ in range(count) if (n := self.egraph.sample(self.rng)) is not None]
         if self.strategy == RANDOM:
-            return uniform
-        parents = sorted((t for t in self.trials if t.ok), key=lambda t: t.seconds)[:PARENTS]
+            return [draw_any(self.egraph, self.rng) for _ in range(BATCH)]
+        fastest = sorted((t for t in self.trials if t.ok), key=lambda t: t.seconds)
         if self.strategy == SCRATCH:
-            drawn = [neighbour(self.egraph, t.nest, self.rng) for t in parents for _ in range(NEIGHBOURS)]
-            return [*uniform, *(n for n in drawn if n is not None)]
+            parents, children = KIN
+            drawn = [neighbour(self.egraph, t.nest, self.rng) for t in fastest[:parents] for _ in range(children)]
+            anew = [draw_any(self.egraph, self.rng) for _ in range(ANY)]
+            return [*anew, *(n for n in drawn if n is not None)]
         best = [s.nest for s in self.sweep.best(self.egraph.root)]
         drawn = [self.sampler.draw(self.rng, t) for t, count in DRAWN for _ in range(count)]
         if self.strategy == ROOFLINE:
             seconds = describe(self.kernel, self.target, self.threads, drawn)[1]
             return [*best, *(drawn[k] for k in np.argsort(seconds, kind="stable"))]
+        parents = fastest[:PARENTS]
         near = [neighbour(self.egraph, t.nest, self.rng, self.sampler) for t in parents for _ in range(NEIGHBOURS)]
         return [*best, *drawn, *(n for n in near if n is not None)]
 

@@ -2,7 +2,9 @@
 
 In every block an e-node is drawn with probability proportional to `(its cost / the block's best cost) ** (-1 /
 temperature)`, where an e-node's cost is that of the best partial nest that begins with it, under the model. Near
-temperature 0 that is the best nest; at infinity every e-node of a block is as likely as the next.
+temperature 0 that is the best nest; at infinity every e-node of a block is as likely as the next (`draw_any`). That is
+not the same as every nest being as likely (`LoopEGraph.sample`): most nests are those of the blocks that can be filled
+in most ways, deep and cut to pieces, and hardly one in a thousand of them is any good.
 """
 
 from __future__ import annotations
@@ -14,6 +16,16 @@ import numpy as np
 from ..ir.nest import Cat, Intrin, Nest, Seq, Vec
 from ..rewrite.loop_egraph import LoopEGraph
 from .beam import Sweep
+
+
+def draw_any(egraph: LoopEGraph, rng: np.random.Generator, block: int | None = None) -> Nest:
+    """A nest, of the whole kernel or of a block (an e-class): in every block any e-node, as likely as the next."""
+
+    def below(c: int) -> Nest:
+        nodes = egraph.by_class[c]
+        return egraph.node(int(nodes[rng.integers(len(nodes))]), below)
+
+    return below(egraph.root if block is None else block)
 
 
 class Sampler:
@@ -52,9 +64,7 @@ def neighbour(
     def below(c: int) -> Nest:
         if c in chosen:
             return egraph.node(chosen.pop(c), below)
-        if sampler is not None:
-            return sampler.draw(rng, temperature, c)
-        return egraph.node(int(rng.choice(egraph.by_class[c])), below)
+        return draw_any(egraph, rng, c) if sampler is None else sampler.draw(rng, temperature, c)
 
     return below(egraph.root)
 

@@ -56,11 +56,13 @@ def test_trials_belong_to_a_machine(path):
     assert device(replace(host(), name="renamed")) == device(host())
 
 
-def test_a_nest_stays_as_it_was_first_measured(path):
+def test_of_a_nest_measured_again_the_faster_time_stays(path):
     with TuningLog(path) as log:
-        for seconds in (2e-6, 1e-6):
+        for seconds in (2e-6, 1e-6, 3e-6):
             log.add(kernel(), host(), 1, Trial(nest(), seconds))
-        assert [t.seconds for t in log.trials(kernel(), host(), 1)] == [2e-6]
+        log.add(kernel(), host(), 1, Trial(nest(), math.inf, "it crashed"))
+        assert [t.seconds for t in log.trials(kernel(), host(), 1)] == [1e-6]
+        assert not log.refused
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ import pytest
 
 from nestegg.costmodel import mlp
 from nestegg.costmodel.features import FEATURES, VERSION
-from nestegg.costmodel.fit import Samples, Training, fit
+from nestegg.costmodel.fit import Samples, Training, fit, shrunk
 from nestegg.costmodel.mlp import Ensemble, LearnedModel, WeightsError, shipped
+from nestegg.costmodel.pick import MARGIN, TRUST, guarded
 from nestegg.costmodel.roofline import Roofline
 from nestegg.extract.beam import extract_nests
 from nestegg.ir.attrs import Attrs
@@ -65,6 +66,36 @@ def test_members_disagree_where_nothing_was_seen(trained):
     _, sure = trained.correction(seen)
     _, unsure = trained.correction(seen * 4)
     assert unsure.mean() > 1.5 * sure.mean()
+
+
+def test_shrinking_keeps_a_share_of_every_correction(trained):
+    x = family(1, 2)[0].features
+    np.testing.assert_allclose(shrunk(trained, 0.25).members(x), 0.25 * trained.members(x), rtol=1e-5, atol=1e-7)
+
+
+def voters(corrections):
+    """An ensemble whose members correct a nest by what stands in the features, a column a member."""
+    members = len(corrections)
+    weights = np.zeros((members, len(FEATURES), 1), np.float32)
+    weights[np.arange(members), np.arange(members), 0] = 1.0
+    centre, scale = np.zeros(len(FEATURES), np.float32), np.ones(len(FEATURES), np.float32)
+    features = np.zeros((len(corrections[0]), len(FEATURES)), np.float32)
+    features[:, :members] = np.transpose(corrections)
+    return Ensemble(centre, scale, ((weights, np.zeros((members, 1), np.float32)),)), features
+
+
+def test_the_guard_lets_one_member_in_eight_doubt():
+    sees_it, doubts = [0, -2 * np.log(MARGIN)], [0, 0.0]
+    assert guarded(*voters([sees_it] * 6 + [doubts] * 2), np.array([1.0, 1.0])) == (0, 1.0)
+    chosen, gain = guarded(*voters([sees_it] * 7 + [doubts]), np.array([1.0, 1.0]))
+    assert chosen == 1
+    assert gain == pytest.approx(MARGIN ** (2 * 7 / 8))
+
+
+def test_the_guard_does_not_follow_where_the_roofline_sees_a_loss():
+    sure = [[0, -1.0]] * 4
+    assert guarded(*voters(sure), np.array([1.0, TRUST * 1.01]))[0] == 0
+    assert guarded(*voters(sure), np.array([1.0, TRUST * 0.99]))[0] == 1
 
 
 def test_weights_are_saved_without_pickle(trained, tmp_path):
