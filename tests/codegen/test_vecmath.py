@@ -6,6 +6,7 @@ Not here: which functions a kernel contains, and how their operands come from me
 
 import ctypes
 import re
+from dataclasses import replace
 from typing import NamedTuple
 
 import jax
@@ -50,8 +51,8 @@ def cast_job(source, result, lanes=16):
     return Job(name, lambda b, x: emit_cast(b, x, source, result), (source,), result, lanes)
 
 
-def module_of(jobs, features=HERE.features):
-    module = TargetModule("test", HERE.triple, features)
+def module_of(jobs, target=HERE):
+    module = TargetModule("test", target.triple, target.features)
     for job in jobs:
         count = len(job.inputs)
         typ = ir.FunctionType(ir.VoidType(), [*[POINTER] * (count + 1), I64])
@@ -75,9 +76,9 @@ def module_of(jobs, features=HERE.features):
     return str(module)
 
 
-def compiled(jobs, features=HERE.features):
-    """One NumPy function for each job, by its name; `features`: what the code asks of the machine."""
-    code = load_object(compile_object(module_of(jobs, features), HERE), tuple(job.name for job in jobs))
+def compiled(jobs, target=HERE):
+    """One NumPy function for each job, by its name, written for `target`."""
+    code = load_object(compile_object(module_of(jobs, target), HERE), tuple(job.name for job in jobs))
     return {job.name: runner(code, job) for job in jobs}
 
 
@@ -160,7 +161,7 @@ def f32():
 @pytest.fixture(scope="module")
 def plain():
     """Functions that are written otherwise for machines with an instruction that scales by powers of two."""
-    return compiled([scalar_job(fn, "f32") for fn in SCALING], features="")
+    return compiled([scalar_job(fn, "f32") for fn in SCALING], replace(HERE, features=""))
 
 
 @pytest.mark.parametrize("fn", SCALING)
@@ -240,7 +241,7 @@ def test_float32_functions_call_nothing(target):
     of_floats = [fn for fn, row in SCALARS.items() if "float" in row.kinds]
     jobs = [scalar_job(fn, "f32", lanes) for fn in of_floats for lanes in (13, 16)]
     jobs += [cast_job(*pair) for d in DTYPES if d != "f32" for pair in ((d, "f32"), ("f32", d))]
-    text = assembly(module_of(jobs), TARGETS[target])
+    text = assembly(module_of(jobs, TARGETS[target]), TARGETS[target])
     assert not re.findall(r"^\s+(?:callq?|blr?)\s+(\S+)", text, re.MULTILINE)
 
 
