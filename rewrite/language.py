@@ -35,7 +35,8 @@ from .saturate import EggRule
 #: Widest n-ary operator that is one e-node; wider ones are chained on import.
 MAX_VARIADIC = 6
 ANALYSES = "analyses"
-#: What `readers` says of a tensor from which more than one is made, and of the program's results.
+#: What `readers` says of a tensor from which more than one is made, or that is made in more than one way, and of the
+#: program's results.
 SEVERAL = 2
 
 
@@ -156,10 +157,13 @@ def fusion_rule(r: FusionRule, host: Host) -> EggRule:
 
 
 def count_readers() -> EggRule:
-    """How many tensors are made from each: 1, or `SEVERAL`. To be run while every call is of one operator."""
+    """How many tensors are made from each: 1, or `SEVERAL`; `SEVERAL` too if the tensor itself is made in several ways:
+    what reads it must then stay, for the ways that do not fuse. To be run while every call is of one operator."""
     texts = (
         "(rule ((= e (Call k xs)) (uses k xs i x) (= 0 (constness x))) ((read-by x e) (set (readers x) 1))",
         f"(rule ((read-by x e) (read-by x f) (!= e f)) ((set (readers x) {SEVERAL}))",
+        f"(rule ((= x (Call k xs)) (= x (Call l ys)) (!= k l)) ((set (readers x) {SEVERAL}))",
+        f"(rule ((= x (Call k xs)) (= x (Call k ys)) (!= xs ys)) ((set (readers x) {SEVERAL}))",
     )
     text = "\n".join(["(ruleset count_readers)", *(f"{t} :ruleset count_readers)" for t in texts)])
     return EggRule("count_readers", "fusion", "count_readers", text)
