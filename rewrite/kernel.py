@@ -110,7 +110,7 @@ def only_reader(consumer: Kernel, i: int, producer: Kernel) -> bool:
     and writes less, so the unfused one is dropped. Which layout and which type a tensor is stored in stays a choice."""
     if not (is_map(consumer.expr) and consumer.operators and is_map(producer.expr)):
         return False
-    chooses = producer.conversions or _inlining(producer) in ("blocks", "stored", "always")
+    chooses = consumer.conversions or producer.conversions or _inlining(producer) in ("blocks", "stored", "always")
     return not chooses and _inlines(consumer, i, producer) and visits_once(consumer.expr, i)
 
 

@@ -73,6 +73,14 @@ def test_products_of_bfloat16(m, k, n, result):
     assert (np.abs(got.astype(np.float64) - wide[0] @ wide[1]) <= bound).all()
 
 
+@pytest.mark.skipif(not any("bf16" in i.name for i in host().intrinsics), reason="this machine has no AVX-512 BF16")
+def test_products_of_bfloat16_of_odd_depth_apply_the_intrinsic():
+    """The padding of an operand is not merged with its conversion, which the products take in."""
+    x, w = (RNG.standard_normal(s).astype(ml_dtypes.bfloat16) for s in ((509, 251), (251, 127)))
+    compiled = nestegg.optimize(lambda x: product(x, jnp.asarray(w), "float32"), x, threads=1)
+    assert "bf16ps" in str(compiled.program)
+
+
 def test_elementwise_bfloat16_is_float32_s_rounded_once():
     x = RNG.standard_normal((7, 33)).astype(ml_dtypes.bfloat16)
     got = np.asarray(nestegg.optimize(lambda x: jnp.exp(x), x)(x))
