@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from .cache import Cache, digest, source_digest, text_of
 from .codegen.program import Buffer, KernelCall, MachineCode, Program, unpacked
@@ -35,6 +35,9 @@ GRAPH_OPTIONS = ("graph_limits", "extraction", "time_limit", "accuracy_budget", 
 PROGRAMS = KERNELS.extended(Buffer, KernelCall, Target)
 SCHEDULES = KERNELS.extended(KernelSchedule)
 TILINGS = Codec((Choice, Tiling))
+
+Key = TypeVar("Key")
+Found = TypeVar("Found")
 
 
 def graph_digest(graph: Graph) -> str:
@@ -120,43 +123,52 @@ def _origin(f: Callable[..., Any]) -> str:
     return digest([file.read_bytes() if file.is_file() else code.co_code, f"{code.co_firstlineno}", *closed])
 
 
-class ScheduleStore:
-    """Schedules of kernels in the cache, under one context."""
+class _Records(Generic[Key, Found]):
+    """What was found for kernels, one record each."""
 
-    def __init__(self, cache: Cache, where: Context) -> None:
-        self.cache = cache
-        self._digest = where.without("graph rules", "graph options", "tuning log").whole
-
-    def get(self, kernel: Lowered) -> KernelSchedule | None:
-        """The schedule found for the kernel earlier."""
-        parts = self.cache.read(self._name(kernel))
-        return None if parts is None else SCHEDULES.loads(text_of(parts["schedule"]))
-
-    def put(self, kernel: Lowered, schedule: KernelSchedule) -> None:
-        self.cache.write(self._name(kernel), {"schedule": SCHEDULES.dumps(schedule).encode()})
-
-    def _name(self, kernel: Lowered) -> str:
-        key = digest([self._digest, KERNELS.dumps(kernel)])
-        return f"kernels/{key[:2]}/{key[:40]}"
-
-
-class TilingStore:
-    """Schedules of the accelerator's layers in the cache (`vta.choose.Tilings`): they depend on nothing but nestegg's
-    source and what their key says."""
+    codec: Codec
 
     def __init__(self, cache: Cache) -> None:
         self.cache = cache
 
-    def get(self, key: str) -> Choice | None:
+    def get(self, key: Key) -> Found | None:
+        """What was found earlier."""
         parts = self.cache.read(self._name(key))
-        return None if parts is None else TILINGS.loads(text_of(parts["choice"]))
+        return None if parts is None else self.codec.loads(text_of(parts["found"]))
 
-    def put(self, key: str, choice: Choice) -> None:
-        self.cache.write(self._name(key), {"choice": TILINGS.dumps(choice).encode()})
+    def put(self, key: Key, found: Found) -> None:
+        self.cache.write(self._name(key), {"found": self.codec.dumps(found).encode()})
 
-    def _name(self, key: str) -> str:
-        found = digest([package_digest(), key])
-        return f"kernels/{found[:2]}/{found[:40]}"
+    def _name(self, key: Key) -> str:
+        name = digest(self._key(key))
+        return f"kernels/{name[:2]}/{name[:40]}"
+
+    def _key(self, key: Key) -> Sequence[str]:
+        """All that decides what is found."""
+        raise NotImplementedError
+
+
+class ScheduleStore(_Records[Lowered, KernelSchedule]):
+    """Schedules of kernels in the cache, under one context."""
+
+    codec = SCHEDULES
+
+    def __init__(self, cache: Cache, where: Context) -> None:
+        super().__init__(cache)
+        self._digest = where.without("graph rules", "graph options", "tuning log").whole
+
+    def _key(self, key: Lowered) -> Sequence[str]:
+        return [self._digest, KERNELS.dumps(key)]
+
+
+class TilingStore(_Records[str, Choice]):
+    """Schedules of the accelerator's layers in the cache (`vta.choose.Tilings`): they depend on nothing but nestegg's
+    source and what their key says."""
+
+    codec = TILINGS
+
+    def _key(self, key: str) -> Sequence[str]:
+        return [package_digest(), key]
 
 
 @dataclass(frozen=True, eq=False)

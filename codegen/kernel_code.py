@@ -34,11 +34,11 @@ from ..ir.nest import (
     stages,
 )
 from ..ir.scalars import COMBINERS
+from ..ir.target import LINE
 from ..ir.types import DTYPES
 from .llvm_types import (
     I32,
     I64,
-    LINE,
     POINTER,
     constant,
     first_lanes,
@@ -267,7 +267,7 @@ class KernelCode:
         """Room for some elements on the stack, aligned to a cache line."""
         with self.builder.goto_entry_block():
             memory = self.builder.alloca(memory_type(dtype), ir.Constant(I32, elements))
-            memory.align = 64
+            memory.align = LINE
             memory.type = POINTER  # llvmlite's allocas still have typed pointers
         return memory
 

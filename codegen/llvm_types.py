@@ -15,8 +15,6 @@ from ..ir.types import DTYPES
 
 I1, I8, I32, I64 = ir.IntType(1), ir.IntType(8), ir.IntType(32), ir.IntType(64)
 POINTER = ir.PointerType()
-#: Bytes of a cache line.
-LINE = 64
 #: Sizes of vectors that can be stored past the caches, at multiples of their size.
 STREAMED_BYTES = (16, 32, 64)
 _REGISTER = {

@@ -11,11 +11,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-ALIGNMENT = 64
+from ..ir.target import LINE
+
+#: Bytes to multiples of which buffers are aligned: whole cache lines, which hold the widest vectors.
+ALIGNMENT = LINE
 
 
 def aligned_bytes(size: int) -> np.ndarray:
-    """Uninitialised bytes whose first is aligned to 64."""
+    """Uninitialised bytes whose first is aligned."""
     raw = np.empty(size + ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % ALIGNMENT
     return raw[start : start + size]
@@ -42,7 +45,7 @@ class MemoryPlan:
 
 
 def plan(tensors: Sequence[Lifetime]) -> MemoryPlan:
-    """Place tensors; bytes, offsets aligned to 64."""
+    """Place tensors; bytes, offsets aligned."""
     rounded = {t.name: -(-t.size // ALIGNMENT) * ALIGNMENT for t in tensors}
     placed: list[tuple[Lifetime, int]] = []
     for t in sorted(tensors, key=lambda t: (-t.size, t.first, t.name)):

@@ -16,10 +16,10 @@ from llvmlite import ir
 from ..ir.expr import Apply, Cast, Const, IndexValue, Read, ReadAt, Scalar, Weighted, When, children
 from ..ir.index import Axis, Index, Quotient
 from ..ir.loops import ACCUMULATOR, LoopKernel
+from ..ir.target import LINE
 from ..ir.types import DTYPES
 from .llvm_types import (
     I64,
-    LINE,
     POINTER,
     constant,
     lanes_of,
@@ -248,7 +248,7 @@ class ScalarCode:
         name = f"table_{s.dtype}_{hashlib.sha256(str(made).encode()).hexdigest()[:16]}"
         if name not in module.globals:
             table = ir.GlobalVariable(module, made.type, name)
-            table.linkage, table.global_constant, table.initializer, table.align = "internal", True, made, 64
+            table.linkage, table.global_constant, table.initializer, table.align = "internal", True, made, LINE
             table.type = POINTER  # llvmlite's globals still have typed pointers
         return module.globals[name]
 

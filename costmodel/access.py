@@ -9,9 +9,9 @@ import numpy as np
 
 from ..ir.index import Index
 from ..ir.loops import LoopKernel
+from ..ir.target import LINE
 from ..ir.types import DTYPES
 
-LINE = 64  # bytes
 FAR_ROWS = 1024  # bytes from which short rows miss the prefetcher, the TLB and, at powers of two, their cache set
 SCATTERED = 3.0  # what such rows cost: set by hand so that panels win where they measured faster (BERT matmuls: 1.2x)
 

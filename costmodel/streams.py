@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .access import LINE, Access, runs
+from ..ir.target import LINE
+from .access import Access, runs
 
 #: Bytes that memory could have moved while a stream begins: fitted to sums of rows of 1, 4, 16 and 64 KiB, of which
 #: two to sixteen were walked side by side (2.0 to 5.3 KiB).

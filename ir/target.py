@@ -14,6 +14,9 @@ from pathlib import Path
 from .errors import NesteggError, UnknownNameError
 from .intrinsic import Intrinsic, intrinsics_of
 
+#: Bytes of a cache line, on all targets.
+LINE = 64
+
 
 @dataclass(frozen=True)
 class Target:

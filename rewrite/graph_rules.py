@@ -14,6 +14,7 @@ from ..ir.intrinsic import Intrinsic
 from ..ir.operator import Chooser
 from ..ir.types import DTYPES, TensorType
 from .fusion_rules import FUSION_RULES, FusionRule
+from .linear import is_matmul
 from .pattern import Environment, op
 from .quantization_rules import INTEGER_RULES
 from .rule import GraphRule, rule
@@ -62,11 +63,6 @@ def _matmul_scale(c: Chooser) -> Environment:
 
 
 # --- algebra ---------------------------------------------------------------------------------------------------------
-
-
-def is_matmul(d: Attrs, x: TensorType, w: TensorType) -> bool:
-    """x[…, k] @ w[k, n]: no batch axes, last axis of x against the first of w."""
-    return d.batch == ((), ()) and w.rank == 2 and d.contract == ((x.rank - 1,), (0,))
 
 
 def is_batch(d: Attrs, x: TensorType, w: TensorType) -> bool:

@@ -17,6 +17,7 @@ import math
 from ..ir.attrs import Attrs
 from ..ir.operator import Chooser
 from ..ir.types import TensorType
+from .linear import is_matmul, is_plain_convolution
 from .pattern import Environment, Pattern, op
 from .rule import GraphRule, rule
 from .winograd import FROM_CACHE, FROM_MEMORY, ROUNDING_GAIN, TRANSFORMING, Matrix
@@ -67,18 +68,6 @@ def _weights(elements: float) -> float:
     return 4 * elements * (FROM_CACHE if 4 * elements < CACHED else FROM_MEMORY)
 
 
-def _is_product(d: Attrs, x: TensorType, w: TensorType) -> bool:
-    """x[…, k] @ w[k, n] of float32."""
-    plain = d.batch == ((), ()) and w.rank == 2 and x.rank >= 2 and d.contract == ((x.rank - 1,), (0,))
-    return plain and x.dtype == w.dtype == "f32"
-
-
-def _is_pointwise(x: TensorType, w: TensorType, c: Attrs) -> bool:
-    """A convolution of float32 images with windows of 1x1."""
-    ones = {*c.strides, *c.lhs_dilation, *c.rhs_dilation, c.groups, *w.shape[2:]} == {1}
-    return ones and x.rank == 4 and set(c.padding) == {(0, 0)} and x.dtype == w.dtype == "f32"
-
-
 def strassen_rules(lanes: int, most: float = ROUNDING_GAIN) -> tuple[GraphRule, ...]:
     """The rules for vectors of `lanes` elements, if rounding errors may be amplified by `most` and that is enough."""
     return (product_rule(lanes), pointwise_rule(lanes)) if gain() <= most else ()
@@ -99,7 +88,8 @@ def product_rule(lanes: int) -> GraphRule:
 
     def worthwhile(d: Attrs, x: TensorType, w: TensorType) -> bool:
         """A product of float32 with constant weights of which the quarters are whole vectors and it saves work."""
-        return _is_product(d, x, w) and pays(math.prod(x.shape[:-1]), w.shape[0], w.shape[1], lanes)
+        plain = is_matmul(d, x, w) and x.rank >= 2 and x.dtype == w.dtype == "f32"
+        return plain and pays(math.prod(x.shape[:-1]), w.shape[0], w.shape[1], lanes)
 
     def draw(c: Chooser) -> Environment:
         x = TensorType((128, 512) if c.integer(0, 1) else (2, 64, 512))
@@ -120,7 +110,7 @@ def pointwise_rule(lanes: int) -> GraphRule:
 
     def worthwhile(x: TensorType, w: TensorType, c: Attrs) -> bool:
         """A convolution of 1x1 of which the quarters are whole vectors and it saves work."""
-        return _is_pointwise(x, w, c) and pays(x.size // x.shape[1], w.shape[1], w.shape[0], lanes)
+        return is_plain_convolution(x, w, c, 1) and pays(x.size // x.shape[1], w.shape[1], w.shape[0], lanes)
 
     def draw(c: Chooser) -> Environment:
         ones, none = (1, 1), ((0, 0), (0, 0))

@@ -15,7 +15,7 @@ from typing import Any
 from ..ir.attrs import Attrs
 from ..ir.operator import Chooser
 from ..ir.types import TensorType
-from .graph_rules import is_matmul
+from .linear import is_matmul
 from .pattern import Environment, Pattern, Rewrite, op, records, tensors, type_of
 from .rule import GraphRule, equation, rule
 

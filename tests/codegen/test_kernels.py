@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from nestegg.codegen import jit
 from nestegg.codegen.kernel_code import KernelCode
-from nestegg.codegen.llvm_types import LINE, TargetModule
+from nestegg.codegen.llvm_types import TargetModule
 from nestegg.codegen.memory import aligned_bytes
 from nestegg.codegen.pool import pool_symbols
 from nestegg.ir.attrs import Attrs
@@ -20,7 +20,7 @@ from nestegg.ir.compose import compose
 from nestegg.ir.loops import LoopKernel, Lowered, described, lower
 from nestegg.ir.nest import PARALLEL, SERIAL, STREAMED, UNROLL, Cat, For, Nest, Store, Tile, Vec, parallel
 from nestegg.ir.operator import operator
-from nestegg.ir.target import host
+from nestegg.ir.target import LINE, host
 from nestegg.ir.types import DTYPES, TensorType
 from nestegg.rewrite.loop_egraph import build
 from nestegg.rewrite.saturate import Limits
