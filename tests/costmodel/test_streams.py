@@ -43,10 +43,10 @@ def test_sums_of_columns_walk_few_rows_at_a_time():
 
 
 def test_loops_begin_streams_unless_they_go_on_with_those_of_their_bodies():
-    # Blocks of a 64x256 matrix of float32: 1x16, 1x256 (a row), 16x16, 16x256.
-    domain = np.array([[1, 16], [1, 256], [16, 16], [16, 256]])
+    # Blocks of a 64x256 matrix of float32: 1x16, 1x256 (a row), 8x16, 8x256, 16x16.
+    domain = np.array([[1, 16], [1, 256], [8, 16], [8, 256], [16, 16]])
     matrix = Access(np.array([1024, 4]), 4, True)
-    assert runs(matrix, domain).rows.tolist() == [1, 1, 16, 1]
+    assert runs(matrix, domain).rows.tolist() == [1, 1, 8, 1, 16]
     streams = Streams.of([(0, matrix)], domain, 1)
 
     def loop(axis: int, child: int, trips: int, begun: float) -> float:
@@ -57,5 +57,6 @@ def test_loops_begin_streams_unless_they_go_on_with_those_of_their_bodies():
     assert loop(1, child=0, trips=16, begun=1) == 1  # along a row
     assert loop(0, child=1, trips=16, begun=1) == 1  # row after row
     assert loop(0, child=0, trips=16, begun=1) == 16  # a piece of each of 16 rows
-    assert loop(1, child=2, trips=16, begun=16) == 16  # those rows to their ends
-    assert loop(0, child=3, trips=4, begun=16) == 64  # the next 16 rows side by side
+    assert loop(1, child=2, trips=16, begun=8) == 8  # those of 8 rows to their ends
+    assert loop(0, child=3, trips=8, begun=8) == 64  # the next 8 rows side by side
+    assert loop(1, child=4, trips=16, begun=16) == 256  # more rows than the prefetchers follow
