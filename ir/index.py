@@ -7,6 +7,7 @@ that `(48*o + i) // 48` is `o` when `i` is in 0..47: reshapes and layouts compos
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -132,6 +133,9 @@ class Index:
         lo, hi = rest.range
         if 0 <= lo and hi < d:
             return whole
+        if found := _digits(rest, d):
+            high, _, base = found
+            return whole + high // (d // base)
         return whole + _quotient(rest, d)
 
     def __mod__(self, d: int) -> Index:
@@ -142,6 +146,9 @@ class Index:
         lo, hi = rest.range
         if 0 <= lo and hi < d:
             return rest
+        if found := _digits(rest, d):
+            high, low, base = found
+            return high % (d // base) * base + low
         return _remainder(rest, d)
 
     def substitute(self, mapping: Mapping[Axis, Index]) -> Index:
@@ -203,6 +210,18 @@ def _atom_range(atom: Atom) -> tuple[int, int]:
     if isinstance(atom, Quotient):
         return lo // atom.by, hi // atom.by
     return 0, atom.by - 1
+
+
+def _digits(of: Index, by: int) -> tuple[Index, Index, int] | None:
+    """(high, low, base) with of = base * high + low and 0 <= low < base, for a base that divides `by`: quotient and
+    remainder are high's, as those of 14i + j (j < 14) by 98 are those of i by 7."""
+    for base in sorted({math.gcd(by, c) for _, c in of.terms} - {1, by}, reverse=True):
+        low = Index(tuple((a, c) for a, c in of.terms if c % base), of.constant % base)
+        least, most = low.range
+        if 0 <= least and most < base:
+            high = tuple((a, c // base) for a, c in of.terms if c % base == 0)
+            return Index(high, of.constant // base), low, base
+    return None
 
 
 def _quotient(of: Index, by: int) -> Index:

@@ -23,6 +23,14 @@ def test_quotient_and_remainder_recombine():
     assert (index // 8) * 8 + index % 8 == index
 
 
+def test_quotients_see_the_digits_of_a_flat_index():
+    rows, columns = Axis("r", 14), Axis("c", 14)
+    pixel = Index.of(rows) * 14 + columns
+    assert pixel // 98 == Index.of(rows) // 7
+    assert pixel % 98 == (Index.of(rows) % 7) * 14 + columns
+    assert (pixel // 98) * 98 + pixel % 98 == pixel
+
+
 def test_an_axis_of_extent_one_is_zero():
     assert Index.of(Axis("u", 1)) == Index()
 
