@@ -131,12 +131,12 @@ class _Records(Generic[Key, Found]):
     def __init__(self, cache: Cache) -> None:
         self.cache = cache
 
-    def get(self, key: Key) -> Found | None:
+    def get(self, key: Key, /) -> Found | None:
         """What was found earlier."""
         parts = self.cache.read(self._name(key))
         return None if parts is None else self.codec.loads(text_of(parts["found"]))
 
-    def put(self, key: Key, found: Found) -> None:
+    def put(self, key: Key, found: Found, /) -> None:
         self.cache.write(self._name(key), {"found": self.codec.dumps(found).encode()})
 
     def _name(self, key: Key) -> str:

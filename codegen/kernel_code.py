@@ -18,6 +18,7 @@ from ..ir.index import Axis
 from ..ir.intrinsic import Match, intrinsic, matches
 from ..ir.loops import LoopKernel, Lowered, StagedKernel
 from ..ir.nest import (
+    AHEAD,
     PARALLEL,
     SERIAL,
     STREAMED,
@@ -194,10 +195,19 @@ class KernelCode:
 
     def _memory_loop(self, nest: For, at: Position, step: int) -> None:
         def body(index: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
-            self._memory(nest.body, self._advance(at, nest.axis, index, step, nest.trips))
+            inside = self._advance(at, nest.axis, index, step, nest.trips)
+            ahead = self._distances(nest.axis, step) if nest.kind == AHEAD else at.ahead
+            self._memory(nest.body, replace(inside, ahead=ahead))
             return []
 
         self._loop(nest.trips, [], body)
+
+    def _distances(self, axis: int, step: int) -> tuple[int, ...]:
+        """Bytes by which every access moves in `step` steps along an axis."""
+        a = self.kernel.axes[axis]
+        return tuple(
+            i.coefficient(a) * step * DTYPES[dtype].size if i.is_affine else 0 for i, dtype in self.code.accesses
+        )
 
     def _parallel_loop(self, nest: For, at: Position, step: int) -> None:
         """The outermost parallel loop: its body becomes a function of its own, which the pool calls for each index."""

@@ -130,6 +130,16 @@ def offset(builder: ir.IRBuilder, pointer: ir.Value, elements: ir.Value | int, d
     return builder.gep(pointer, [elements], inbounds=True, source_etype=memory_type(dtype))
 
 
+def fetch(builder: ir.IRBuilder, pointer: ir.Value, distance: int) -> None:
+    """Ask for the cache line `distance` bytes beyond a pointer, wherever that is, to come into the second cache."""
+    module, name = builder.module, "llvm.prefetch.p0"
+    if name not in module.globals:
+        ir.Function(module, ir.FunctionType(ir.VoidType(), [POINTER, I32, I32, I32]), name)
+    there = builder.gep(pointer, [ir.Constant(I64, distance)], source_etype=I8)
+    read, second_cache, data = (ir.Constant(I32, v) for v in (0, 2, 1))
+    builder.call(module.globals[name], [there, read, second_cache, data])
+
+
 def load(builder: ir.IRBuilder, pointer: ir.Value, dtype: str, lanes: int = 1) -> ir.Value:
     value = builder.load(pointer, typ=memory_type(dtype, lanes), align=DTYPES[dtype].size)
     if dtype == "bool":

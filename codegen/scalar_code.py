@@ -22,6 +22,7 @@ from .llvm_types import (
     I64,
     POINTER,
     constant,
+    fetch,
     lanes_of,
     load,
     load_repeated,
@@ -41,7 +42,8 @@ class Position:
     `pointers`: for each access, its pointer advanced by the loops so far. `loops`: for each axis, the sum of its
     loops' indices (None if no loop of it is open). `fixed`: for each axis, the part known at compile time. `reach`:
     for each axis, the greatest value that `loops` takes. `even`: the loops move the output's pointer by multiples of so
-    many bytes (a divisor of a cache line).
+    many bytes (a divisor of a cache line). `ahead`: how many bytes further on each access will be an iteration of the
+    enclosing `ahead` loop later (0: no further; empty: there is no such loop).
     """
 
     pointers: tuple[ir.Value, ...]
@@ -49,6 +51,7 @@ class Position:
     fixed: tuple[int, ...]
     reach: tuple[int, ...]
     even: int = LINE
+    ahead: tuple[int, ...] = ()
 
     def shifted(self, axis: int, by: int) -> Position:
         if by == 0:
@@ -311,6 +314,8 @@ class ScalarCode:
         contiguous = address.is_affine and address.coefficient(self.kernel.axes[vector]) == 1
         enough = self.kernel.inputs[r.input].size >= lanes
         if contiguous and (mask is None or (lanes_of(mask) == 1 and enough)):
+            if mask is None:
+                self._fetch_ahead(access, at)
             return load(b, self._guarded(access, self.pointer(access, at), mask), r.dtype, lanes)
         out: ir.Value = ir.Constant(register_type(r.dtype, lanes), ir.Undefined)
         for k in range(lanes):
@@ -320,6 +325,11 @@ class ScalarCode:
             out = b.insert_element(out, element, lane)
         return out
 
+    def _fetch_ahead(self, access: int, at: Position) -> None:
+        """What an enclosing `ahead` loop comes to in its next iteration."""
+        if at.ahead and at.ahead[access]:
+            fetch(self.builder, self.pointer(access, at), at.ahead[access])
+
     def register(self, r: Read, at: Position, vector: int, lanes: int, unit: int) -> ir.Value:
         """`unit` neighbouring elements for each of `lanes` steps along the vector axis; where the read does not move
         along it, the same ones for each."""
@@ -328,6 +338,8 @@ class ScalarCode:
         key = (access, at.pointers[access], self._static(address, at), moves, lanes, unit)
         if key not in self._loaded:
             pointer = self.pointer(access, at)
+            if moves:
+                self._fetch_ahead(access, at)
             self._loaded[key] = (
                 load(self.builder, pointer, r.dtype, lanes * unit)
                 if moves

@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Union
 
-PARALLEL, SERIAL, UNROLL = "parallel", "serial", "unroll"
-KINDS = (PARALLEL, SERIAL, UNROLL)
+PARALLEL, SERIAL, UNROLL, AHEAD = "parallel", "serial", "unroll", "ahead"
+KINDS = (PARALLEL, SERIAL, UNROLL, AHEAD)
 CACHED, STREAMED = "cached", "streamed"
 WAYS = (CACHED, STREAMED)
 
@@ -47,6 +47,9 @@ class Intrin:
 
 @dataclass(frozen=True)
 class For:
+    """A loop. `kind`: one of `KINDS`; an `ahead` loop is serial, and what its body loads in vectors is asked for, one
+    iteration of this loop earlier, to come into the second cache."""
+
     axis: int
     trips: int
     kind: str
@@ -198,7 +201,9 @@ def text(nest: Nest, names: Sequence[str], indent: int = 0, own: Sequence[Sequen
     if isinstance(nest, Cat):
         first, second = text(nest.first, names, indent + 1, own), text(nest.second, names, indent + 1, own)
         return f"{pad}{names[nest.axis]} below {nest.at}:\n{first}\n{pad}{names[nest.axis]} from {nest.at}:\n{second}"
-    kind = "" if nest.kind == SERIAL else f"{nest.kind} "
+    kind = f"{nest.kind} " if nest.kind in (PARALLEL, UNROLL) else ""
     step = extents(nest.body, len(names))[nest.axis]
     by = f" by {step}" if step > 1 else ""
-    return f"{pad}{kind}for {names[nest.axis]} in {nest.trips}{by}:\n{text(nest.body, names, indent + 1, own)}"
+    next_one = ", the next one's operands fetched meanwhile" if nest.kind == AHEAD else ""
+    head = f"{pad}{kind}for {names[nest.axis]} in {nest.trips}{by}{next_one}:"
+    return f"{head}\n{text(nest.body, names, indent + 1, own)}"

@@ -41,7 +41,7 @@ from ..ir.types import DTYPES
 from .saturate import KINDS as RULE_KINDS
 from .saturate import EggRule
 
-PHASES = ("store", "parallel", "serial", "tile", "unroll", "tensor")
+PHASES = ("store", "parallel", "ahead", "serial", "tile", "unroll", "tensor")
 #: Uses of an input element from which on borders are not cut off: a 3x3 convolution of stride 2 to 32 channels has 72
 #: (without the cuts it takes 1.6 times as long).
 PADDED_REUSE = 96
@@ -149,7 +149,8 @@ class Fit:
 @dataclass(frozen=True)
 class Space:
     """What rules may ask of kernel and target: axes, lanes, register and unrolling budgets, threads,
-    intrinsics (`fits`); whether results are so many that they might be stored past the caches (`overflows`).
+    intrinsics (`fits`); whether results are so many that they might be stored past the caches (`overflows`), and
+    whether a reduction reads a tensor of which the second cache holds little (`distant`).
 
     A kernel of several stages has the space of its shared axes, whose `parts` are the spaces of its stages;
     `sequences` are the orders in which they may run, each with the bytes of scratch it takes for one point.
@@ -167,10 +168,16 @@ class Space:
     scratch: int = SCRATCH_BYTES
     fits: tuple[Fit, ...] = ()
     overflows: bool = False
+    distant: bool = False
 
     @property
     def first_phase(self) -> str:
         return "store" if self.overflows else "parallel"
+
+    @property
+    def serial_phase(self) -> str:
+        """The first phase within a thread."""
+        return "ahead" if self.distant else "serial"
 
     @property
     def views(self) -> tuple[Space, ...]:
@@ -230,7 +237,9 @@ def _space(kernel: LoopKernel, target: Target, threads: int = 1) -> Space:
     streamed = (
         depth * widest * 2 > target.caches[0] and sum(t.nbytes for t in kernel.inputs) > target.caches[1]
     ) or len(axes) <= 3
-    return Space(axes, lanes, target.registers, 8 * target.registers, threads, streamed, fits=fits)
+    reads = {r.input for r in kernel.update_reads if r.index[0].is_affine}
+    distant = bool(kernel.reduce) and any(kernel.inputs[k].nbytes > target.caches[1] // 2 for k in reads)
+    return Space(axes, lanes, target.registers, 8 * target.registers, threads, streamed, fits=fits, distant=distant)
 
 
 def _fits(kernel: LoopKernel, target: Target, lanes: int) -> tuple[Fit, ...]:
@@ -240,7 +249,7 @@ def _fits(kernel: LoopKernel, target: Target, lanes: int) -> tuple[Fit, ...]:
 
 def _staged_space(kernel: StagedKernel, target: Target, threads: int) -> Space:
     axes = tuple(LoopAxis(k, a.extent, False, False) for k, a in enumerate(kernel.shared))
-    parts = tuple(replace(_space(k, target), stage=n) for n, k in enumerate(kernel.stages))
+    parts = tuple(replace(_space(k, target), stage=n, distant=False) for n, k in enumerate(kernel.stages))
     sequences = tuple((q, kernel.scratch_bytes(q)) for q in kernel.sequences)
     registers = target.registers
     return Space(axes, target.lanes(), registers, 8 * registers, threads, False, ALL, parts, sequences)
@@ -457,7 +466,7 @@ class LoopRule:
 
     def instances(self, s: Space) -> list[str]:
         """The rule as egglog text, one form an axis and stage."""
-        views = (s,) if self.phase in ("store", "parallel") else s.views
+        views = (s,) if self.phase in ("store", "parallel", "ahead") else s.views
         return [text for v in views for text in self._instances_in(v, s)]
 
     def _instances_in(self, s: Space, whole: Space) -> list[str]:

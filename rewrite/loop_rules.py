@@ -48,12 +48,25 @@ def store_past_caches(b: Block, a: None) -> str:
 def peel_parallel(b: Block, a: LoopAxis) -> str:
     """Block(e) -> parallel For(a, e_a/f, Block(e with e_a := f))"""
     f, trips = b.factor(a)
-    return For(a, trips, "parallel", b.resized(a, f).into("serial"))
+    return For(a, trips, "parallel", b.resized(a, f).into(b.space.serial_phase))
 
 
 @loop_rule("parallel", phase="parallel", over="none")
 def run_serially(b: Block, a: None) -> Block:
     """A kernel need not be parallel."""
+    return b.into(b.space.serial_phase)
+
+
+@loop_rule("prefetch", phase="ahead", over="spatial", when=lambda s: s.distant)
+def fetch_ahead(b: Block, a: LoopAxis) -> str:
+    """Block(e) -> ahead For(a, e_a/f, Block(e with e_a := f)): operands of an iteration are fetched during the last"""
+    f, trips = b.factor(a)
+    return For(a, trips, "ahead", b.resized(a, f).into("serial"))
+
+
+@loop_rule("prefetch", phase="ahead", over="none", when=lambda s: s.distant)
+def fetch_when_read(b: Block, a: None) -> Block:
+    """Nothing need be fetched ahead."""
     return b.into("serial")
 
 
@@ -259,6 +272,8 @@ LOOP_RULES: tuple[LoopRule, ...] = (
     store_past_caches,
     peel_parallel,
     run_serially,
+    fetch_ahead,
+    fetch_when_read,
     peel,
     block_reduction,
     cut_tail,

@@ -27,6 +27,7 @@ KINDS = (
     "unroll",
     "parallel",
     "stores",
+    "prefetch",
 )
 """What a rule may say it is about."""
 

@@ -103,8 +103,9 @@ def draw_space(c: Chooser, fitted: bool = False) -> Space:
     registers = c.pick((4, 8, 16))
     lanes = c.pick((2, 4, 1))
     fits = _draw_fit(c, axes, lanes) if fitted else ()
-    blocks, overflows = bool(c.integer(0, 1)), bool(c.integer(0, 1))
-    return Space(axes, lanes, registers, 8 * registers, c.pick((1, 2)), blocks, fits=fits, overflows=overflows)
+    blocks, overflows, distant = (bool(c.integer(0, 1)) for _ in range(3))
+    budgets = lanes, registers, 8 * registers, c.pick((1, 2))
+    return Space(axes, *budgets, blocks, fits=fits, overflows=overflows, distant=distant)
 
 
 def _draw_fit(c: Chooser, axes: tuple[LoopAxis, ...], lanes: int) -> tuple[Fit, ...]:

@@ -18,7 +18,7 @@ from nestegg.codegen.pool import pool_symbols
 from nestegg.ir.attrs import Attrs
 from nestegg.ir.compose import compose
 from nestegg.ir.loops import LoopKernel, Lowered, described, lower
-from nestegg.ir.nest import PARALLEL, SERIAL, STREAMED, UNROLL, Cat, For, Nest, Store, Tile, Vec, parallel
+from nestegg.ir.nest import AHEAD, PARALLEL, SERIAL, STREAMED, UNROLL, Cat, For, Nest, Store, Tile, Vec, parallel
 from nestegg.ir.operator import operator
 from nestegg.ir.target import LINE, host
 from nestegg.ir.types import DTYPES, TensorType
@@ -26,8 +26,8 @@ from nestegg.rewrite.loop_egraph import build
 from nestegg.rewrite.saturate import Limits
 from nestegg.testing import evaluate_kernel, kernels, schedules, staged_exprs
 
-#: This machine, as if its caches held hardly any results: nests that store past them are drawn too.
-CROWDED = replace(host(), caches=(*host().caches[:2], LINE))
+#: This machine, as if its caches held hardly anything: nests that store past them or fetch ahead are drawn too.
+CROWDED = replace(host(), caches=(host().caches[0], LINE, LINE))
 
 
 def run(kernel: Lowered, nest: Nest, inputs: list[np.ndarray], threads: int = 1) -> np.ndarray:
@@ -226,6 +226,19 @@ def test_results_past_the_caches_wherever_the_output_begins(columns: int, skippe
         memory = aligned_bytes(4 * (kernel.out_type.size + skipped)).view(np.float32)
         run_into(kernel, nest, inputs, memory[skipped:])
         np.testing.assert_allclose(memory[skipped:], np.exp(inputs[0]), rtol=1e-5)
+
+
+def test_an_ahead_loop_asks_for_its_next_operands() -> None:
+    x, w = TensorType((6, 32)), TensorType((32, 64))
+    kernel = lower(operator("dot").expr((x, w), Attrs(contract=((1,), (0,)), batch=((), ()))))
+    far = replace(host(), caches=(host().caches[0], LINE, host().caches[2]))
+    egraph, rng = build(kernel, far), np.random.default_rng(5)
+    ahead = [n for n in (egraph.sample(rng) for _ in range(60)) if isinstance(n, For) and n.kind == AHEAD]
+    asking = [n for n in ahead if n.axis == 1 and "llvm.prefetch" in _llvm(kernel, n)]
+    assert asking and "fetched meanwhile" in described(kernel, asking[0])
+    assert all("llvm.prefetch" not in _llvm(kernel, replace(n, kind=SERIAL)) for n in asking)
+    for nest in ahead[:8]:
+        check(kernel, nest, 1)
 
 
 FILTERS = ((1.0, 0.0, -2.5, 0.0), (0.0, -1.0, 1.0, 0.5), (0.0, 1.0, 1.0, 0.5))
