@@ -2,6 +2,7 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
+
 from nestegg.codegen.memory import ALIGNMENT, Lifetime, plan
 
 
