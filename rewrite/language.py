@@ -59,6 +59,7 @@ def declarations(host: Host) -> str:
         "(function ty (T) PyObject :no-merge)",
         "(relation is-const (T)) (relation kernel (PyObject))",
         "(function constness (T) i64 :merge (max old new))",
+        "(function stepped (T) i64 :merge (max old new))",
         "(function calibrated (T) PyObject :merge old) (function value (T) PyObject :merge old)",
         "(relation uses (PyObject TV i64 T))",
         "(relation read-by (T T))",
@@ -95,10 +96,20 @@ def analyses(host: Host, values: bool = False) -> str:
             types = " ".join(f"(= {t} (ty {x}))" for t, x in zip(ts, xs, strict=True))
             const = " ".join(f"(is-const {x})" for x in xs)
             out.append(f"(rule ({node} {types}) ((set (ty e) {call_text(infer, ['a', *ts])})"
-                f" (set (constness e) 0)) :ruleset {ANALYSES})")
+                f" (set (constness e) 0) (set (stepped e) 0)) :ruleset {ANALYSES})")
             if n:
                 out.append(f"(rule ({node} {const}) ((is-const e) (set (constness e) 1)) :ruleset {ANALYSES})")
-    return "\n".join([*out, *(_value_rules(host) if values else ())])
+    return "\n".join([*out, *_step_rules(host), *(_value_rules(host) if values else ())])
+
+
+def _step_rules(host: Host) -> Iterable[str]:
+    """Which tensors an operator reads whose result jumps where they pass some value."""
+    for name, row in OPERATORS.items():
+        if row.steps is not None:
+            xs = [f"x{k}" for k in range(row.arity or 0)]
+            node = f"(= e ({constructor(name, len(xs))} {' '.join(xs)} a))"
+            test = test_text(host.function(f"steps of {name}", row.steps), ["a"])
+            yield f"(rule ({node} {test}) ({' '.join(f'(set (stepped {x}) 1)' for x in xs)}) :ruleset {ANALYSES})"
 
 
 def _value_rules(host: Host) -> Iterable[str]:
@@ -207,6 +218,7 @@ def graph_rule(r: GraphRule, host: Host) -> EggRule:
     facts = [f"(= root{k} {text})" for k, text in enumerate(matched)]
     facts += [f"(= ty_{v} (ty {v}))" for v in tensor_vars]
     facts += [f"(is-const {v})" for v in r.const] + [f"(= 0 (constness {v}))" for v in r.varies]
+    facts += [f"(= 0 (stepped root{k}))" for k in range(len(matched)) if r.rounds]
     facts += [f"(= cal_{v} (calibrated {'root0' if v == RESULT else v}))" for v in r.calibrated]
     facts += [f"(= val_{v} (value {v}))" for v in r.values]
     record_vars = sorted({n for p in lefts for n in records(p)} | set(fixed))
