@@ -32,7 +32,7 @@ from .reduce import Reduction
 from .result import Budget, Extraction, ExtractionError, checked, dag_cost, require_terms, restrict, validate
 from .tree import dearest_path, tree_choice
 
-_FRONTIER_SHARE = 0.3
+_FRONTIER_SHARE = 0.6
 _HEURISTIC_SHARE = 0.15
 _REDUCE_SHARE = 0.25
 # Where in the time of one piece each phase ends.
