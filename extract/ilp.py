@@ -1,4 +1,5 @@
-"""DAG-optimal extraction: simplify, split, and give each piece to HiGHS as a 0/1 program.
+"""DAG-optimal extraction: by frontiers where few classes are open at a time (`frontier.py`), which most networks allow;
+else simplify, split, and give each piece to HiGHS as a 0/1 program.
 
     minimise  sum cost[n] x[n]
     classes   z[c] = sum of x[n] over the nodes n of c, at most 1, and 1 for a root
@@ -22,6 +23,7 @@ import numpy.typing as npt
 
 from .budgeted import priced_choices, within
 from .flat import FlatEGraph, Int32Array
+from .frontier import frontier_choice
 from .greedy import LocalSearch, greedy_choice
 from .lns import NeighbourhoodSearch
 from .part import KnownCuts, Part, split
@@ -30,6 +32,7 @@ from .reduce import Reduction
 from .result import Budget, Extraction, ExtractionError, checked, dag_cost, require_terms, restrict, validate
 from .tree import dearest_path, tree_choice
 
+_FRONTIER_SHARE = 0.6
 _HEURISTIC_SHARE = 0.15
 _REDUCE_SHARE = 0.25
 # Where in the time of one piece each phase ends.
@@ -55,6 +58,11 @@ def ilp_extract(
     deadline = start + time_limit
     checks = [checked(egraph, budget) for budget in budgets]
     best = _Best(egraph, checks)
+    require_terms(egraph, tree_choice(egraph))
+    if not checks and (exact := frontier_choice(egraph, start + _FRONTIER_SHARE * time_limit)) is not None:
+        best.offer(exact)
+        assert best.choice is not None, "what the frontiers give is a program"
+        return Extraction(best.choice, best.cost, best.cost, "ilp", time.perf_counter() - start, True)
     for choice in heuristic_choices(egraph, start + _HEURISTIC_SHARE * time_limit):
         best.offer(choice)
     if checks:

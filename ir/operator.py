@@ -52,6 +52,7 @@ class Operator:
     reference(*arrays, **attrs): the result in JAX.
     sample(chooser, known inputs, wanted output): a legal instance; `known` holds None where the type is free.
     inlining: how kernels read a result of it, one of `INLININGS`; what the fusion rules ask.
+    steps: whether the result jumps where an operand passes some value (`ScalarFn.steps`), by the attributes.
     folds: of constants it is computed at compile time; otherwise kernels may also read constants through it.
     """
 
@@ -66,6 +67,7 @@ class Operator:
     family: str = "other"
     inlining: str = ""
     folds: bool = True
+    steps: Callable[[Attrs], bool] | None = None
 
     def check(self, types: Types, attrs: Attrs) -> TensorType:
         """Result type, after checking arity and attribute names. Raises `TypeRuleError`."""

@@ -60,7 +60,8 @@ def _elementwise(row: ScalarFn) -> Operator:
         dtypes = ["bool" if row.name == "select" and k == 0 else free for k in range(row.arity)]
         return [t or TensorType(shape, d) for t, d in zip(known, dtypes, strict=True)], EMPTY
 
-    return Operator(row.name, (), row.arity, infer, expr, row.jax, sample, f"{row.name} of each element", "elementwise")
+    doc, steps = f"{row.name} of each element", (lambda a: True) if row.steps else None
+    return Operator(row.name, (), row.arity, infer, expr, row.jax, sample, doc, "elementwise", steps=steps)
 
 
 for _row in SCALARS.values():
@@ -89,6 +90,7 @@ declare(
         family="elementwise",
         inlining="conversion",
         folds=False,
+        steps=lambda a: DTYPES[a.dtype].kind != "float",
     )
 )
 

@@ -14,7 +14,7 @@ import numpy as np
 from .attrs import Attrs
 from .expr import Apply, Cast, Const, IndexValue, Read, ReadAt, Reduce, Scalar, TensorExpr, Weighted, When
 from .graph import CONSTANT, INPUT, Graph
-from .index import Axis
+from .index import Axis, Index
 from .operator import operator
 from .scalars import COMBINERS, scalar
 from .types import DTYPES, TensorType, dtype_of, is_float
@@ -47,17 +47,30 @@ def apply_reference(op: str, arrays: Sequence[Any], attrs: Attrs, double: bool =
     return operator(op).reference(*arrays, **attrs)
 
 
+#: Elements up to which NumPy computes a constant sooner than XLA compiles an operator for a new shape (40 ms).
+FOLDED_IN_NUMPY = 1 << 21
+
+
 def fold(op: str, args: Sequence[np.ndarray], attrs: Attrs) -> np.ndarray:
     """One operator on constants, in float64, rounded once to the operator's type."""
+    types = tuple(TensorType(a.shape, dtype_of(a)) for a in args)
+    declared = operator(op)
+    result = declared.check(types, attrs)
+    moves = declared.family == "movement"
+    plain = moves or (op in _NUMPY and all(map(is_float, args)))
+    if plain and result.size <= FOLDED_IN_NUMPY:
+        value = evaluate_expr(declared.expr(types, attrs), args, double=not moves)
+    else:
+        value = _folded_by_jax(op, args, attrs, double=not moves)
+    return np.asarray(value.astype(DTYPES[result.dtype].numpy), order="C")  # ascontiguousarray would add an axis
+
+
+def _folded_by_jax(op: str, args: Sequence[np.ndarray], attrs: Attrs, double: bool) -> np.ndarray:
     import jax
 
-    types = tuple(TensorType(a.shape, dtype_of(a)) for a in args)
-    result = operator(op).check(types, attrs)
-    moves = operator(op).family == "movement"
     with jax.enable_x64(True):
-        wide = args if moves else [a.astype(np.float64) if a.dtype == np.float32 else a for a in args]
-        value = np.asarray(apply_reference(op, wide, attrs, double=not moves))
-    return np.asarray(value.astype(DTYPES[result.dtype].numpy), order="C")  # ascontiguousarray would add an axis
+        wide = [a.astype(np.float64) if double and a.dtype == np.float32 else a for a in args]
+        return np.asarray(apply_reference(op, wide, attrs, double))
 
 
 def evaluate_expr(expr: TensorExpr, arrays: Sequence[np.ndarray], double: bool = False) -> np.ndarray:
@@ -92,6 +105,8 @@ class _Operands:
 def _eval(s: Scalar, x: _Operands, env: Mapping[Axis, np.ndarray], rank: int) -> np.ndarray:
     if isinstance(s, Read):
         a = x.arrays[s.input]
+        if (view := _view(a, s.index, env, rank)) is not None:
+            return view
         where = [np.asarray(i.evaluate(env)) for i in s.index]
         clipped = [np.clip(w, 0, max(n - 1, 0)) for w, n in zip(where, a.shape, strict=True)]
         return np.asarray(a[tuple(clipped)] if clipped else a)
@@ -121,6 +136,24 @@ def _eval(s: Scalar, x: _Operands, env: Mapping[Axis, np.ndarray], rank: int) ->
             inside = inside & (v >= lo) & (v < hi)
         return np.where(inside, _eval(s.then, x, env, rank), _eval(s.otherwise, x, env, rank))
     return _eval_reduce(s, x, env, rank)
+
+
+def _view(a: np.ndarray, index: Sequence[Index], env: Mapping[Axis, np.ndarray], rank: int) -> np.ndarray | None:
+    """What is read if each dimension is walked as a whole, by an axis of its own: the array, dimensions moved."""
+    place: list[int] = []
+    for i, n in zip(index, a.shape, strict=True):
+        axis, step = i.terms[0] if len(i.terms) == 1 else (None, 1)
+        if n == 1 and not i.terms and not i.constant:
+            continue
+        if not isinstance(axis, Axis) or step != 1 or i.constant or axis.extent != n:
+            return None
+        place.append(int(np.argmax(env[axis].shape)))
+    if len(set(place)) < len(place):
+        return None
+    shape = [1] * rank
+    for d, n in zip(place, (n for n in a.shape if n != 1), strict=True):
+        shape[d] = n
+    return a.reshape([n for n in a.shape if n != 1]).transpose(np.argsort(place)).reshape(shape)
 
 
 def _like(a: np.ndarray, wide: np.dtype | None) -> np.ndarray:

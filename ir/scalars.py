@@ -20,7 +20,8 @@ class ScalarFn:
 
     `result` is "same" (dtype of the last operand) or "bool". `kinds` are the operand kinds accepted. `cost` is in
     units of one fused multiply-add on a vector lane and feeds the roofline model. `domain` is the open interval from
-    which property tests draw operands (None: all of the dtype).
+    which property tests draw operands (None: all of the dtype). `steps`: the result jumps where the operand passes some
+    value, so that an error in its last bit may become one of a whole step.
     """
 
     name: str
@@ -31,6 +32,7 @@ class ScalarFn:
     cost: float = 1.0
     domain: tuple[float, float] | None = None
     infix: str | None = None
+    steps: bool = False
 
     def dtype(self, dtypes: tuple[str, ...]) -> str:
         """Result dtype. Raises `TypeRuleError` for operands of the wrong number, kind or differing dtypes."""
@@ -98,10 +100,10 @@ _ROWS = (
     ScalarFn("pow", 2, _lax("pow"), _F, cost=40, domain=(0.1, 4.0)),
     ScalarFn("neg", 1, _lax("neg"), _S),
     ScalarFn("abs", 1, _lax("abs"), _S),
-    ScalarFn("sign", 1, _lax("sign"), _S, cost=2),
-    ScalarFn("floor", 1, _lax("floor"), _F),
-    ScalarFn("round", 1, _round, _F),
-    ScalarFn("ceil", 1, _lax("ceil"), _F),
+    ScalarFn("sign", 1, _lax("sign"), _S, cost=2, steps=True),
+    ScalarFn("floor", 1, _lax("floor"), _F, steps=True),
+    ScalarFn("round", 1, _round, _F, steps=True),
+    ScalarFn("ceil", 1, _lax("ceil"), _F, steps=True),
     ScalarFn("sqrt", 1, _lax("sqrt"), _F, cost=10, domain=(0.0, 100.0)),
     ScalarFn("rsqrt", 1, _lax("rsqrt"), _F, cost=16, domain=(0.01, 100.0)),
     ScalarFn("reciprocal", 1, _reciprocal, _F, cost=8, domain=(0.01, 100.0)),
@@ -113,12 +115,12 @@ _ROWS = (
     ScalarFn("erf", 1, _lax("erf"), _F, cost=24),
     ScalarFn("sin", 1, _lax("sin"), _F, cost=20, domain=(-50.0, 50.0)),
     ScalarFn("cos", 1, _lax("cos"), _F, cost=20, domain=(-50.0, 50.0)),
-    ScalarFn("eq", 2, _lax("eq"), _A, result="bool", infix="=="),
-    ScalarFn("ne", 2, _lax("ne"), _A, result="bool", infix="!="),
-    ScalarFn("lt", 2, _lax("lt"), _N, result="bool", infix="<"),
-    ScalarFn("le", 2, _lax("le"), _N, result="bool", infix="<="),
-    ScalarFn("gt", 2, _lax("gt"), _N, result="bool", infix=">"),
-    ScalarFn("ge", 2, _lax("ge"), _N, result="bool", infix=">="),
+    ScalarFn("eq", 2, _lax("eq"), _A, result="bool", infix="==", steps=True),
+    ScalarFn("ne", 2, _lax("ne"), _A, result="bool", infix="!=", steps=True),
+    ScalarFn("lt", 2, _lax("lt"), _N, result="bool", infix="<", steps=True),
+    ScalarFn("le", 2, _lax("le"), _N, result="bool", infix="<=", steps=True),
+    ScalarFn("gt", 2, _lax("gt"), _N, result="bool", infix=">", steps=True),
+    ScalarFn("ge", 2, _lax("ge"), _N, result="bool", infix=">=", steps=True),
     ScalarFn("and", 2, _lax("bitwise_and"), _I, infix="&"),
     ScalarFn("or", 2, _lax("bitwise_or"), _I, infix="|"),
     ScalarFn("xor", 2, _lax("bitwise_xor"), _I, infix="^"),

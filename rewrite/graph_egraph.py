@@ -88,9 +88,10 @@ class GraphEGraph:
 def _phases(rules: Sequence[GraphRule | FusionRule], host: Host) -> list[list[Any]]:
     rewrites = render([r for r in rules if isinstance(r, GraphRule)], host)
     fusions = [r for r in rules if isinstance(r, FusionRule)]
-    first = render([r for r in fusions if r.dominates], host)
-    middle = render([r for r in fusions if not r.widest and not r.sole], host)
-    before = [*merging_rules(host), widest_kernels(host)]
+    merging = merging_rules(host)
+    first = [*merging, *render([r for r in fusions if r.dominates], host)]
+    middle = [*merging, *render([r for r in fusions if not r.widest and not r.sole], host)]
+    before = [*merging, widest_kernels()]
     last = [[*before, *render([r], host)] for r in fusions if r.widest]
     return [rewrites, lowering_rules(host), [count_readers()], first, middle, *last]
 

@@ -120,14 +120,14 @@ def subtract_constant(x, s):
     return op.sub(x, s) >> op.add(x, op.neg(s))
 
 
-@rule("algebra", const=("s",))
+@rule("algebra", const=("s",), rounds=True)
 def divide_by_constant(x, s):
     """x / s -> x * (1 / s): one multiplication, no division (1 is s == s, so that 0 and inf divide as before)"""
     one = op.cast(op.eq(s, s), dtype=lambda s: s.dtype)
     return op.div(x, s) >> op.mul(x, op.div(one, s))
 
 
-@rule("algebra")
+@rule("algebra", rounds=True)
 def divide_by_broadcast(x, s, *, b):
     """x / broadcast(s) -> x * broadcast(1 / s): one division for all that s is repeated over"""
     return op.div(x, op.broadcast(s, b)) >> op.mul(x, op.broadcast(op.reciprocal(s), b))

@@ -57,7 +57,7 @@ class Kernel:
     `op`: the operator if nothing is fused yet. `operators`: number of arithmetic operators fused. `unit`: one operator,
     or several of which fusing them was no choice (`only_reader`). `closed`: an epilogue has been fused, after which
     producers are no longer inlined (prologues first, epilogues last, one unit at a time: one order for each fused
-    group, so that the e-graph grows with the number of groups, not of orders).
+    group, so that the e-graph grows with the number of groups, not of orders). `joins`: concatenations fused.
     """
 
     expr: TensorExpr
@@ -69,6 +69,7 @@ class Kernel:
     conversions: int = 0
     unit: bool = True
     moved: bool = field(default=False, compare=False)
+    joins: int = field(default=0, compare=False)
 
     @property
     def light(self) -> bool:
@@ -84,7 +85,9 @@ def of_operator(name: str, attrs: Attrs, *types: TensorType) -> Kernel:
     moves = is_movement(expr)
     kept = declared.inlining == "stored" and not moves
     converts = int(declared.inlining == "conversion")
-    return Kernel(expr, name, 0 if moves else 1, kept=kept, loss=attrs.get("loss", 0.0), conversions=converts)
+    joins = int(moves and len(types) > 1)
+    loss = attrs.get("loss", 0.0)
+    return Kernel(expr, name, 0 if moves else 1, kept=kept, loss=loss, conversions=converts, joins=joins)
 
 
 def _fits(consumer: Kernel, i: int, producer: Kernel, most: int = MAX_INPUTS) -> bool:
@@ -132,8 +135,12 @@ def prologue_movement(consumer: Kernel, i: int, producer: Kernel) -> bool:
     """A layout, slice or padding operator may be read through, by any kernel without an epilogue.
 
     Not `pack`: a kernel that reads through it reads what its operand's own e-class offers already. Not a concatenation
-    by a reduction, which would ask at every step which part it is in.
+    by a reduction, which would ask at every step which part it is in. Not an operand of concatenations one inside the
+    other, which is read as it is stored: of DenseNet's, up to seven with four layouts each, all combinations would be
+    kernels.
     """
+    if consumer.joins > 1 and not producer.joins:
+        return False
     if len(producer.expr.inputs) > 1 and not is_map(consumer.expr):
         return False
     if not (_inlines(consumer, i, producer) and is_movement(producer.expr) and _inlining(producer) != "stored"):
@@ -263,7 +270,8 @@ def fuse(consumer: Kernel, i: int, producer: Kernel) -> Kernel:
     kept, loss = consumer.kept or producer.kept, consumer.loss + producer.loss
     moved = not consumer.operators and not is_map(producer.expr)
     conversions = consumer.conversions + producer.conversions
-    return Kernel(expr, "", operators, closed, kept, loss, conversions, unit=False, moved=moved)
+    joins = consumer.joins + producer.joins
+    return Kernel(expr, "", operators, closed, kept, loss, conversions, unit=False, moved=moved, joins=joins)
 
 
 @cache

@@ -57,8 +57,9 @@ def declarations(host: Host) -> str:
         "(sort T) (sort TV (Vec T))",
         "(constructor Input (i64) T) (constructor Const (PyObject) T) (constructor Call (PyObject TV) T)",
         "(function ty (T) PyObject :no-merge)",
-        "(relation is-const (T))",
+        "(relation is-const (T)) (relation kernel (PyObject))",
         "(function constness (T) i64 :merge (max old new))",
+        "(function stepped (T) i64 :merge (max old new))",
         "(function calibrated (T) PyObject :merge old) (function value (T) PyObject :merge old)",
         "(relation uses (PyObject TV i64 T))",
         "(relation read-by (T T))",
@@ -66,6 +67,7 @@ def declarations(host: Host) -> str:
         "(function repeated (PyObject TV) i64 :merge (min old new))",
         f"(function widest (T PyObject) PyObject :merge {merge_text(host.function('wider', wider))})",
         *(f"(relation trait-{name} (PyObject))" for name in TRAITS),
+        "(function genus (PyObject) PyObject :merge old)",
         f"(ruleset {ANALYSES})",
     ]
     for name in OPERATORS:
@@ -80,9 +82,12 @@ def analyses(host: Host, values: bool = False) -> str:
         f"(rule ((= e (Call k xs)) (> (vec-length xs) {i})) ((uses k xs {i} (vec-get xs {i}))) :ruleset {ANALYSES})"
         for i in WIDE_POSITIONS
     ]
+    out.append(f"(rule ((= e (Call k xs))) ((kernel k)) :ruleset {ANALYSES})")  # each is asked once, not each call
+    genus_of = call_text(host.function("genus", genus), ["k"])
+    out.append(f"(rule ((kernel k)) ((set (genus k) {genus_of})) :ruleset {ANALYSES})")
     for name, holds in TRAITS.items():
         test = test_text(host.function(name, holds), ["k"])
-        out.append(f"(rule ((= e (Call k xs)) {test}) ((trait-{name} k)) :ruleset {ANALYSES})")
+        out.append(f"(rule ((kernel k) {test}) ((trait-{name} k)) :ruleset {ANALYSES})")
     for name in OPERATORS:
         infer = host.function(f"type rule of {name}", lambda a, *t, _n=name: operator(_n).check(t, a))
         for n in arities(name):
@@ -91,10 +96,20 @@ def analyses(host: Host, values: bool = False) -> str:
             types = " ".join(f"(= {t} (ty {x}))" for t, x in zip(ts, xs, strict=True))
             const = " ".join(f"(is-const {x})" for x in xs)
             out.append(f"(rule ({node} {types}) ((set (ty e) {call_text(infer, ['a', *ts])})"
-                f" (set (constness e) 0)) :ruleset {ANALYSES})")
+                f" (set (constness e) 0) (set (stepped e) 0)) :ruleset {ANALYSES})")
             if n:
                 out.append(f"(rule ({node} {const}) ((is-const e) (set (constness e) 1)) :ruleset {ANALYSES})")
-    return "\n".join([*out, *(_value_rules(host) if values else ())])
+    return "\n".join([*out, *_step_rules(host), *(_value_rules(host) if values else ())])
+
+
+def _step_rules(host: Host) -> Iterable[str]:
+    """Which tensors an operator reads whose result jumps where they pass some value."""
+    for name, row in OPERATORS.items():
+        if row.steps is not None:
+            xs = [f"x{k}" for k in range(row.arity or 0)]
+            node = f"(= e ({constructor(name, len(xs))} {' '.join(xs)} a))"
+            test = test_text(host.function(f"steps of {name}", row.steps), ["a"])
+            yield f"(rule ({node} {test}) ({' '.join(f'(set (stepped {x}) 1)' for x in xs)}) :ruleset {ANALYSES})"
 
 
 def _value_rules(host: Host) -> Iterable[str]:
@@ -138,7 +153,7 @@ def fusion_rule(r: FusionRule, host: Host) -> EggRule:
     const = " (is-const x)" if r.const else " (= 1 (readers x))" if r.sole else ""
     widest = ""
     if r.widest:  # an e-class may hold terms of itself (x + 0): a kernel that reads its own result leads nowhere
-        widest = f" (= p (widest x {_genus('p', host)})) (= k (widest e {_genus('k', host)}))"
+        widest = " (= p (widest x (genus p))) (= k (widest e (genus k)))"
         widest += " (vec-not-contains ys x) (vec-not-contains ys e)"
     out = [f"(ruleset {r.name})"]
     for i in WIDE_POSITIONS if r.widest else POSITIONS:
@@ -185,13 +200,9 @@ def merging_rules(host: Host) -> list[EggRule]:
     return [_analysis(name, text) for name, text in texts.items()]
 
 
-def widest_kernels(host: Host) -> EggRule:
+def widest_kernels() -> EggRule:
     """Which kernel of a tensor fuses the most operators, of each genus."""
-    return _analysis("widest_kernel", f"((= e (Call k xs))) ((set (widest e {_genus('k', host)}) k))")
-
-
-def _genus(kernel: str, host: Host) -> str:
-    return call_text(host.function("genus", genus), [kernel])
+    return _analysis("widest_kernel", "((= e (Call k xs)) (= g (genus k))) ((set (widest e g) k))")
 
 
 def _analysis(name: str, text: str) -> EggRule:
@@ -207,6 +218,7 @@ def graph_rule(r: GraphRule, host: Host) -> EggRule:
     facts = [f"(= root{k} {text})" for k, text in enumerate(matched)]
     facts += [f"(= ty_{v} (ty {v}))" for v in tensor_vars]
     facts += [f"(is-const {v})" for v in r.const] + [f"(= 0 (constness {v}))" for v in r.varies]
+    facts += [f"(= 0 (stepped root{k}))" for k in range(len(matched)) if r.rounds]
     facts += [f"(= cal_{v} (calibrated {'root0' if v == RESULT else v}))" for v in r.calibrated]
     facts += [f"(= val_{v} (value {v}))" for v in r.values]
     record_vars = sorted({n for p in lefts for n in records(p)} | set(fixed))

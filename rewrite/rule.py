@@ -51,7 +51,8 @@ class GraphRule:
     `x_calibrated`: the rule is then an approximation, whose right side states its `loss`, and applies only to tensors
     with a calibration, in programs with an accuracy budget. `values`: constant variables whose arrays it asks for, as
     `w_value`. `gain`: how many times larger than the left side's the right side's rounding errors may be.
-    `dominates`: the left side can never be better; nothing more is derived from it.
+    `dominates`: the left side can never be better; nothing more is derived from it. `rounds`: the sides may differ in
+    the last bit, so that it does not apply to what an operator reads whose result then jumps (`Operator.steps`).
     """
 
     name: str
@@ -69,6 +70,7 @@ class GraphRule:
     values: tuple[str, ...] = ()
     gain: float = 1.0
     dominates: bool = False
+    rounds: bool = False
     level: str = "graph"
 
     @property
@@ -85,6 +87,8 @@ class GraphRule:
         parts += [f"{v} calibrated" for v in self.calibrated]
         if self.when is not None:
             parts.append(condition_text(self.when))
+        if self.rounds:
+            parts.append("nothing that jumps reads the result")
         if self.gain > 1:
             parts.append(f"rounding errors may grow {self.gain:.1f} times")
         return " and ".join(parts) or "always"
@@ -124,6 +128,7 @@ def rule(
     draw: Callable[..., Environment] | None = None,
     gain: float = 1.0,
     dominates: bool = False,
+    rounds: bool = False,
 ) -> Callable[[Callable[..., Any]], GraphRule]:
     """Declare a graph rule. Raises `RuleError` naming the file and line of a malformed one."""
 
@@ -131,7 +136,7 @@ def rule(
         file, line = f.__code__.co_filename, f.__code__.co_firstlineno
         try:
             made = _make(f, kind, when, tuple(const), tuple(varies), draw, tuple(calibrated), tuple(values))
-            return replace(made, file=file, line=line, gain=gain, dominates=dominates)
+            return replace(made, file=file, line=line, gain=gain, dominates=dominates, rounds=rounds)
         except RuleError as e:
             raise RuleError(f"{file}:{line}: rule {f.__name__}: {e}") from None
 

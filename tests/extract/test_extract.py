@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from nestegg.extract import (
@@ -19,6 +19,7 @@ from nestegg.extract import (
     KnownCuts,
     extract,
     extract_file,
+    ilp,
     validate,
 )
 from nestegg.extract.greedy import greedy_choice
@@ -67,9 +68,19 @@ def test_sharing_pays_only_for_the_ilp() -> None:
     assert "cost 6, bound 6 (optimal)" in str(result)
 
 
-@given(egraphs())
-@settings(max_examples=300, deadline=None)
-def test_ilp_is_optimal(egraph: FlatEGraph) -> None:
+@pytest.fixture(params=["frontiers", "solver"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Extraction as it is, and as it is where frontiers are too wide."""
+    if request.param == "solver":
+        monkeypatch.setattr(ilp, "frontier_choice", lambda egraph, deadline: None)
+
+
+SAME_WAY = [HealthCheck.function_scoped_fixture]
+
+
+@given(egraph=egraphs())
+@settings(max_examples=300, deadline=None, suppress_health_check=SAME_WAY)
+def test_ilp_is_optimal(way: None, egraph: FlatEGraph) -> None:
     best = brute_force(egraph)
     if math.isinf(best):
         for method in ("ilp", "greedy", "tree"):
@@ -124,7 +135,7 @@ def vars_of(egraph: FlatEGraph) -> dict:
 
 
 @pytest.mark.parametrize("name", BEST_KNOWN)
-def test_best_known(name: str) -> None:
+def test_best_known(way: None, name: str) -> None:
     result = extract_file(DATA / f"{name}.json", "ilp", 20)
     assert result["valid"]
     assert result["cost"] == pytest.approx(BEST_KNOWN[name], rel=1e-5)
@@ -194,9 +205,9 @@ def test_shares_that_meet_further_down_are_paid_as_a_whole() -> None:
     assert program.bound == pytest.approx(102.0)
 
 
-@given(egraphs())
-@settings(max_examples=50, deadline=None)
-def test_cuts_of_one_e_graph_hold_in_another_with_other_costs(egraph: FlatEGraph) -> None:
+@given(egraph=egraphs())
+@settings(max_examples=50, deadline=None, suppress_health_check=SAME_WAY)
+def test_cuts_of_one_e_graph_hold_in_another_with_other_costs(way: None, egraph: FlatEGraph) -> None:
     assume(not math.isinf(brute_force(egraph)))
     known = KnownCuts()
     extract(egraph, "ilp", 5.0, known=known)

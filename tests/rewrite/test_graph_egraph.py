@@ -206,3 +206,34 @@ def test_a_part_of_a_reduction_or_of_a_concatenation_is_no_epilogue():
     joined = b.op("concat", y, x, axis=1)
     egraph = build(b.finish([third, joined]), RULES)
     assert not any(c.kernel.closed for k in (0, 1) for c in calls_of(egraph, k))
+
+
+def test_operands_that_are_one_tensor_are_one_before_anything_fuses():
+    """Half of the readings of a tensor are never computed again while the other half reads it from memory."""
+    b = GraphBuilder()
+    x, m = b.input(TensorType((4, 6))), b.input(TensorType((4, 6)))
+    centred = x - m
+    egraph = build(b.finish([centred * centred, chain(b, centred, "exp")]), RULES)
+    assert sorted(len(c.args) for c in calls_of(egraph)) == [1, 2]
+
+
+def test_operands_of_nested_concatenations_are_read_as_they_are_stored():
+    b = GraphBuilder()
+    joined = b.input(TensorType((4, 2)))
+    for _ in range(3):
+        blocked = b.op("transpose", b.input(TensorType((3, 4))), perm=(1, 0))
+        joined = b.op("concat", joined, blocked, axis=1)
+    calls = calls_of(build(b.finish([joined]), RULES))
+    turned = [sum(t.shape[0] == 3 for t in c.kernel.expr.inputs) for c in calls]
+    assert max(turned) == 1 and max(len(c.args) for c in calls) == 4
+
+
+@pytest.mark.parametrize(("reader", "exact"), [("round", True), ("floor", True), ("exp", False)])
+def test_a_quotient_that_is_rounded_is_not_computed_as_a_product(reader: str, exact: bool):
+    """-2.5 / 0.019607844 rounds to -127; times the reciprocal it is -127.5, which rounds to -128."""
+    b = GraphBuilder()
+    x, s = b.input(TensorType((4,))), b.input(TensorType(()))
+    y = chain(b, x / b.op("broadcast", s, shape=(4,), dims=()), reader)
+    egraph = build(b.finish([y]), RULES)
+    inverses = [n for c in egraph.classes for n in c.ops if n.op == "reciprocal"]
+    assert (not inverses) is exact

@@ -1,0 +1,198 @@
+"""Exact extraction by dynamic programming along the e-graph: what is left to be made decides what it costs.
+
+Classes are settled from the roots down, in a topological order of their strongly connected components. A *state* is the
+set of classes that are needed and not settled yet; of all ways to the same state the cheapest is kept. A network is a
+chain of layers, so that few classes are open at a time however deep it is, and the last state's cost is the optimum:
+no bound, no solver. A state that needs all that a cheaper one needs, and more, is dropped.
+
+Where too many states are open (`STATES`) or a component has too many ways (`WAYS`), nothing is returned, and the 0/1
+program takes over (`ilp.py`). Both limits are counts: results do not depend on the machine's speed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .flat import FlatEGraph, Int32Array
+from .part import Part, split
+from .reduce import Reduction
+
+STATES = 5_000
+WAYS = 5_000
+#: Fewer states than these are not worth comparing.
+FEW = 64
+
+
+class _TooMany(Exception):
+    """The limits are reached."""
+
+
+@dataclass(frozen=True)
+class _Way:
+    """How the classes of one component that a state needs are made: `below` is what they need of others, as bits."""
+
+    below: int
+    cost: float
+    nodes: tuple[int, ...]
+
+
+#: What has been chosen on the way to a state: the last component's nodes, and the choices before.
+Chosen = tuple[tuple[int, ...], "Chosen"] | None
+
+
+def frontier_choice(egraph: FlatEGraph, deadline: float) -> Int32Array | None:
+    """The cheapest DAG, or None if the limits or the `deadline` (`time.perf_counter`) are reached first.
+
+    The roots must have finite terms.
+    """
+    reduction = Reduction(egraph)
+    reduction.run(deadline)
+    picked: dict[int, int] = {}
+    try:
+        for part in split(reduction):
+            picked |= _cheapest(part, deadline)
+    except _TooMany:
+        return None
+    return reduction.restore(picked)
+
+
+def _cheapest(part: Part, deadline: float) -> dict[int, int]:
+    egraph = part.egraph
+    states: dict[int, tuple[float, Chosen]] = {_bits(egraph.roots): (0.0, None)}
+    for component in _downwards(egraph):
+        ways = _Component(egraph, component)
+        states = ways.settle(states)
+        if len(states) > FEW:
+            states = _undominated(states)
+        if len(states) > STATES or time.perf_counter() > deadline:
+            raise _TooMany
+    _, chosen = states[0]
+    picked: dict[int, int] = {}
+    while chosen is not None:
+        nodes, chosen = chosen
+        picked |= {part.class_id[egraph.node_class[n]]: part.node_id[n] for n in nodes}
+    return picked
+
+
+def _downwards(egraph: FlatEGraph) -> list[list[int]]:
+    """The strongly connected components, each before all that it needs; depth first, so that what belongs together is
+    settled together."""
+    home = egraph.scc.tolist()
+    members: list[list[int]] = [[] for _ in range(max(home) + 1)]
+    below: list[set[int]] = [set() for _ in members]
+    for cls, component in enumerate(home):
+        members[component].append(cls)
+        kids = {kid for node in egraph.nodes_of(cls).tolist() for kid in egraph.child_sets[node]}
+        below[component] |= {home[kid] for kid in kids} - {component}
+    order: list[int] = []
+    seen: set[int] = set()
+    for first in range(len(members)):
+        if first in seen:
+            continue
+        seen.add(first)
+        stack = [(first, iter(sorted(below[first])))]
+        while stack:
+            component, rest = stack[-1]
+            fresh = next((c for c in rest if c not in seen), None)
+            if fresh is None:
+                order.append(component)
+                stack.pop()
+            else:
+                seen.add(fresh)
+                stack.append((fresh, iter(sorted(below[fresh]))))
+    return [members[component] for component in reversed(order)]
+
+
+class _Component:
+    """Classes that need each other (or one that does not), and how they can be made."""
+
+    def __init__(self, egraph: FlatEGraph, classes: Sequence[int]) -> None:
+        self.egraph, self.inside = egraph, _bits(classes)
+        self.needs = {n: _bits(egraph.child_sets[n]) for c in classes for n in egraph.nodes_of(c).tolist()}
+        self._ways: dict[int, list[_Way]] = {}
+
+    def settle(self, states: dict[int, tuple[float, Chosen]]) -> dict[int, tuple[float, Chosen]]:
+        """The states after this component, from those before it."""
+        after: dict[int, tuple[float, Chosen]] = {}
+        for state, (cost, chosen) in states.items():
+            needed, rest = state & self.inside, state & ~self.inside
+            for way in self.ways(needed) if needed else (_Way(0, 0.0, ()),):
+                known = after.get(rest | way.below)
+                if known is None or cost + way.cost < known[0]:
+                    after[rest | way.below] = (cost + way.cost, (way.nodes, chosen) if way.nodes else chosen)
+        return after
+
+    def ways(self, needed: int) -> list[_Way]:
+        """The ways to make the classes `needed` without a cycle, none of which costs and needs more than another."""
+        if needed not in self._ways:
+            found: dict[int, _Way] = {}
+            for way in self._all_ways(needed):
+                if way.below not in found or way.cost < found[way.below].cost:
+                    found[way.below] = way
+            kept: list[_Way] = []
+            for way in sorted(found.values(), key=lambda w: (w.cost, w.below.bit_count(), w.below)):
+                if not any(other.below & ~way.below == 0 for other in kept):
+                    kept.append(way)
+            self._ways[needed] = kept
+        return self._ways[needed]
+
+    def _all_ways(self, needed: int) -> list[_Way]:
+        out: list[_Way] = []
+        stack: list[tuple[int, dict[int, int], _Way]] = [(needed, {}, _Way(0, 0.0, ()))]
+        tried = 0
+        while stack:
+            todo, made, way = stack.pop()
+            tried += 1
+            if tried > WAYS:
+                raise _TooMany
+            if not todo:
+                out.append(way)
+                continue
+            cls = todo.bit_length() - 1
+            for node in self.egraph.nodes_of(cls).tolist():
+                within = self.needs[node] & self.inside
+                if _reaches(within, cls, made):
+                    continue
+                cost = way.cost + float(self.egraph.node_cost[node])
+                further = _Way(way.below | self.needs[node] & ~self.inside, cost, (*way.nodes, node))
+                settled = made | {cls: within}
+                left = (todo | within) & ~_bits(settled)
+                stack.append((left, settled, further))
+        return out
+
+
+def _reaches(classes: int, target: int, made: dict[int, int]) -> bool:
+    """Whether the classes (bits) need `target` by what is made so far."""
+    seen = 0
+    while new := classes & ~seen:
+        cls = new.bit_length() - 1
+        if cls == target:
+            return True
+        seen |= 1 << cls
+        classes |= made.get(cls, 0)
+    return False
+
+
+def _undominated(states: dict[int, tuple[float, Chosen]]) -> dict[int, tuple[float, Chosen]]:
+    """The states without those that need one class more than another and cost no less."""
+    return {state: found for state, found in states.items() if not _dominated(state, found[0], states)}
+
+
+def _dominated(state: int, cost: float, states: dict[int, tuple[float, Chosen]]) -> bool:
+    left = state
+    while left:
+        bit = left & -left
+        left ^= bit
+        other = states.get(state ^ bit)
+        if other is not None and other[0] <= cost:
+            return True
+    return False
+
+
+def _bits(classes: Sequence[int] | dict[int, int]) -> int:
+    total = 0
+    for cls in classes:
+        total |= 1 << cls
+    return total
