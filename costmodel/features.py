@@ -77,7 +77,7 @@ class FeatureScorer:
         self.width = self.base.width
         self.leaf, self.loop, self.tile = self.base.leaf, self.base.loop, self.base.tile
         self.cat, self.seq, self.stage = self.base.cat, self.base.seq, self.base.stage
-        self.store = self.base.store
+        self.store, self.unopened = self.base.store, self.base.unopened
         self.score, self.total = self.base.score, self.base.total
         parts = self.base.parts if isinstance(self.base, StagedScorer) else {egraph.space.stage: self.base}
         assert all(isinstance(p, Scorer) for p in parts.values())
