@@ -116,6 +116,8 @@ class Sweep:
             node, state, rank, owner = node[order], state[order], rank[order], owner[order]
             notes = self._notes(self.noting, node, state, rank)
             cost = self.noting.refine(owner, state, notes)
+            self.node_cost[node] = np.inf
+            np.minimum.at(self.node_cost, node, cost)
             order, place = _best(owner, cost, node, self.width)
             self.note[owner[order], place] = notes[order]
         owner = owner[order]

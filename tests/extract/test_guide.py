@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+import nestegg
+from nestegg.compiler import Options
 from nestegg.costmodel.mlp import LearnedModel
 from nestegg.costmodel.roofline import Roofline
 from nestegg.extract.beam import extract_nests
@@ -118,3 +120,11 @@ def test_a_search_under_a_small_limit_is_guided():
     schedule = KernelSearch(MODEL, TARGET, limits=limits).schedule(kernel)
     assert schedule.stopped_by == "nodes"
     assert schedule.seconds == pytest.approx(seconds(build(kernel, TARGET, limits=limits, guide=BestFirst(MODEL))))
+
+
+def test_a_program_compiled_under_a_small_limit_computes():
+    x = np.random.default_rng(0).standard_normal((40, 56)).astype(np.float32)
+    options = Options(threads=1, loop_limits=Limits(nodes=800), cache=False)
+    compiled = nestegg.optimize(lambda x: x @ x.T, x, options=options)
+    assert "nodes" in {k["stopped_by"] for k in compiled.report().to_json()["kernels"]}
+    np.testing.assert_allclose(compiled(x), x @ x.T, rtol=1e-5, atol=1e-5)
