@@ -189,11 +189,13 @@ def _tuned_apart(name: str, trials: int) -> None:
         code = f"import metaschedule; metaschedule.tune({name!r}, {min(BATCH, trials - done)})"
         where = os.path.dirname(os.path.abspath(__file__))
         child = subprocess.Popen([sys.executable, "-c", code], cwd=where, start_new_session=True)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            child.wait(LIMIT)
-        with contextlib.suppress(ProcessLookupError):  # with those that it started
-            os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
+        try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(LIMIT)
+        finally:
+            with contextlib.suppress(ProcessLookupError):  # with those that it started
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
         failures += len(_records(name)) == done
         print(f"{name}: MetaSchedule has {len(_records(name))} of {trials} trials", flush=True)
 
@@ -277,6 +279,7 @@ def main(
 ) -> None:
     """nestegg's tuner and MetaSchedule at equal trials."""
     machine = pin(1)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # and, on the way out, what it started
     os.environ["TVM_NUM_THREADS"] = "1"
     import harness
 

@@ -28,7 +28,7 @@ LOOP_LIMITS = Limits(nodes=500_000, iterations=64, seconds=30.0)
 
 #: E-nodes at most of a space that is saturated the best blocks first, because the whole does not fit its limits: more
 #: seldom have a better nest (docs/cost-model.md), and each look at the e-graph takes longer.
-GUIDED = 10_000
+GUIDED = 20_000
 
 #: Widest border cut off a padded axis for its tests' sake.
 BORDER_TILE = 14
