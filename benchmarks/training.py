@@ -6,10 +6,10 @@
     python benchmarks/training.py fit [--log FILE]                         train, write costmodel/weights/
 
 The family: matrix products, convolutions (with bias, residual or pooling), depthwise and grouped convolutions, chains
-of elementwise operators, reductions, softmaxes, norms and changes of layout, of sizes drawn with a fixed seed. The
-costliest kernels that the compiler makes of each are measured, in whatever layout they are, without those of the
-benchmarks' held out cases (`data/held_out.txt`). Of each kernel about sixty nests: the roofline's best, ones drawn near
-them, and ones drawn uniformly. One thread.
+of elementwise operators, reductions, softmaxes, norms and transposes, of sizes drawn with a fixed seed. The costliest
+kernels that the compiler makes of each are measured, in whatever layout they are, without those of the benchmarks' held
+out cases (`data/held_out.txt`). Of each kernel about sixty nests: the roofline's best, ones drawn near them, and ones
+drawn uniformly. One thread.
 """
 
 from __future__ import annotations
@@ -50,15 +50,12 @@ def workloads() -> Iterator[tuple[str, Callable[..., Any], tuple[np.ndarray, ...
     """Name, JAX function, example arguments: without end, the same on every run."""
     import numpy as np
 
-    rng, apart = np.random.default_rng(20), np.random.default_rng(21)
+    rng = np.random.default_rng(20)
     makers = (_matmul, _convolution, _depthwise, _elementwise, _matmul, _reduction, _convolution, _norm, _pointwise)
     for number in range(10**6):
         maker = makers[number % len(makers)]
         name, fn, args = maker(rng)
         yield f"{number}:{maker.__name__[1:]} {name}", fn, args
-        if number % len(makers) == 0:  # of numbers of its own, so that those of the others are what they were before
-            name, fn, args = _layout(apart)
-            yield f"{number}:layout {name}", fn, args
 
 
 def _array(rng: np.random.Generator, *shape: int) -> np.ndarray:
@@ -138,19 +135,6 @@ def _elementwise(rng: np.random.Generator) -> Any:
     return f"{m}x{n} kind {kind}", fns[kind], (_array(rng, m, n), _array(rng, m, n))
 
 
-def _layout(rng: np.random.Generator) -> Any:
-    """A tensor whose elements are laid out anew: what is contiguous on one side is not on the other."""
-    import jax.numpy as jnp
-
-    orders = ((1, 0), (1, 0), (0, 2, 1), (2, 0, 1), (2, 1, 0), (0, 2, 1, 3), (0, 3, 1, 2))
-    order = orders[int(rng.integers(len(orders)))]
-    limit = {2: (12, 1200), 3: (4, 160), 4: (3, 56)}[len(order)]
-    shape = [_size(rng, *limit) for _ in order]
-    scaled = rng.random() < 0.3
-    name = f"{'x'.join(map(str, shape))} as {order}"
-    return name, lambda x: jnp.transpose(x * 2.0 if scaled else x, order), (_array(rng, *shape),)
-
-
 def _reduction(rng: np.random.Generator) -> Any:
     import jax.numpy as jnp
 
@@ -218,11 +202,10 @@ def nests_of(kernel: Lowered, seed: int) -> list[Nest]:
 
 
 @app.command()
-def collect(log: Log = LOG, seconds: float = 300.0, place: int = 0, places: int = 1, only: str = "") -> None:
+def collect(log: Log = LOG, seconds: float = 300.0, place: int = 0, places: int = 1) -> None:
     """Measure kernels of the family until the time is over; what the log holds already is not measured again.
 
-    Several processes (`places`) may share the work, each with its `place`, on a CPU of its own. `only`: workloads whose
-    names hold this.
+    Several processes (`places`) may share the work, each with its `place`, on a CPU of its own.
     """
     begun = time.monotonic()
     import nestegg
@@ -233,12 +216,12 @@ def collect(log: Log = LOG, seconds: float = 300.0, place: int = 0, places: int 
     from nestegg.ir.records import digest
     from nestegg.ir.target import host
 
-    progress = log.with_suffix(f".done{only}{place}")
+    progress = log.with_suffix(f".done{place}")
     done = int(progress.read_text()) if progress.exists() else 0
     excluded = held_out()
     with TuningLog(log) as store, Worker(host(), 1, place) as worker:
         for number, (name, fn, args) in enumerate(workloads()):
-            if number < done or number % places != place or only not in name:
+            if number < done or number % places != place:
                 continue
             if time.monotonic() - begun > seconds:
                 return
