@@ -41,6 +41,7 @@ from .report import Accuracy, Report, Verification, found_by
 from .rewrite.fusion_rules import FusionRule
 from .rewrite.graph_egraph import GRAPH_LIMITS, GraphEGraph, build
 from .rewrite.graph_rules import graph_rules
+from .rewrite.loop_egraph import LOOP_LIMITS
 from .rewrite.loop_language import LoopRule
 from .rewrite.loop_rules import LOOP_RULES
 from .rewrite.quantization_rules import quantization_rules
@@ -69,8 +70,9 @@ class Options:
 
     target: `cpu` (this machine), `vta` (this machine with an accelerator), or the name of a target. threads: how many
     the program may run on; by default one for each CPU that this process may use. rules: rules besides the shipped
-    ones, or files of them. graph_limits: when graph saturation stops. extraction: `ilp` or `greedy`. time_limit:
-    seconds for graph extraction.
+    ones, or files of them. graph_limits: when graph saturation stops. loop_limits: when saturation of a kernel's
+    schedules does, of which then the most promising are there. extraction: `ilp` or `greedy`. time_limit: seconds for
+    graph extraction.
     rounding_gain: how much a shipped rule's algorithm may amplify rounding errors (`GraphRule.gain`). searchers:
     processes that help to search kernels' schedules; by default one for each further CPU that this process may use.
     What is found does not depend on them.
@@ -80,6 +82,7 @@ class Options:
     threads: int | None = None
     rules: tuple[GraphRule | LoopRule | str | Path, ...] = ()
     graph_limits: Limits = GRAPH_LIMITS
+    loop_limits: Limits = LOOP_LIMITS
     extraction: str = "ilp"
     time_limit: float = 6.0
     cache: bool = True
@@ -453,6 +456,7 @@ def _kernel_search(
         options.workers,
         options.cost_model,
         rules=[*LOOP_RULES, *loops],
+        limits=options.loop_limits,
         progress=progress,
         store=schedules,
         measured=tuned,
@@ -461,9 +465,9 @@ def _kernel_search(
 
 
 def _searchers(options: Options, machine: Target, loops: Sequence[LoopRule]) -> Searchers:
-    """Processes that search schedules too. User's rules of loops are functions of this process, so with them there are
-    none."""
-    return Searchers(machine, options.workers, options.cost_model, 0 if loops else options.searchers)
+    """Processes that search schedules too, with the shipped rules and the default limits; with others, none."""
+    usual = not loops and options.loop_limits == LOOP_LIMITS
+    return Searchers(machine, options.workers, options.cost_model, options.searchers if usual else 0)
 
 
 def _loss_budget(options: Options) -> float | None:

@@ -7,6 +7,12 @@ and output blocked by the vector's lanes). Weights may be packed beforehand by b
 buffers that it is told are free of one. Both compute the convolution directly (nestegg's Winograd rules are left out),
 and pad its input within what is timed.
 
+MetaSchedule tunes in a process of its own, `BATCH` trials at a time, each batch within `LIMIT` seconds; one that does
+not end is ended, with its processes, and tried once more; what was measured before it stays. Its builder's first job
+imports TVM's tensor intrinsics, whose parsing takes 20 to 40 s where the core is shared. With the default limit of 30 s
+a build, that job is ended with its process, the next process begins with the import again, and no candidate is ever
+built (0.5 s each): this looked like a hang. `BUILD` leaves it the time.
+
 Each tool searches with its own measurements, which the CSV holds, trial by trial. Then the best that each had found
 after 1, 2, 4, … trials are timed by one loop, in interleaved rounds: the table. What a tool measured is kept in
 `benchmarks/data/metaschedule` and not measured again.
@@ -21,7 +27,9 @@ import csv
 import json
 import math
 import os
+import signal
 import statistics
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,6 +49,8 @@ DATA = Path(__file__).parent / "data" / "metaschedule"
 ROUNDS, MIN_SAMPLE = 15, 0.01
 #: Trials between which MetaSchedule learns, and after which it trusts its model (its default is 100).
 BATCH = 16
+#: Seconds for the build of one candidate, and for a batch of them.
+BUILD, LIMIT = 200.0, 330.0
 LANES = 16
 
 
@@ -148,25 +158,60 @@ def workload(name: str) -> Any:
     return tvm.IRModule({"main": made.with_attr("layout_free_buffers", [1])})
 
 
-def tvm_tuned(name: str, trials: int) -> Found:
+def tune(name: str, trials: int) -> None:
+    """Let MetaSchedule make so many more trials of a case; they are kept in its database."""
+    from tvm.s_tir import meta_schedule as ms
+
+    ms.tune_tir(
+        workload(name), _target(), str(DATA / name), trials, num_trials_per_iter=BATCH, num_tuning_cores=1, seed=1,
+        cost_model=ms.cost_model.XGBModel(num_warmup_samples=BATCH, num_tuning_cores=1),
+        builder=ms.builder.LocalBuilder(max_workers=1, timeout_sec=BUILD), runner=ms.runner.LocalRunner(),
+    )  # fmt: skip
+
+
+def _target() -> Any:
     import llvmlite.binding as llvm
+    import tvm
+
+    return tvm.target.Target({"kind": "llvm", "mcpu": llvm.get_host_cpu_name(), "num-cores": 1})
+
+
+def _records(name: str) -> list[str]:
+    known = DATA / name / "database_tuning_record.json"
+    return known.read_text().splitlines() if known.exists() else []
+
+
+def _tuned_apart(name: str, trials: int) -> None:
+    """Batches of trials, each in a process that may not take longer than `LIMIT`; what one that ends early or late has
+    not measured is tried once more."""
+    failures = 0
+    while (done := len(_records(name))) < trials and failures < 2:
+        code = f"import metaschedule; metaschedule.tune({name!r}, {min(BATCH, trials - done)})"
+        where = os.path.dirname(os.path.abspath(__file__))
+        child = subprocess.Popen([sys.executable, "-c", code], cwd=where, start_new_session=True)
+        try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(LIMIT)
+        finally:
+            with contextlib.suppress(ProcessLookupError):  # with those that it started
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+        failures += len(_records(name)) == done
+        print(f"{name}: MetaSchedule has {len(_records(name))} of {trials} trials", flush=True)
+
+
+def tvm_tuned(name: str, trials: int) -> Found:
+    """What MetaSchedule found. Raises `SystemExit` if it measured nothing."""
     import numpy as np
     import tvm
     from tvm.s_tir import meta_schedule as ms
 
-    module = workload(name)
-    target = tvm.target.Target({"kind": "llvm", "mcpu": llvm.get_host_cpu_name(), "num-cores": 1})
-    where = DATA / name
-    known = where / "database_tuning_record.json"
-    done = len(known.read_text().splitlines()) if known.exists() else 0
-    if done < trials:
-        ms.tune_tir(
-            module, target, str(where), trials - done, num_trials_per_iter=BATCH, num_tuning_cores=1, seed=1,
-            cost_model=ms.cost_model.XGBModel(num_warmup_samples=BATCH, num_tuning_cores=1),
-            builder=ms.builder.LocalBuilder(max_workers=1), runner=ms.runner.LocalRunner(),
-        )  # fmt: skip
-    stored = ms.database.JSONDatabase(work_dir=str(where)).get_all_tuning_records()  # sorted by time
-    chronological = [json.loads(line)[1][1] for line in known.read_text().splitlines()]
+    _tuned_apart(name, trials)
+    lines, target = _records(name), _target()
+    if not lines:
+        raise SystemExit(f"{name}: MetaSchedule ended without a trial, twice")
+    stored = ms.database.JSONDatabase(work_dir=str(DATA / name)).get_all_tuning_records()  # sorted by time
+    chronological = [json.loads(line)[1][1] for line in lines]
     by_time = {tuple(float(t) for t in r.run_secs): r for r in stored}
     records = [by_time[tuple(map(float, seconds))] for seconds in chronological[:trials]]
     rng = np.random.default_rng(0)
@@ -234,6 +279,7 @@ def main(
 ) -> None:
     """nestegg's tuner and MetaSchedule at equal trials."""
     machine = pin(1)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # and, on the way out, what it started
     os.environ["TVM_NUM_THREADS"] = "1"
     import harness
 

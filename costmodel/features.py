@@ -35,7 +35,7 @@ BUFFERS = ("out", "first", "second")
 _TILE = (
     "operations", "along_lanes", "rows", "lane_use", "depth", "contiguous", "repeated", "gathered", "tested",
     "split", "intrinsic", "across", "arithmetic_share", "loads_share", "latency_share", "registers", "finish_share",
-    "partial", "scattered_out", "tiled",
+    "pressure", "instructions", "partial", "scattered_out", "tiled",
 )  # fmt: skip
 _LEVEL = (
     "trips", "reduces", "parallel", "in_registers", "outer_trips", "touched",
@@ -61,6 +61,8 @@ VERSION = hashlib.blake2b(" ".join(("2", *FEATURES)).encode(), digest_size=6).he
 
 _AT = {name: k for k, name in enumerate(NOTES)}
 _FIRST_LOOP = _AT["loop0_trips"]
+#: The note that every nest has which ends in a vector operation.
+LEAF_LANES = _AT["leaf_lanes"]
 
 
 class FeatureScorer:
@@ -77,7 +79,7 @@ class FeatureScorer:
         self.width = self.base.width
         self.leaf, self.loop, self.tile = self.base.leaf, self.base.loop, self.base.tile
         self.cat, self.seq, self.stage = self.base.cat, self.base.seq, self.base.stage
-        self.store = self.base.store
+        self.store, self.unopened = self.base.store, self.base.unopened
         self.score, self.total = self.base.score, self.base.total
         parts = self.base.parts if isinstance(self.base, StagedScorer) else {egraph.space.stage: self.base}
         assert all(isinstance(p, Scorer) for p in parts.values())
@@ -187,11 +189,14 @@ class _Part:
         arithmetic = operations * self.ideal / self.s.t.fma_per_cycle
         latency = self.s.t.latency * np.where(v >= r.spatial, depth / np.maximum(along, 1), depth)
         whole = np.maximum(arithmetic, 1e-3)
+        # What straight-line code may want to hold at once: its results, every vector it loads, and one operand beside.
+        held = r.vectors(domain, v) + loads[0] + 1
+        instructions = operations * self.ideal + loads.sum(axis=0) * (1 + tested)
         columns = (
             _log(operations), _log(along / r.lanes), _log(rows), along / (vectors * r.lanes), _log(depth),
             *map(_log, loads + 1), tested, split, fit >= 0, v >= r.spatial, _log(arithmetic),
             _log(cycles / whole + 0.01), _log(latency / whole + 0.01), r.vectors(domain, v) / self.s.t.registers,
-            np.zeros(len(nodes)),
+            np.zeros(len(nodes)), _log(held / self.s.t.registers), _log(instructions),
         )  # fmt: skip
         return np.stack(columns, axis=1)
 

@@ -2,7 +2,9 @@
 
 Of two nests of one kernel the faster should score better: the loss of a pair is the cross-entropy of "i is faster than
 j" under a logistic function of the difference of their scores, weighted by how far apart their measured times are and
-by how close the better one is to the kernel's best. What is learned is a correction, so a fresh model is the roofline.
+by how close the better one is to the kernel's best. Beside it stands what is wanted in the end: the logarithm of how
+much slower than the best the pick is, in the mean over picks drawn with the softmax of the scores. What is learned is a
+correction, so a fresh model is the roofline.
 """
 
 from __future__ import annotations
@@ -49,17 +51,19 @@ def samples(kernel: Lowered, trials: Sequence[Trial], target: Target, threads: i
 @dataclass(frozen=True)
 class Training:
     """How to train. `sharpness`: of the logistic function, per unit of log seconds. `focus`: how much more the order of
-    a kernel's best nests matters, per unit of log seconds. `steps`: of `batch` kernels each. `prior`: the scores start
-    from the roofline; without it the model starts from nothing."""
+    a kernel's best nests matters, per unit of log seconds. `pick`: weight of the expected regret of the pick beside the
+    ranking's loss. `steps`: of `batch` kernels each. `prior`: the scores start from the roofline; without it the model
+    starts from nothing."""
 
     hidden: tuple[int, ...] = (64, 32)
     members: int = 8
-    steps: int = 250
+    steps: int = 400
     batch: int = 8
     rate: float = 2e-3
     decay: float = 0.3
     sharpness: float = 12.0
-    focus: float = 2.0
+    focus: float = 6.0
+    pick: float = 1.0
     prior: bool = True
     seed: int = 0
 
@@ -78,7 +82,7 @@ def fit(data: Sequence[Samples], how: Training = Training(), start: Ensemble | N
     drawn = rng.integers(0, len(data), (members, len(data)))
     picks = rng.integers(0, len(data), (how.steps, members, min(how.batch, len(data))))
     batches = np.take_along_axis(np.broadcast_to(drawn, (how.steps, *drawn.shape)), picks, axis=2).astype(np.int32)
-    run = _run(how.rate, how.steps, how.decay, how.sharpness, how.focus)
+    run = _run(how.rate, how.steps, how.decay, how.sharpness, how.focus, how.pick)
     trained = run(jax.tree.map(np.asarray, params), x, *arrays[1:], batches)
     return Ensemble(centre, scale, tuple((np.asarray(w), np.asarray(b)) for w, b in trained))
 
@@ -122,7 +126,7 @@ def _fresh(inputs: int, how: Training) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 @cache
-def _run(rate: float, steps: int, decay: float, sharpness: float, focus: float) -> Any:
+def _run(rate: float, steps: int, decay: float, sharpness: float, focus: float, pick: float) -> Any:
     """The whole training as one jitted function of (parameters, features, prior, measured, present, batches)."""
     import jax
     import jax.numpy as jnp
@@ -145,7 +149,9 @@ def _run(rate: float, steps: int, decay: float, sharpness: float, focus: float) 
         near = jnp.exp(-focus * measured)[:, :, None]
         weight = both * jnp.minimum(apart, 1.0) * (0.05 + near)
         ranking = (weight * jax.nn.softplus(-better)).sum((1, 2)) / (weight.sum((1, 2)) + 1e-6)
-        return ranking.mean() / sharpness
+        chance = jax.nn.softmax(jnp.where(present > 0, -sharpness * s, -jnp.inf), axis=1)
+        regret = (chance * jnp.minimum(measured, 1.0) * present).sum(axis=1)
+        return ranking.mean() / sharpness + pick * regret.mean()
 
     @partial(jax.vmap, in_axes=(0, None, None, None, None, 0))
     def gradients(params: Any, x: Any, prior: Any, measured: Any, present: Any, batch: Any) -> Any:

@@ -19,7 +19,7 @@ import numpy as np
 from ..ir.errors import NesteggError
 from ..ir.target import Target
 from ..rewrite.loop_egraph import LoopEGraph
-from .features import FEATURES, VERSION, FeatureScorer
+from .features import FEATURES, LEAF_LANES, VERSION, FeatureScorer
 from .roofline import Roofline
 
 #: Standard deviations beyond which a feature is taken to be no farther: the model has seen nothing there.
@@ -102,7 +102,8 @@ class LearnedScorer(FeatureScorer):
 
     def refine(self, owners: np.ndarray, states: np.ndarray, notes: np.ndarray) -> np.ndarray:
         correction, _ = self.ensemble.correction(self.features(owners, states, notes))
-        return super().refine(owners, states, notes) * np.exp(correction)
+        filled = notes[:, LEAF_LANES] > 0  # of blocks that are still to be filled, only the roofline knows what to hope
+        return super().refine(owners, states, notes) * np.exp(np.where(filled, correction, 0.0))
 
 
 class LearnedModel:

@@ -27,6 +27,7 @@ from ..ir.target import LINE, Target
 from ..rewrite.loop_egraph import FOR, INTRIN, LEAVES, LoopEGraph
 from ..rewrite.loop_language import ALL, Fit, LoopAxis, border, space
 from .access import Access, access, footprint
+from .hoped import hoped_cycles, tiled_cycles
 from .streams import BROKEN, START, Streams
 
 SPLIT = 1.6  # what a vector costs that lies across two cache lines, as many do where rows do not begin at one
@@ -151,6 +152,7 @@ class Rates:
         table = kernel.update if isinstance(kernel.update, Weighted) else None
         self.weights = [k for k, a in enumerate(kernel.axes) if table is not None and a in table.index.axes]
         self.filled = 1.0 if table is None else scalar_cost(replace(table, arg=Const(0, table.dtype)))
+        self._tiles: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
 
     def by_buffer(self, whole: Lowered) -> list[tuple[int, Access]]:
         """The accesses of a kernel, or of this stage of one, to its inputs and (as the number after) to its output."""
@@ -294,11 +296,23 @@ class Rates:
 
     def best_tile(self) -> float:
         """Cycles of the whole domain at the rate of the best register tile, whether or not its extents divide."""
+        shapes, update, finish = self.tiles(-1)
+        results = float(np.prod([a.extent for a in self.kernel.spatial], initial=1.0))
+        return float(((update + finish) / shapes.prod(axis=1)).min()) * results
+
+    def tiles(self, clear: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(extents along every spatial axis, cycles of the whole reduction, cycles to finish) of register tiles of
+        every shape that keep clear of the ends `clear` of padded axes."""
+        if clear not in self._tiles:
+            self._tiles[clear] = self._tiles_of_every_shape(clear)
+        return self._tiles[clear]
+
+    def _tiles_of_every_shape(self, clear: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         k = self.kernel
         extents = [a.extent for a in k.spatial]
-        results, depth = float(np.prod(extents, initial=1.0)), float(np.prod([a.extent for a in k.reduce], initial=1.0))
+        depth = float(np.prod([a.extent for a in k.reduce], initial=1.0))
         vectors: list[tuple[int, int]] = [(a.number, -1) for a in self.space.axes if a.contiguous] or [(-1, -1)]
-        best = np.inf
+        found: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
         for axis, fit in [*vectors, *((f.vector, f.number) for f in self.space.fits)]:
             most = self.lanes * self.t.registers  # no tile is longer
             shapes = _tile_shapes(tuple(min(n, most) for n in extents), axis, self.lanes, self.t.registers)
@@ -313,10 +327,11 @@ class Rates:
             if self.weights:  # the code knows them where it holds the whole reduction
                 domain[:, self.spatial :] = [a.extent for a in k.reduce]
             rounds = depth / domain[:, self.spatial :].prod(axis=1)
-            inside = np.full(len(v), -1)  # of every padding
-            cycles = self.region(domain, v, inside, which) * rounds + self.finish(domain, v, inside)
-            best = min(best, float((cycles / domain[:, : self.spatial].prod(axis=1)).min()))
-        return best * results
+            inside = np.full(len(v), clear)
+            update = self.region(domain, v, inside, which) * rounds
+            found.append((shapes, update, self.finish(domain, v, inside)))
+        shapes, update, finish = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        return shapes, update, finish
 
 
 @cache
@@ -383,6 +398,22 @@ class Scorer:
         if self.streams is not None:
             state[:, STATE:] = self.streams.rows[owner]
         return state
+
+    def unopened(self, nodes: np.ndarray) -> np.ndarray:
+        """States of blocks as if filled with the best register tile there is for them, and everything moved once."""
+        owner = self.g.owner[nodes]
+        state = np.zeros((len(nodes), self.width))
+        state[:, 0] = self._hoped(nodes)
+        state[:, 1:4] = self.whole[owner][:, None]
+        state[:, 4] = 1.0
+        if self.streams is not None:
+            state[:, STATE:] = self.streams.rows[owner]
+        return state
+
+    def _hoped(self, nodes: np.ndarray) -> np.ndarray:
+        """Cycles of blocks with the best register tile there is for each."""
+        g, owner = self.g, self.g.owner[nodes]
+        return hoped_cycles(self.rates, g.count[nodes], g.axis[nodes], g.domain[owner], g.inside[owner])
 
     def loop(self, nodes: np.ndarray, body: np.ndarray) -> np.ndarray:
         g = self.g
@@ -587,9 +618,9 @@ class _FrameScorer(Scorer):
     written = -2  # before the scratch
 
     def __init__(self, egraph: LoopEGraph, kernel: StagedKernel, rates: list[Rates], target: Target, threads: int):
-        self.stage_rates = rates
+        self.stage_rates, self.shared, self.sequences = rates, len(kernel.shared), kernel.sequences
         super().__init__(replace(egraph, kernel=kernel.frame), target, threads, kernel)
-        axes = len(kernel.shared)
+        axes = self.shared
         self.print = shared_footprint(kernel, rates, egraph.domain[:, :axes])
         self.varies = np.zeros((max(axes, 1), self.print.shape[1]), bool)
         for r in rates:
@@ -603,6 +634,12 @@ class _FrameScorer(Scorer):
         blocks, buffers = self.g.domain[:, : len(whole.shared)], len(whole.inputs) + 1
         parts = [Streams.of(r.by_buffer(whole), over_blocks(r.kernel, blocks), buffers) for r in self.stage_rates]
         return Streams.joined(parts, blocks.shape[1])
+
+    def _hoped(self, nodes: np.ndarray) -> np.ndarray:
+        blocks = self.g.domain[self.g.owner[nodes]][:, : self.shared]
+        nowhere = np.zeros(len(blocks), np.int64)
+        stages = np.stack([tiled_cycles(r, over_blocks(r.kernel, blocks), nowhere) for r in self.stage_rates])
+        return np.stack([stages[list(q)].sum(axis=0) for q in self.sequences]).min(axis=0)
 
 
 class StagedScorer:
@@ -632,6 +669,9 @@ class StagedScorer:
 
     def leaf(self, nodes: np.ndarray) -> np.ndarray:
         return self._by_stage(nodes, "leaf")
+
+    def unopened(self, nodes: np.ndarray) -> np.ndarray:
+        return self._by_stage(nodes, "unopened")
 
     def loop(self, nodes: np.ndarray, body: np.ndarray) -> np.ndarray:
         return self._by_stage(nodes, "loop", body)

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..ir.errors import NesteggError
 from ..ir.nest import Nest
-from ..rewrite.loop_egraph import CAT, FOR, INTRIN, LEAVES, SEQ, STAGE, STORE, TILE, VEC, LoopEGraph
+from ..rewrite.loop_egraph import CAT, FOR, INTRIN, SEQ, STAGE, STORE, TILE, TIPS, UNOPENED, VEC, LoopEGraph
 from .costmodel import CostModel, NestScorer, NotingScorer
 
 #: Of so many times the beam's width, chosen by their scores, a `NotingScorer` refines every block's best.
@@ -80,12 +80,12 @@ class Sweep:
             ranks.append(r.reshape(-1, 2))
             who.append(np.repeat(n, s.shape[1]))
 
-        for op in (VEC, INTRIN, FOR, TILE, CAT, SEQ, STAGE, STORE):
+        for op in (VEC, INTRIN, UNOPENED, FOR, TILE, CAT, SEQ, STAGE, STORE):
             n = nodes[g.op[nodes] == op]
             if not len(n):
                 continue
-            if op in LEAVES:
-                leaf = self.scorer.leaf(n)[:, None, :]
+            if op in TIPS:
+                leaf = (self.scorer.unopened(n) if op == UNOPENED else self.scorer.leaf(n))[:, None, :]
                 keep(n, leaf, np.ones(leaf.shape[:2], bool), np.zeros((len(n), 1, 2), np.int64))
                 continue
             child = g.child[n]
@@ -116,6 +116,8 @@ class Sweep:
             node, state, rank, owner = node[order], state[order], rank[order], owner[order]
             notes = self._notes(self.noting, node, state, rank)
             cost = self.noting.refine(owner, state, notes)
+            self.node_cost[node] = np.inf
+            np.minimum.at(self.node_cost, node, cost)
             order, place = _best(owner, cost, node, self.width)
             self.note[owner[order], place] = notes[order]
         owner = owner[order]

@@ -23,6 +23,11 @@ class NestScorer(Protocol):
         """States of vector operations, shape (n, width)."""
         ...
 
+    def unopened(self, nodes: np.ndarray) -> np.ndarray:
+        """States of blocks that are still to be filled (e-nodes UNOPENED), shape (n, width): such as the best nests of
+        them might have."""
+        ...
+
     def loop(self, nodes: np.ndarray, body: np.ndarray) -> np.ndarray:
         """States of loops around bodies."""
         ...

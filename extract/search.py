@@ -16,6 +16,7 @@ from ..rewrite.loop_rules import LOOP_RULES
 from ..rewrite.saturate import Limits, SaturationReport
 from .beam import NoSchedule, Sweep, swept
 from .costmodel import CostModel
+from .guide import BestFirst
 
 #: Loop e-graphs kept in memory at a time.
 SPACES_KEPT = 24
@@ -213,7 +214,8 @@ class KernelSearch:
         if key not in self._spaces:
             if len(self._spaces) >= SPACES_KEPT:
                 self._spaces.pop(next(iter(self._spaces)))
-            self._spaces[key] = build(kernel, self.target, self.threads, self.rules, self.limits)
+            guide = BestFirst(self.model)
+            self._spaces[key] = build(kernel, self.target, self.threads, self.rules, self.limits, guide)
         return replace(self._spaces[key], kernel=kernel)
 
 

@@ -6,9 +6,10 @@ levels (children first), so that extraction is a sweep.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,12 +18,17 @@ from ..ir.errors import NesteggError
 from ..ir.loops import Lowered
 from ..ir.nest import KINDS, WAYS, Cat, For, Intrin, Nest, Seq, Stage, Store, Tile, Vec
 from ..ir.target import Target
-from .loop_language import ALL, PHASES, LoopAxis, LoopRule, Space, declarations, space
+from .guided import Guide, saturate_guided
+from .loop_language import ALL, PHASES, STRAIGHT, LoopAxis, LoopRule, Space, declarations, space
 from .loop_rules import LOOP_RULES
 from .rule import distinct
 from .saturate import Engine, Limits, SaturationReport, saturate
 
 LOOP_LIMITS = Limits(nodes=500_000, iterations=64, seconds=30.0)
+
+#: E-nodes at most of a space that is saturated the best blocks first, because the whole does not fit its limits: more
+#: seldom have a better nest (docs/cost-model.md), and each look at the e-graph takes longer.
+GUIDED = 20_000
 
 #: Widest border cut off a padded axis for its tests' sake.
 BORDER_TILE = 14
@@ -30,10 +36,12 @@ BORDER_TILE = 14
 #: Largest tile of an axis in a coarse space.
 COARSE_TILE = 16
 
-FOR, CAT, TILE, VEC, SEQ, STAGE, INTRIN, STORE = range(8)
+FOR, CAT, TILE, VEC, SEQ, STAGE, INTRIN, STORE, UNOPENED = range(9)
 CONSTRUCTORS = ("For", "Cat", "Tile", "Vec", "Seq", "Stage", "Intrin", "Store")
-#: E-nodes without children.
+#: E-nodes without children that nests end in.
 LEAVES = (VEC, INTRIN)
+#: All e-nodes without children: while a guided saturation goes on, also the blocks that it has not opened.
+TIPS = (*LEAVES, UNOPENED)
 
 
 @dataclass(frozen=True)
@@ -47,6 +55,9 @@ class LoopEGraph:
     number in the `fits` of its stage), `count` (trips, cut or lanes), `kind` (number in `nest.KINDS`; of a leaf or a
     STAGE, the stage's; of a STORE, number in `nest.WAYS`), `child`, `other` (classes; -1 where there is none). E-nodes
     are sorted by level of owner.
+
+    What a `Guide` is shown has e-nodes of one more kind: UNOPENED, a block that rules have not been applied to (`axis`:
+    its vector axis, `count`: its phase, `kind`: its stage).
     """
 
     kernel: Lowered
@@ -82,7 +93,7 @@ class LoopEGraph:
         count = [0] * len(self.level)
         for n in range(self.enodes):
             op = self.op[n]
-            ways = 1 if op in LEAVES else count[self.child[n]]
+            ways = int(op in LEAVES) if op in TIPS else count[self.child[n]]
             if self.other[n] >= 0:
                 ways *= count[self.other[n]]
             count[self.owner[n]] += ways
@@ -96,6 +107,7 @@ class LoopEGraph:
         for lo, hi in zip(bounds[:-1], bounds[1:], strict=True):
             child, other = self.child[lo:hi], self.other[lo:hi]
             ways = np.where(child >= 0, count[child], 1.0) * np.where(other >= 0, count[other], 1.0)
+            ways[self.op[lo:hi] == UNOPENED] = 0.0
             np.add.at(count, self.owner[lo:hi], ways)
         return float(count[self.root])
 
@@ -210,37 +222,71 @@ def build(
     threads: int = 1,
     rules: Sequence[LoopRule] = LOOP_RULES,
     limits: Limits = LOOP_LIMITS,
+    guide: Guide | None = None,
 ) -> LoopEGraph:
     """Saturate the schedules of a kernel.
 
-    If a limit stops it before any nest is complete, the space is built again from few factors an axis, under the
-    default limits; the report then still names the limit that was hit.
+    If a limit stops it, the space is built again: the best blocks first, if there is a `guide`, with `GUIDED` e-nodes
+    at most; and from few factors an axis, under the default limits, if no nest is complete. With a guide it is the one
+    of these spaces whose best nest is predicted to be the fastest. The report names the limit that was hit in any case.
     """
-    egraph = _build(kernel, target, threads, rules, limits, coarse=False)
-    if egraph.report.stopped_by == "saturated" or egraph.size:
+    egraph = _build(kernel, target, threads, rules, limits)
+    stopped_by = egraph.report.stopped_by
+    if stopped_by == "saturated":
         return egraph
-    again = _build(kernel, target, threads, rules, LOOP_LIMITS, coarse=True)
-    again.report.stopped_by = egraph.report.stopped_by
-    return again
+    coarse = partial(_build, kernel, target, threads, rules, LOOP_LIMITS, coarse=True)
+    if guide is not None:
+        fewer = replace(limits, nodes=min(limits.nodes, GUIDED))
+        egraph = min(build_guided(kernel, target, guide, threads, rules, fewer), coarse(), key=guide.seconds)
+    elif not egraph.size:
+        egraph = coarse()
+    egraph.report.stopped_by = stopped_by
+    return egraph
+
+
+def build_guided(
+    kernel: Lowered,
+    target: Target,
+    guide: Guide,
+    threads: int = 1,
+    rules: Sequence[LoopRule] = LOOP_RULES,
+    limits: Limits = LOOP_LIMITS,
+) -> LoopEGraph:
+    """Saturate the schedules of a kernel, the best blocks first: of what a limit cuts off, the best is there."""
+    return _build(kernel, target, threads, rules, limits, guide=guide)
 
 
 def _build(
-    kernel: Lowered, target: Target, threads: int, rules: Sequence[LoopRule], limits: Limits, coarse: bool
+    kernel: Lowered,
+    target: Target,
+    threads: int,
+    rules: Sequence[LoopRule],
+    limits: Limits,
+    coarse: bool = False,
+    guide: Guide | None = None,
 ) -> LoopEGraph:
     s = space(kernel, target, threads)
-    engine = Engine()
+    engine, guided = Engine(), guide is not None
     phases: list[list[Any]] = [
-        [r.render(s) for r in distinct(rules) if r.phase == p and r.instances(s)] for p in PHASES
+        [r.render(s, guided) for r in distinct(rules) if r.phase == p and r.instances(s)] for p in PHASES
     ]
     engine.load(declarations(s.rank), *(r.text for p in phases for r in p), facts(s, coarse))
     extents = [a.extent for a in s.axes] + [1] * (s.rank - len(s.axes))
     engine.run(f"(let $root (Block {s.stage} {PHASES.index(s.first_phase)} 0 -1 {' '.join(map(str, extents))}))")
-    report = saturate(engine, phases, limits, counted=("Block", *CONSTRUCTORS))
+    counted = ("Block", *CONSTRUCTORS)
+    if guide is None:
+        report = saturate(engine, phases, limits, counted=counted)
+    else:
+        read = partial(_read_back, kernel, s, engine, unopened=True)
+        report = saturate_guided(engine, phases, limits, guide, read, counted)
     return _read_back(kernel, s, engine, report)
 
 
-def _read_back(kernel: Lowered, s: Space, engine: Engine, report: SaturationReport) -> LoopEGraph:
-    """The e-nodes as arrays. Blocks themselves are not read: their domains follow from the nests that fill them."""
+def _read_back(
+    kernel: Lowered, s: Space, engine: Engine, report: SaturationReport, unopened: bool = False
+) -> LoopEGraph:
+    """The e-nodes as arrays. Blocks themselves are not read, as their domains follow from the nests that fill them;
+    those that wait to be opened are, if wanted (`unopened`)."""
     egraph = engine.egraph
     tables = {name: f.rows for name, f in egraph.freeze().functions.items()}
     number, of = _Memo(egraph.value_to_i64), _Memo(lambda value: len(of))
@@ -271,7 +317,15 @@ def _read_back(kernel: Lowered, s: Space, engine: Engine, report: SaturationRepo
     for r in tables["Seq"]:
         first, second = r.inputs
         rows.append((of[r.output], SEQ, -1, -1, -1, of[first], of[second]))
-    return _assembled(kernel, s, rows, len(of), root, known, report)
+    blocks: dict[int, tuple[int, ...]] = {}
+    if unopened:
+        opened = {of[r.inputs[0]] for r in tables["open"]}
+        for r in tables["Block"]:
+            c, (stage, phase, inside, vector, *extents) = of[r.output], r.inputs
+            if c not in opened and c not in blocks and number[phase] != STRAIGHT:
+                rows.append((c, UNOPENED, number[vector], number[phase], number[stage], -1, -1))
+                known[c], blocks[c] = number[inside], tuple(number[e] for e in extents)
+    return _assembled(kernel, s, rows, len(of), root, known, report, blocks)
 
 
 def of_nests(
@@ -347,6 +401,9 @@ class _NestTable:
         raise NesteggError(f"nest applies {n.name} over axes {n.axes}, which the target or the kernel does not have")
 
 
+NO_BLOCKS: Mapping[int, tuple[int, ...]] = MappingProxyType({})
+
+
 def _assembled(
     kernel: Lowered,
     s: Space,
@@ -355,13 +412,14 @@ def _assembled(
     root: int,
     known: dict[int, int],
     report: SaturationReport,
+    blocks: Mapping[int, tuple[int, ...]] = NO_BLOCKS,
 ) -> LoopEGraph:
     """Rows (owner, op, axis, count, kind, child, other) as a `LoopEGraph`, children first. `known`: `inside` of the
-    leaves."""
+    tips; `blocks`: extents of those that were not opened."""
     nodes = np.array(rows, np.int64).reshape(len(rows), 7)
     level = _levels(nodes, classes)
     nodes = nodes[np.argsort(level[nodes[:, 0]], kind="stable")]
-    nodes, domain, stage = _fillable(nodes, level, classes, s)
+    nodes, domain, stage = _fillable(nodes, level, classes, s, blocks)
     inside = _inside(nodes, level, classes, known)
     owner, op, axis, count, kind, child, other = (np.ascontiguousarray(nodes[:, k]) for k in range(7))
     straight = _in_registers(nodes, classes)
@@ -382,23 +440,25 @@ class _Memo(dict[Any, int]):
 
 
 def _fillable(
-    nodes: np.ndarray, level: np.ndarray, classes: int, s: Space
+    nodes: np.ndarray, level: np.ndarray, classes: int, s: Space, blocks: Mapping[int, tuple[int, ...]]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The e-nodes that complete nests are made of, and every class's domain and stage, level by level from the
     leaves."""
     rank, shared = s.rank, len(s.axes)
     domain, stage = np.zeros((classes, rank), np.int64), np.full(classes, s.stage)
+    whole = np.ones((classes, rank), np.int64)
+    whole[list(blocks)] = list(blocks.values()) if rank and blocks else 1
     filled = np.zeros(classes, bool)
     kept: list[np.ndarray] = []
     bounds = np.searchsorted(level[nodes[:, 0]], np.arange(level.max(initial=0) + 2))
     for lo, hi in zip(bounds[:-1], bounds[1:], strict=True):
         part = nodes[lo:hi]
         op, child, other = (part[:, k] for k in (1, 5, 6))
-        part = part[np.isin(op, LEAVES) | (filled[child] & ((other < 0) | filled[other]))]
+        part = part[np.isin(op, TIPS) | (filled[child] & ((other < 0) | filled[other]))]
         owner, op, axis, count, kind, child, other = (part[:, k] for k in range(7))
-        leaf = np.isin(op, LEAVES)
-        shape = np.where(leaf[:, None], 1, domain[child])
-        axis = np.where(op == INTRIN, -1, axis)
+        leaf = np.isin(op, TIPS)
+        shape = np.where(leaf[:, None], whole[owner], domain[child])
+        axis = np.where((op == INTRIN) | (op == UNOPENED), -1, axis)
         at = np.arange(len(part))
         if rank:
             here = shape[at, axis]
@@ -430,7 +490,7 @@ def _inside(nodes: np.ndarray, level: np.ndarray, classes: int, known: dict[int,
     for lo, hi in zip(bounds[:-1], bounds[1:], strict=True):
         owner, op, child, other = (nodes[lo:hi, k] for k in (0, 1, 5, 6))
         below = inside[child] & np.where(other >= 0, inside[other], inside[child])
-        above = ~np.isin(op, LEAVES)
+        above = ~np.isin(op, TIPS)
         inside[owner[above]] = below[above]
     return inside
 

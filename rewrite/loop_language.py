@@ -42,6 +42,8 @@ from .saturate import KINDS as RULE_KINDS
 from .saturate import EggRule
 
 PHASES = ("store", "parallel", "ahead", "serial", "tile", "unroll", "tensor")
+#: The phase in which nothing is left to choose. In a guided saturation, blocks of the others wait to be opened.
+STRAIGHT = PHASES.index("unroll")
 #: Uses of an input element from which on borders are not cut off: a 3x3 convolution of stride 2 to 32 channels has 72
 #: (without the cuts it takes 1.6 times as long).
 PADDED_REUSE = 96
@@ -464,12 +466,13 @@ class LoopRule:
     def __str__(self) -> str:
         return f"{self.name}: {self.doc}"
 
-    def instances(self, s: Space) -> list[str]:
-        """The rule as egglog text, one form an axis and stage."""
+    def instances(self, s: Space, guided: bool = False) -> list[str]:
+        """The rule as egglog text, one form an axis and stage; `guided`: for blocks that were opened."""
         views = (s,) if self.phase in ("store", "parallel", "ahead") else s.views
-        return [text for v in views for text in self._instances_in(v, s)]
+        opened = ["(open b)"] if guided and PHASES.index(self.phase) != STRAIGHT else []
+        return [text for v in views for text in self._instances_in(v, s, opened)]
 
-    def _instances_in(self, s: Space, whole: Space) -> list[str]:
+    def _instances_in(self, s: Space, whole: Space, opened: list[str]) -> list[str]:
         if not self.when(s):
             return []
         groups: dict[str, Sequence[Any]] = {
@@ -484,7 +487,7 @@ class LoopRule:
             "none": (None,),
         }
         seen = replace(s, parts=whole.parts)
-        known = [f"(= stage {s.stage})"] if whole.parts else []
+        known = [*opened, *([f"(= stage {s.stage})"] if whole.parts else [])]
         fits: Sequence[Fit | None] = s.fits if self.phase == "tensor" else (None,)
         return [self._instance(seen, a, fit, list(known)) for fit in fits for a in groups[self.over]]
 
@@ -502,10 +505,9 @@ class LoopRule:
         right = made.text if isinstance(made, Block) else made
         return f"(rule ((= b {before}) {facts}) ((union b {right})) :ruleset {self.name})"
 
-    def render(self, s: Space) -> EggRule:
-        return EggRule(
-            self.name, self.kind, self.name, "\n".join([f"(ruleset {self.name})", *self.instances(s)])
-        )
+    def render(self, s: Space, guided: bool = False) -> EggRule:
+        text = "\n".join([f"(ruleset {self.name})", *self.instances(s, guided)])
+        return EggRule(self.name, self.kind, self.name, text)
 
 
 def loop_rule(
@@ -547,6 +549,7 @@ def declarations(rank: int) -> str:
             "(constructor Intrin (i64 i64 i64 i64) N)",
             "(constructor Seq (N N) N)",
             "(constructor Stage (i64 N) N)",
+            "(relation open (N))",
             "(relation div (i64 i64 i64))",
             "(relation cut (i64 i64 i64 i64 i64))",
             "(relation border (i64 i64 i64))",
