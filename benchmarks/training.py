@@ -344,7 +344,7 @@ def validate(log: Log = LOG) -> None:
         return f"{name:28} regret {np.exp(np.mean(regrets)):.4f}  gain {mean:.4f}  worst {worst:.2f}  changed {changed}"
 
     print(f"{len(data)} kernels, {FOLDS} folds")
-    for share in (0.0, 0.1, 0.25, 0.5, 1.0):
+    for share in (0.0, 0.1, 0.15, 0.25, 0.5, 1.0):
         plain, careful = ([], []), ([], [])
         for s, k in zip(data, fold, strict=True):
             ensemble, order = shrunk(ensembles[k], share), np.argsort(s.prior, kind="stable")
