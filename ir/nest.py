@@ -204,6 +204,6 @@ def text(nest: Nest, names: Sequence[str], indent: int = 0, own: Sequence[Sequen
     kind = f"{nest.kind} " if nest.kind in (PARALLEL, UNROLL) else ""
     step = extents(nest.body, len(names))[nest.axis]
     by = f" by {step}" if step > 1 else ""
-    next_one = ", the next one's operands fetched meanwhile" if nest.kind == AHEAD else ""
-    head = f"{pad}{kind}for {names[nest.axis]} in {nest.trips}{by}{next_one}:"
+    fetching = ", fetching ahead" if nest.kind == AHEAD else ""
+    head = f"{pad}{kind}for {names[nest.axis]} in {nest.trips}{by}{fetching}:"
     return f"{head}\n{text(nest.body, names, indent + 1, own)}"

@@ -235,7 +235,7 @@ def test_an_ahead_loop_asks_for_its_next_operands() -> None:
     egraph, rng = build(kernel, far), np.random.default_rng(5)
     ahead = [n for n in (egraph.sample(rng) for _ in range(60)) if isinstance(n, For) and n.kind == AHEAD]
     asking = [n for n in ahead if n.axis == 1 and "llvm.prefetch" in _llvm(kernel, n)]
-    assert asking and "fetched meanwhile" in described(kernel, asking[0])
+    assert asking and "fetching ahead" in described(kernel, asking[0])
     assert all("llvm.prefetch" not in _llvm(kernel, replace(n, kind=SERIAL)) for n in asking)
     for nest in ahead[:8]:
         check(kernel, nest, 1)

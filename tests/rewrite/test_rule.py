@@ -166,8 +166,8 @@ def test_a_loop_rule_has_one_instance_an_axis():
 
     assert (peel.kind, peel.level, peel.condition) == ("tiling", "loop", "serial phase, any axis")
     first, second = peel.instances(SPACE)
-    made = "(union b (For 0 t 1 (Block stage 2 i v f e1)))"
-    assert first == f"(rule ((= b (Block stage 2 i v e0 e1)) (div e0 f t)) ({made}) :ruleset peel)"
+    made = "(union b (For 0 t 1 (Block stage 3 i v f e1)))"
+    assert first == f"(rule ((= b (Block stage 3 i v e0 e1)) (div e0 f t)) ({made}) :ruleset peel)"
     assert "(div e1 f t)" in second
 
 
@@ -175,7 +175,7 @@ def test_a_loop_rule_has_one_instance_an_axis():
     ("kind", "phase", "over", "message"),
     [
         ("magic", "serial", "any", "kind 'magic' is not one of"),
-        ("tiling", "later", "any", "phase 'later' is not one of store, parallel, serial, tile, unroll"),
+        ("tiling", "later", "any", "phase 'later' is not one of store, parallel, ahead, serial, tile, unroll"),
         ("tiling", "serial", "all", "over 'all' is not one of any, spatial"),
     ],
 )
