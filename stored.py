@@ -13,6 +13,7 @@ import inspect
 import json
 import uuid
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,7 +124,7 @@ def _origin(f: Callable[..., Any]) -> str:
     return digest([file.read_bytes() if file.is_file() else code.co_code, f"{code.co_firstlineno}", *closed])
 
 
-class _Records(Generic[Key, Found]):
+class _Records(ABC, Generic[Key, Found]):
     """What was found for kernels, one record each."""
 
     codec: Codec
@@ -143,9 +144,9 @@ class _Records(Generic[Key, Found]):
         name = digest(self._key(key))
         return f"kernels/{name[:2]}/{name[:40]}"
 
+    @abstractmethod
     def _key(self, key: Key) -> Sequence[str]:
         """All that decides what is found."""
-        raise NotImplementedError
 
 
 class ScheduleStore(_Records[Lowered, KernelSchedule]):

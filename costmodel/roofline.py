@@ -389,21 +389,18 @@ class Scorer:
     def leaf(self, nodes: np.ndarray) -> np.ndarray:
         g = self.g
         owner = g.owner[nodes]
-        state = np.zeros((len(nodes), self.width))
         v, fit = self._leaves(nodes)
         region = self.rates.region(g.domain[owner], v, g.inside[owner], fit)
-        state[:, 0] = np.where(g.entered[owner], region, 0.0)
-        state[:, 1:4] = self.whole[owner][:, None]
-        state[:, 4] = 1.0
-        if self.streams is not None:
-            state[:, STATE:] = self.streams.rows[owner]
-        return state
+        return self._moved_once(owner, np.where(g.entered[owner], region, 0.0))
 
     def unopened(self, nodes: np.ndarray) -> np.ndarray:
         """States of blocks as if filled with the best register tile there is for them, and everything moved once."""
-        owner = self.g.owner[nodes]
-        state = np.zeros((len(nodes), self.width))
-        state[:, 0] = self._hoped(nodes)
+        return self._moved_once(self.g.owner[nodes], self._hoped(nodes))
+
+    def _moved_once(self, owner: np.ndarray, cycles: np.ndarray) -> np.ndarray:
+        """States of blocks that take so many cycles and move all that they touch once, on one thread."""
+        state = np.zeros((len(owner), self.width))
+        state[:, 0] = cycles
         state[:, 1:4] = self.whole[owner][:, None]
         state[:, 4] = 1.0
         if self.streams is not None:
