@@ -42,13 +42,14 @@ class _Way:
 Chosen = tuple[tuple[int, ...], "Chosen"] | None
 
 
-def frontier_choice(egraph: FlatEGraph, deadline: float) -> Int32Array | None:
-    """The cheapest DAG, or None if the limits or the `deadline` (`time.perf_counter`) are reached first.
+def frontier_choice(reduction: Reduction, deadline: float) -> Int32Array | None:
+    """The cheapest DAG of a simplified e-graph, or None if the limits or the `deadline` (`time.perf_counter`) are
+    reached first.
 
     The roots must have finite terms.
     """
-    reduction = Reduction(egraph)
-    reduction.run(deadline)
+    if time.perf_counter() > deadline:
+        return None
     picked: dict[int, int] = {}
     try:
         for part in split(reduction):
@@ -62,12 +63,11 @@ def _cheapest(part: Part, deadline: float) -> dict[int, int]:
     egraph = part.egraph
     states: dict[int, tuple[float, Chosen]] = {_bits(egraph.roots): (0.0, None)}
     for component in _downwards(egraph):
-        ways = _Component(egraph, component)
-        states = ways.settle(states)
-        if len(states) > FEW:
-            states = _undominated(states)
         if len(states) > STATES or time.perf_counter() > deadline:
             raise _TooMany
+        states = _Component(egraph, component).settle(states)
+        if len(states) > FEW:
+            states = _undominated(states)
     _, chosen = states[0]
     picked: dict[int, int] = {}
     while chosen is not None:

@@ -59,7 +59,9 @@ def ilp_extract(
     checks = [checked(egraph, budget) for budget in budgets]
     best = _Best(egraph, checks)
     require_terms(egraph, tree_choice(egraph))
-    if not checks and (exact := frontier_choice(egraph, start + _FRONTIER_SHARE * time_limit)) is not None:
+    reduction = Reduction(egraph, [weights.tolist() for weights, _ in checks])
+    reduction.run(start + _FRONTIER_SHARE * time_limit)
+    if not checks and (exact := frontier_choice(reduction, start + _FRONTIER_SHARE * time_limit)) is not None:
         best.offer(exact)
         assert best.choice is not None, "what the frontiers give is a program"
         return Extraction(best.choice, best.cost, best.cost, "ilp", time.perf_counter() - start, True)
@@ -68,7 +70,7 @@ def ilp_extract(
     if checks:
         for choice in priced_choices(egraph, checks, start + 2 * _HEURISTIC_SHARE * time_limit):
             best.offer(choice)
-    bound, limit = _solve(egraph, best, deadline, known=known)
+    bound, limit = _solve(reduction, best, deadline, known=known)
     bound = max(bound, dearest_path(egraph))
     seconds = time.perf_counter() - start
     if best.choice is None:
@@ -108,13 +110,12 @@ def _no_program(bound: float, limit: str, time_limit: float) -> str:
 
 
 def _solve(
-    egraph: FlatEGraph, best: _Best, deadline: float, deep: bool = True, known: KnownCuts | None = None
+    reduction: Reduction, best: _Best, deadline: float, deep: bool = True, known: KnownCuts | None = None
 ) -> tuple[float, str]:
     """Improve `best`; returns a lower bound and the reason why it may not be met ("" if the search was
     complete)."""
     if time.perf_counter() > deadline:
-        return dearest_path(egraph), "time"
-    reduction = Reduction(egraph, [weights.tolist() for weights, _ in best.budgets])
+        return dearest_path(reduction.egraph), "time"
     now = time.perf_counter()
     reduction.run(now + _REDUCE_SHARE * (deadline - now), best.cost)
     if reduction.dead:
@@ -149,7 +150,7 @@ def _solve_part(program: Program, known: Int32Array | None, deadline: float, dee
 
     program.relax(after(_LP_UNTIL), _warm_starts(program.part, known, after(_STARTS_UNTIL)))
     program.search(after(_MIP_UNTIL) if deep else deadline)
-    if not deep or program.closed or not program.limit or program.choice is None:
+    if not deep or program.closed or not program.limit or program.choice is None or time.perf_counter() > deadline:
         return
     again = program.part.egraph.n_nodes <= _MIP_NODES
     egraph = program.part.egraph
@@ -172,7 +173,7 @@ def solve_region(egraph: FlatEGraph, known: Int32Array, deadline: float) -> Int3
     best = _Best(egraph, ())
     best.offer(known)
     assert best.choice is not None, "the program around a region is valid"
-    _solve(egraph, best, deadline, deep=False)
+    _solve(Reduction(egraph), best, deadline, deep=False)
     return best.choice
 
 

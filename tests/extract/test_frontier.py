@@ -10,6 +10,7 @@ from hypothesis import given, settings
 
 from nestegg.extract import EGraphBuilder, FlatEGraph, extract, frontier, validate
 from nestegg.extract.frontier import frontier_choice
+from nestegg.extract.reduce import Reduction
 from nestegg.extract.result import dag_cost, restrict
 
 from .graphs import brute_force, egraphs, stress
@@ -31,9 +32,15 @@ def layers(count: int) -> FlatEGraph:
     return b.build()
 
 
+def simplified(egraph: FlatEGraph) -> Reduction:
+    reduction = Reduction(egraph)
+    reduction.run(time.perf_counter() + 20)
+    return reduction
+
+
 def test_a_deep_network_is_solved_without_a_solver() -> None:
     egraph = layers(60)
-    choice = frontier_choice(egraph, time.perf_counter() + 20)
+    choice = frontier_choice(simplified(egraph), time.perf_counter() + 20)
     assert choice is not None and validate(egraph, restrict(egraph, choice))
     # The first layer packs as it computes, 58 stay in blocks, the last (plain only) is unpacked for.
     assert dag_cost(egraph, choice) == pytest.approx(5.5 + 58 * 5.0 + 1.0 + 6.0)
@@ -47,7 +54,7 @@ def test_it_is_the_optimum(egraph: FlatEGraph) -> None:
     best = brute_force(egraph)
     if math.isinf(best):
         return
-    choice = frontier_choice(egraph, time.perf_counter() + 20)
+    choice = frontier_choice(simplified(egraph), time.perf_counter() + 20)
     assert choice is not None
     kept = restrict(egraph, choice)
     assert validate(egraph, kept) and dag_cost(egraph, kept) == pytest.approx(best)
@@ -57,8 +64,8 @@ def test_it_is_the_optimum(egraph: FlatEGraph) -> None:
 def test_beyond_the_limits_there_is_no_answer(monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
     egraph = stress(3, 60, 200, 0.3, 10)
     monkeypatch.setattr(frontier, limit, 0)
-    assert frontier_choice(egraph, time.perf_counter() + 20) is None
+    assert frontier_choice(simplified(egraph), time.perf_counter() + 20) is None
 
 
 def test_the_deadline_is_obeyed() -> None:
-    assert frontier_choice(layers(5), time.perf_counter() - 1) is None
+    assert frontier_choice(simplified(layers(5)), time.perf_counter() - 1) is None
