@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -62,10 +63,14 @@ def measure(name: str, pinned: Pinned, peers: list[str], rounds: int, gap_us: fl
     import harness
     import peers as makers
 
+    def progress(message: str) -> None:
+        typer.echo(f"{time.strftime('%H:%M:%S')} {name}: {message}", err=True)
+
     this = case(name)
+    progress("compiling")
     made = makers.contestants(this, ["nestegg", *peers], pinned.threads)
     plan = harness.Plan(rounds=rounds, gap=gap_us * 1e-6, limit=60.0)
-    timings = harness.run(made, this.reference, plan, this.tolerance)
+    timings = harness.run(made, this.reference, plan, this.tolerance, progress)
     rival, mine = harness.best_peer(timings, "nestegg", peers), harness.best_of(timings, "nestegg")
     assert mine is not None
     compared = rival is not None and bool(mine.times)
