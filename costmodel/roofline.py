@@ -24,7 +24,7 @@ from ..ir.intrinsic import intrinsic
 from ..ir.loops import LoopKernel, Lowered, StagedKernel
 from ..ir.nest import AHEAD, CACHED, KINDS, PARALLEL, SERIAL, UNROLL, WAYS
 from ..ir.target import LINE, Target
-from ..rewrite.loop_egraph import FOR, INTRIN, LEAVES, LoopEGraph
+from ..rewrite.loop_egraph import FOR, INTRIN, TIPS, LoopEGraph
 from ..rewrite.loop_language import ALL, Fit, LoopAxis, border, space
 from .access import Access, access, footprint
 from .hoped import hoped_cycles, tiled_cycles
@@ -492,10 +492,10 @@ class Scorer:
         return np.where(applies, lanes[fit], axis), fit
 
     def _leaf_of(self, nodes: np.ndarray) -> np.ndarray:
-        """The leaf below unrolled nodes: it says what their straight-line code consists of."""
+        """The leaf below unrolled nodes, or a block not opened yet: it says what their straight-line code consists of."""
         g = self.g
         current = nodes.copy()
-        while (inner := ~np.isin(g.op[current], LEAVES)).any():
+        while (inner := ~np.isin(g.op[current], TIPS)).any():
             current = np.where(inner, self._straight[np.maximum(g.child[current], 0)], current)
         return current
 
@@ -505,7 +505,7 @@ class Scorer:
         g = self.g
         first = np.zeros(len(g.level), np.int64)
         first[g.owner] = np.arange(g.enodes)
-        nodes = np.flatnonzero(np.isin(g.op, LEAVES) | ((g.op == FOR) & (g.kind == UNROLL_KIND)))[::-1]
+        nodes = np.flatnonzero(np.isin(g.op, TIPS) | ((g.op == FOR) & (g.kind == UNROLL_KIND)))[::-1]
         first[g.owner[nodes]] = nodes
         return first
 

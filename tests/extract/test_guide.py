@@ -35,8 +35,12 @@ def matmul(m: int, k: int, n: int) -> LoopKernel:
 
 
 def padded_convolution() -> Lowered:
-    attrs = Attrs(strides=(1, 1), padding=((1, 1),) * 2, lhs_dilation=(1, 1), rhs_dilation=(1, 1), groups=1)
-    return lower(operator("conv").expr((TensorType((1, 2, 6, 6)), TensorType((4, 2, 3, 3))), attrs))
+    return convolution((1, 2, 6, 6), (4, 2, 3, 3), 1)
+
+
+def convolution(image: tuple[int, ...], weights: tuple[int, ...], groups: int) -> Lowered:
+    attrs = Attrs(strides=(1, 1), padding=((1, 1),) * 2, lhs_dilation=(1, 1), rhs_dilation=(1, 1), groups=groups)
+    return lower(operator("conv").expr((TensorType(image), TensorType(weights)), attrs))
 
 
 def holds(egraph: LoopEGraph, nest: Nest) -> bool:
@@ -89,6 +93,12 @@ def test_without_a_limit_every_block_is_opened(make):
     assert egraph.report.stopped_by == whole.report.stopped_by == "saturated"
     assert egraph.programs[egraph.root] == whole.programs[whole.root]
     assert egraph.report.enodes == whole.report.enodes
+
+
+def test_loops_inside_unrolled_code_may_lead_to_blocks_not_opened_yet():
+    kernel = convolution((1, 4, 28, 28), (4, 1, 3, 3), 4)
+    egraph = build_guided(kernel, TARGET, BestFirst(MODEL), limits=Limits(nodes=10_000))
+    assert egraph.report.stopped_by == "nodes" and egraph.size
 
 
 def test_guided_saturation_is_deterministic():
