@@ -492,7 +492,7 @@ class Scorer:
         return np.where(applies, lanes[fit], axis), fit
 
     def _leaf_of(self, nodes: np.ndarray) -> np.ndarray:
-        """The leaf below unrolled nodes, or a block not opened yet: it says what their straight-line code consists of."""
+        """The leaf below unrolled nodes, or a block not opened yet: what their straight-line code consists of."""
         g = self.g
         current = nodes.copy()
         while (inner := ~np.isin(g.op[current], TIPS)).any():
