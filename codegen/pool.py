@@ -16,6 +16,16 @@ pool busy (another thread's call, or a task that forks in turn) runs its tasks i
 that wants them, look for work for a while, then sleep on a semaphore each; semaphores rather than a condition variable,
 because posting one is safe in a forked child whatever other threads did. Before the caller wakes a worker it bars it
 from its own CPU: the kernel likes to put it there, where it would wait for the caller's time slice to end.
+
+Threads of another pool can take the workers' place: inside `jax.jit`, XLA's (`xla_handler.py`), whose cores workers of
+ours would contend for.
+
+    i64 nestegg_pool_open(void)            a visit begins; its number, or 0 while there is another
+    void nestegg_pool_visit(void *visit)   what a visiting thread calls: helps until the visit is closed
+    void nestegg_pool_close(i64 visit)
+
+While a visit is open no worker is started or woken. A visitor that comes late finds another number and leaves; so does
+one on the thread that opened the visit, for a pool may run a task on the thread that hands it over.
 """
 
 from __future__ import annotations
@@ -32,6 +42,7 @@ from .llvm_types import I64, POINTER
 
 ENTRY = "nestegg_parallel"
 FORKED = "nestegg_pool_forked"
+OPEN, VISIT, CLOSE = VISITS = ("nestegg_pool_open", "nestegg_pool_visit", "nestegg_pool_close")
 
 #: Threads of one job at most; what a program asks for beyond is not used.
 MAX_THREADS = 256
@@ -75,6 +86,10 @@ _MODULE = """
 @kept_off = internal global [MAX_THREADS x i32] zeroinitializer, align 64  ; the CPU that a worker stays away from
 @asleep = internal global [MAX_THREADS x i32] zeroinitializer, align 64
 @semaphores = internal global [MAX_THREADS x [64 x i8]] zeroinitializer, align 64
+@visit = internal global i64 0, align 64       ; the visit that is open, or 0
+@visits = internal global i64 0                ; so many were asked for
+@visitors = internal global i64 0              ; threads that came to the visit
+@visited = internal global i64 0               ; the thread that opened it
 
 define void @nestegg_parallel(ptr %task, ptr %context, i64 %count, i64 %threads) {
 entry:
@@ -88,7 +103,13 @@ publish:
   %most = load i64, ptr @most
   %fewer = icmp ult i64 %threads, %most
   %wanted = select i1 %fewer, i64 %threads, i64 %most
+  %visit = load atomic i64, ptr @visit monotonic, align 8
+  %open = icmp ne i64 %visit, 0
+  br i1 %open, label %hand_out, label %own
+own:
   call void @start(i64 %wanted)
+  br label %hand_out
+hand_out:
   store atomic ptr %task, ptr @task monotonic, align 8
   store atomic ptr %context, ptr @context monotonic, align 8
   store atomic i64 %count, ptr @count monotonic, align 8
@@ -100,11 +121,15 @@ publish:
   store atomic i64 %epoch, ptr @epoch seq_cst, align 8
   %few = icmp ult i64 %count, %wanted
   %useful = select i1 %few, i64 %count, i64 %wanted
+  br i1 %open, label %work, label %rouse
+rouse:
   call void @wake(i64 %useful)
+  br label %work
+work:
   %parts = call i64 @take_part(i64 0)
   br label %wait
 wait:
-  %rounds = phi i64 [ 0, %publish ], [ %more, %patient ], [ %more, %yield ]
+  %rounds = phi i64 [ 0, %work ], [ %more, %patient ], [ %more, %yield ]
   %left = load atomic i64, ptr @unfinished acquire, align 8
   %done = icmp eq i64 %left, 0
   br i1 %done, label %release, label %patience
@@ -380,6 +405,68 @@ entry:
   ret i64 %total
 }
 
+define i64 @nestegg_pool_open() {
+entry:
+  %before = atomicrmw add ptr @visits, i64 1 monotonic
+  %number = add i64 %before, 1
+  %swap = cmpxchg ptr @visit, i64 0, i64 %number acquire monotonic
+  %won = extractvalue { i64, i1 } %swap, 1
+  br i1 %won, label %opened, label %taken
+opened:
+  %self = call i64 @pthread_self()
+  store atomic i64 %self, ptr @visited monotonic, align 8
+  store atomic i64 0, ptr @visitors release, align 8
+  ret i64 %number
+taken:
+  ret i64 0
+}
+
+define void @nestegg_pool_close(i64 %number) {
+entry:
+  %swap = cmpxchg ptr @visit, i64 %number, i64 0 release monotonic
+  ret void
+}
+
+define void @nestegg_pool_visit(ptr %argument) {
+entry:
+  %visit = ptrtoint ptr %argument to i64
+  %now = load atomic i64, ptr @visit acquire, align 8
+  %due = icmp eq i64 %now, %visit
+  br i1 %due, label %who, label %leave
+who:
+  %self = call i64 @pthread_self()
+  %opener = load atomic i64, ptr @visited monotonic, align 8
+  %same = icmp eq i64 %self, %opener
+  br i1 %same, label %leave, label %join
+join:
+  %before = atomicrmw add ptr @visitors, i64 1 monotonic
+  %number = add i64 %before, 1
+  br label %poll
+poll:
+  %seen = phi i64 [ 0, %join ], [ %job, %work ], [ %seen, %idle ], [ %seen, %yield ]
+  %polls = phi i64 [ 0, %join ], [ 0, %work ], [ %more, %idle ], [ %more, %yield ]
+  %current = load atomic i64, ptr @visit monotonic, align 8
+  %goes_on = icmp eq i64 %current, %visit
+  br i1 %goes_on, label %look, label %leave
+look:
+  %job = load atomic i64, ptr @epoch acquire, align 8
+  %new = icmp ne i64 %job, %seen
+  br i1 %new, label %work, label %idle
+work:
+  %parts = call i64 @take_part(i64 %number)
+  br label %poll
+idle:
+  PAUSE
+  %more = add i64 %polls, 1
+  %long = icmp ugt i64 %more, 4096
+  br i1 %long, label %yield, label %poll
+yield:                                          ; a long serial part: others may have the core
+  %yielded = call i32 @sched_yield()
+  br label %poll
+leave:
+  ret void
+}
+
 ; For a forked child, before it does anything else: workers and callers of the parent do not exist here.
 define void @nestegg_pool_forked() {
 entry:
@@ -387,10 +474,12 @@ entry:
   store i64 MAX_THREADS, ptr @most
   call void @llvm.memset.p0.i64(ptr align 64 @words, i8 0, i64 WORD_BYTES, i1 false)
   call void @llvm.memset.p0.i64(ptr align 64 @asleep, i8 0, i64 FLAG_BYTES, i1 false)
+  store atomic i64 0, ptr @visit monotonic, align 8
   store atomic i32 0, ptr @busy release, align 4
   ret void
 }
 
+declare i64 @pthread_self()
 declare i32 @pthread_create(ptr, ptr, ptr, ptr)
 declare i32 @pthread_setaffinity_np(i64, i64, ptr)
 declare i32 @pthread_attr_init(ptr)
@@ -414,17 +503,17 @@ _loaded: list[jit.Loaded] = []
 
 
 def pool_symbols() -> dict[str, int]:
-    """Addresses of this process's pool for programs that call it; the pool is compiled and loaded at the first use.
+    """Addresses of this process's pool, by the names of its entries; it is compiled and loaded at the first use.
 
     After `os.fork` the child's pool begins anew. (Where C code forks without telling Python, the child's calls run on
     their caller alone.)
     """
     with _lock:
         if not _loaded:
-            pool = jit.load_object(jit.compile_object(pool_llvm(host()), host()), (ENTRY, FORKED))
+            pool = jit.load_object(jit.compile_object(pool_llvm(host()), host()), (ENTRY, FORKED, *VISITS))
             os.register_at_fork(after_in_child=pool.function(FORKED))
             _loaded.append(pool)
-        return {ENTRY: _loaded[0].symbols[ENTRY]}
+        return {name: _loaded[0].symbols[name] for name in (ENTRY, *VISITS)}
 
 
 def emit_fork_join(

@@ -46,7 +46,8 @@ def put(b: ir.IRBuilder, value: ir.Value, pointer: ir.Value, struct: Struct, nam
 
 def on_stack(b: ir.IRBuilder, struct: Struct) -> ir.Value:
     """Memory for a struct, until the function returns."""
-    memory = b.alloca(ir.ArrayType(I64, -(-ctypes.sizeof(struct) // 8)))
+    with b.goto_entry_block():
+        memory = b.alloca(ir.ArrayType(I64, -(-ctypes.sizeof(struct) // 8)))
     memory.type = POINTER  # llvmlite's allocas still have typed pointers
     return memory
 

@@ -4,6 +4,9 @@ The handler passes XLA's own buffers on, so nothing is copied and Python is not 
 (`u8[arena]`, if the program needs one), which XLA allocates and reuses as it does its own temporaries. So any number
 of XLA's threads may call it at once.
 
+Parallel loops run on XLA's threads: the handler opens a visit of the thread pool (`pool.py`) and hands as many tasks
+to XLA's pool as the program wants threads beside the caller's. Where XLA has no pool, our own workers run them.
+
 The structs are those of xla/ffi/api/c_api.h, version 0.3, which jaxlib ships (`jax.ffi.include_dir()`); XLA asks a
 handler for its version when it is registered, and refuses one that it no longer supports.
 """
@@ -13,6 +16,8 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import numpy as np
 from llvmlite import ir
@@ -20,8 +25,9 @@ from llvmlite import ir
 from ..ir.target import host
 from . import jit
 from .llvm_types import I8, I32, I64, POINTER
+from .pool import CLOSE, OPEN, VISIT, pool_symbols
 from .program import ENTRY, Executable
-from .structs import Struct, address, element, get, on_stack, put
+from .structs import Struct, address, counting, element, get, on_stack, put
 
 API_VERSION = (0, 3)
 _METADATA = 1  # XLA_FFI_Extension_Metadata
@@ -90,14 +96,31 @@ class Buffer(ctypes.Structure):
     ]
 
 
+_FUNCTIONS = (
+    "Error_Create",
+    "Error_GetMessage",
+    "Error_Destroy",
+    "Handler_Register",
+    "Stream_Get",
+    "Type_Register",
+    "ExecutionContext_Get",
+    "State_Set",
+    "State_Get",
+    "DeviceMemory_Allocate",
+    "DeviceMemory_Free",
+    "ThreadPool_Schedule",
+    "ThreadPool_NumThreads",
+)
+
+
 class Api(ctypes.Structure):
-    """`XLA_FFI_Api`, up to the one function that is called."""
+    """`XLA_FFI_Api`, up to the last function that is called."""
 
     _fields_ = [
         *_HEAD,
         ("api_version", ApiVersion),
         ("internal_api", ctypes.c_void_p),
-        ("XLA_FFI_Error_Create", ctypes.c_void_p),
+        *((f"XLA_FFI_{name}", ctypes.c_void_p) for name in _FUNCTIONS),
     ]
 
 
@@ -105,6 +128,24 @@ class ErrorCreateArgs(ctypes.Structure):
     """`XLA_FFI_Error_Create_Args`"""
 
     _fields_ = [*_HEAD, ("message", ctypes.c_void_p), ("errc", ctypes.c_int32)]
+
+
+class ErrorDestroyArgs(ctypes.Structure):
+    """`XLA_FFI_Error_Destroy_Args`"""
+
+    _fields_ = [*_HEAD, ("error", ctypes.c_void_p)]
+
+
+class ScheduleArgs(ctypes.Structure):
+    """`XLA_FFI_ThreadPool_Schedule_Args`"""
+
+    _fields_ = [*_HEAD, ("ctx", ctypes.c_void_p), ("task", ctypes.c_void_p), ("data", ctypes.c_void_p)]
+
+
+class NumThreadsArgs(ctypes.Structure):
+    """`XLA_FFI_ThreadPool_NumThreads_Args`"""
+
+    _fields_ = [*_HEAD, ("ctx", ctypes.c_void_p), ("num_threads", ctypes.c_void_p)]
 
 
 #: Handlers of this process by name, with what they run. XLA keeps a handler for ever, so they are never freed.
@@ -127,7 +168,7 @@ def register(executable: Executable) -> str:
         loaded = jit.load_object(
             jit.compile_object(str(_emit(executable)), host()),
             (_HANDLER,),
-            {ENTRY: executable.native.run, _CONSTANTS: executable.native.constants},
+            {ENTRY: executable.native.run, _CONSTANTS: executable.native.constants, **pool_symbols()},
         )
         handler = ctypes.CFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p)(loaded.symbols[_HANDLER])
         jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(handler), platform="cpu")
@@ -160,9 +201,76 @@ def _emit(executable: Executable) -> ir.Module:
         _require_count(b, frame, side, count)
     inputs, outputs = (_pointers(b, side, count) for side, count in zip(sides, counts, strict=True))
     arena = b.load(element(b, outputs, len(executable.outputs)), typ=POINTER) if executable.native.arena else constants
-    b.call(program, [inputs, outputs, constants, arena])
+    with _visited(b, frame, executable.program.threads if executable.program.forks else 1):
+        b.call(program, [inputs, outputs, constants, arena])
     b.ret(ir.Constant(POINTER, None))
     return module
+
+
+@contextmanager
+def _visited(b: ir.IRBuilder, frame: ir.Value, threads: int) -> Iterator[None]:
+    """Around code whose parallel loops want so many threads: XLA's, if it has a pool and no other visit is open."""
+    if threads < 2:
+        yield
+        return
+    entry = {
+        OPEN: ir.FunctionType(I64, []),
+        VISIT: ir.FunctionType(ir.VoidType(), [POINTER]),
+        CLOSE: ir.FunctionType(ir.VoidType(), [I64]),
+    }
+    functions = {name: ir.Function(b.module, kind, name) for name, kind in entry.items()}
+    visit = b.call(functions[OPEN], [])
+    sent = b.alloca(I64)
+    b.store(ir.Constant(I64, 0), sent)
+    with b.if_then(b.icmp_unsigned("!=", visit, ir.Constant(I64, 0))):
+        available = _pool_threads(b, frame)
+        few = b.icmp_signed("<", available, ir.Constant(I64, threads - 1))
+        with counting(b, b.select(few, available, ir.Constant(I64, threads - 1))):
+            refused = _schedule(b, frame, functions[VISIT], visit)
+            b.store(b.add(b.load(sent, typ=I64), b.zext(b.not_(refused), I64)), sent)
+        with b.if_then(b.icmp_unsigned("==", b.load(sent, typ=I64), ir.Constant(I64, 0))):
+            b.call(functions[CLOSE], [visit])
+    yield
+    b.call(functions[CLOSE], [visit])  # closed already, it is no visit's number
+
+
+def _pool_threads(b: ir.IRBuilder, frame: ir.Value) -> ir.Value:
+    """How many threads XLA's pool has; 0 if there is none."""
+    count = b.alloca(I64)
+    b.store(ir.Constant(I64, 0), count)
+    ctx = get(b, frame, CallFrame, "ctx")
+    failed = _ask(b, frame, "ThreadPool_NumThreads", NumThreadsArgs, {"ctx": ctx, "num_threads": count})
+    return b.select(failed, ir.Constant(I64, 0), b.load(count, typ=I64))
+
+
+def _schedule(b: ir.IRBuilder, frame: ir.Value, task: ir.Function, visit: ir.Value) -> ir.Value:
+    """Hand a task to XLA's pool; returns whether it was refused."""
+    values = {"ctx": get(b, frame, CallFrame, "ctx"), "task": task, "data": b.inttoptr(visit, POINTER)}
+    return _ask(b, frame, "ThreadPool_Schedule", ScheduleArgs, values)
+
+
+def _ask(b: ir.IRBuilder, frame: ir.Value, name: str, struct: Struct, values: Mapping[str, ir.Value]) -> ir.Value:
+    """Call a function of XLA's interface; returns whether it failed (and lets go of the error)."""
+    error = _call_api(b, frame, name, struct, values)
+    failed = b.icmp_unsigned("!=", error, ir.Constant(POINTER, None))
+    with b.if_then(failed, likely=False):
+        _call_api(b, frame, "Error_Destroy", ErrorDestroyArgs, {"error": error})
+    return failed
+
+
+def _call_api(b: ir.IRBuilder, frame: ir.Value, name: str, struct: Struct, values: Mapping[str, ir.Value]) -> ir.Value:
+    """Call a function of XLA's interface; returns the error, or null (of one that returns nothing, whatever)."""
+    api = get(b, frame, CallFrame, "api")
+    kind = ir.FunctionType(POINTER, [POINTER])
+    function = b.load(address(b, api, Api, f"XLA_FFI_{name}"), typ=kind.as_pointer())
+    args = on_stack(b, struct)
+    last = struct._fields_[-1][0]
+    size = getattr(struct, last).offset + getattr(struct, last).size
+    put(b, ir.Constant(I64, size), args, struct, "struct_size")
+    put(b, ir.Constant(POINTER, None), args, struct, "extension")
+    for field, value in values.items():
+        put(b, value, args, struct, field)
+    return b.call(function, [args])
 
 
 def _answer_metadata(b: ir.IRBuilder, extension: ir.Value) -> None:
@@ -183,16 +291,8 @@ def _answer_metadata(b: ir.IRBuilder, extension: ir.Value) -> None:
 def _require_count(b: ir.IRBuilder, frame: ir.Value, side: ir.Value, count: int) -> None:
     """Return an error unless there are `count` buffers. (That their types are right is the XLA program's promise.)"""
     with b.if_then(b.icmp_unsigned("!=", get(b, side, Buffers, "size"), ir.Constant(I64, count)), likely=False):
-        api = get(b, frame, CallFrame, "api")
-        create = ir.FunctionType(POINTER, [POINTER])
-        function = b.load(address(b, api, Api, "XLA_FFI_Error_Create"), typ=create.as_pointer())
-        args = on_stack(b, ErrorCreateArgs)
-        size = ErrorCreateArgs.errc.offset + ErrorCreateArgs.errc.size
-        put(b, ir.Constant(I64, size), args, ErrorCreateArgs, "struct_size")
-        put(b, ir.Constant(POINTER, None), args, ErrorCreateArgs, "extension")
-        put(b, _message(b.module), args, ErrorCreateArgs, "message")
-        put(b, ir.Constant(I32, _INVALID_ARGUMENT), args, ErrorCreateArgs, "errc")
-        b.ret(b.call(function, [args]))
+        values = {"message": _message(b.module), "errc": ir.Constant(I32, _INVALID_ARGUMENT)}
+        b.ret(_call_api(b, frame, "Error_Create", ErrorCreateArgs, values))
 
 
 def _message(module: ir.Module) -> ir.Value:
@@ -224,4 +324,7 @@ def layouts() -> dict[str, Struct]:
         "XLA_FFI_CallFrame": CallFrame,
         "XLA_FFI_Api": Api,
         "XLA_FFI_Error_Create_Args": ErrorCreateArgs,
+        "XLA_FFI_Error_Destroy_Args": ErrorDestroyArgs,
+        "XLA_FFI_ThreadPool_Schedule_Args": ScheduleArgs,
+        "XLA_FFI_ThreadPool_NumThreads_Args": NumThreadsArgs,
     }

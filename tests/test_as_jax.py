@@ -297,6 +297,30 @@ def test_a_program_that_ends_with_an_exception_ends_cleanly(tmp_path: Path):
     assert run.stderr.rstrip().endswith("RuntimeError: meant"), run.stderr
 
 
+def test_parallel_loops_run_on_the_threads_of_xla(tmp_path: Path):
+    """Called by XLA, a program starts no workers; called by itself, it does."""
+    script = tmp_path / "threads.py"
+    script.write_text("""
+import os
+import jax, numpy as np, nestegg
+from nestegg.ir.nest import parallel
+
+x = np.ones((128, 128), np.float32)
+compiled = nestegg.optimize(lambda x: x @ x, x, threads=2)
+assert any(parallel(c.nest) for c in compiled.program.calls)
+inside = jax.jit(lambda x: compiled.as_jax()(x) + 1)
+assert inside(x)[0, 0] == 129
+counts = []
+for call in (inside, compiled):
+    for _ in range(50):
+        call(x)
+    counts.append(len(os.listdir("/proc/self/task")))
+assert counts[1] == counts[0] + 1, counts
+""")
+    run = subprocess.run([sys.executable, "-P", str(script)], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
+
+
 def test_struct_layouts_are_those_of_the_header_that_jaxlib_ships(tmp_path: Path):
     import shutil
 

@@ -14,7 +14,7 @@ import pytest
 
 import nestegg
 from nestegg.codegen.jit import compile_object, load_object
-from nestegg.codegen.pool import ENTRY, MAX_THREADS, pool_llvm, pool_symbols
+from nestegg.codegen.pool import CLOSE, ENTRY, MAX_THREADS, OPEN, VISIT, pool_llvm, pool_symbols
 from nestegg.ir.nest import parallel
 from nestegg.ir.target import TARGETS, host
 
@@ -92,6 +92,52 @@ def test_no_more_threads_than_asked_for():
     who = set()
     fork_join(lambda index: (time.sleep(0.002), who.add(threading.get_ident())), 20, 2)
     assert len(who) <= 2
+
+
+def visits() -> tuple[Callable[[], int], Callable[[int], None], Callable[[int], None]]:
+    """Open, visit and close."""
+    at = pool_symbols()
+    return (
+        ctypes.CFUNCTYPE(ctypes.c_int64)(at[OPEN]),
+        ctypes.CFUNCTYPE(None, ctypes.c_int64)(at[VISIT]),
+        ctypes.CFUNCTYPE(None, ctypes.c_int64)(at[CLOSE]),
+    )
+
+
+def test_while_a_visit_is_open_visitors_run_tasks_and_workers_do_not():
+    open_visit, visit, close = visits()
+    fork_join(lambda index: None, 9, 3)  # workers exist
+    time.sleep(0.05)  # and sleep
+    number = open_visit()
+    assert number and not open_visit(), "one visit at a time"
+    visitor = threading.Thread(target=visit, args=(number,))
+    who, both = set(), threading.Barrier(2, timeout=10)
+
+    def task(index: int) -> None:
+        who.add(threading.get_ident())
+        if index < 2:
+            both.wait()
+
+    visitor.start()
+    fork_join(task, 2, 2)
+    assert who == {threading.get_ident(), visitor.ident}
+    close(number)
+    visitor.join(10)
+    assert not visitor.is_alive()
+    fork_join(lambda index: None, 9, 3)
+
+
+def test_visitors_that_come_late_or_on_the_caller_s_own_thread_leave():
+    open_visit, visit, close = visits()
+    late = open_visit()
+    close(late)
+    number = open_visit()
+    assert number > late
+    close(late)  # no visit's number any more
+    visit(late)
+    visit(number)
+    assert not open_visit(), "still open"
+    close(number)
 
 
 def test_a_task_may_fork_in_turn():
