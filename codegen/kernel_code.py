@@ -320,14 +320,15 @@ class KernelCode:
         if nest.vector >= self.spatial:
             self._tile_lanes(nest, at, slots)
             return
-        start = {s: self._start(at, s, n, nest.vector) for s, n in slots.items()}
+        dtype, kind = self.kernel.accumulator_dtype, self.kernel.kind
+        start: Accumulators = {s: neutral_element(kind, dtype, n) for s, n in slots.items()}
         done = self._reduce(nest.body, at, origin, start, nest.vector)
         self.code.fresh()
         if self.partial is None:
             self._finish_tile(at, nest.vector, slots, done)
             return
         for slot, lanes in slots.items():
-            self._store_partial(done[slot], self._at(at, slot), nest.vector, lanes)
+            self._add_partial(done[slot], self._at(at, slot), nest.vector, lanes)
 
     def _tile_lanes(self, nest: Tile, at: Position, slots: dict[Slot, int]) -> None:
         """A tile vectorised along a reduction axis: lanes hold partial results, combined when the tile is done."""
@@ -344,9 +345,7 @@ class KernelCode:
             if self.partial is None:
                 self._finish(here, -1, 1, result)
             else:
-                before = self._load_partial(here, -1, 1)
-                merged = emit_scalar(COMBINERS[kind], self.builder, [before, result], dtype)
-                self._store_partial(merged, here, -1, 1)
+                self._add_partial(result, here, -1, 1)
 
     def _merged(self, parts: list[ir.Value]) -> ir.Value:
         """Partial results of one row combined in pairs; narrower ones count for the first lanes."""
@@ -392,12 +391,6 @@ class KernelCode:
 
     def _at(self, at: Position, slot: Slot) -> Position:
         return replace(at, fixed=tuple(f + (slot[k] if k < self.spatial else 0) for k, f in enumerate(at.fixed)))
-
-    def _start(self, at: Position, slot: Slot, lanes: int, vector: int) -> ir.Value:
-        dtype = self.kernel.accumulator_dtype
-        if self.partial is None:
-            return neutral_element(self.kernel.kind, dtype, lanes)
-        return self._load_partial(self._at(at, slot), vector, lanes)
 
     def _reduce(self, nest: Nest, at: Position, slot: Slot, acc: Accumulators, vector: int) -> Accumulators:
         """The tile's body applied to its accumulators."""
@@ -550,6 +543,13 @@ class KernelCode:
             element = load(self.builder, self._partial_pointer(at, k, vector), dtype)
             out = self.builder.insert_element(out, element, ir.Constant(I32, k))
         return out
+
+    def _add_partial(self, value: ir.Value, at: Position, vector: int, lanes: int) -> None:
+        """Combine a tile's results with those of the pieces before: each piece is a chain of its own, which rounds less
+        than one long chain."""
+        before = self._load_partial(at, vector, lanes)
+        combine, dtype = COMBINERS[self.kernel.kind], self.kernel.accumulator_dtype
+        self._store_partial(emit_scalar(combine, self.builder, [before, value], dtype), at, vector, lanes)
 
     def _store_partial(self, value: ir.Value, at: Position, vector: int, lanes: int) -> None:
         dtype = self.kernel.accumulator_dtype

@@ -15,13 +15,12 @@ from ..ir.loops import LoopKernel
 from ..ir.target import Target
 from ..rewrite.loop_egraph import cuts
 from ..rewrite.loop_language import PHASES
+from ..rewrite.loop_rules import ABREAST
 
 if TYPE_CHECKING:
     from .roofline import Rates
 
 _TILE, _TENSOR = PHASES.index("tile"), PHASES.index("tensor")
-#: Vectors of a reduction axis that straight-line code takes at a time, each with accumulators of its own.
-ABREAST = 4
 #: Tiles of so many shapes are tried at a time.
 _AT_ONCE = 1 << 22
 

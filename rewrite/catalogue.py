@@ -45,7 +45,7 @@ Rule = GraphRule | FusionRule | LoweringRule | LoopRule
 def all_rules(lanes: int = 16) -> list[Rule]:
     """Every shipped rule, for vectors of `lanes` elements: name, kind, level, condition, doc, where."""
     lossy = {r.name: r for scales in ("any", "power-of-two") for r in quantization_rules(scales)}
-    graph = (*graph_rules(lanes, all_intrinsics(lanes), gain=math.inf), *SUBSTITUTIONS, *lossy.values())
+    graph = (*graph_rules(lanes, all_intrinsics(lanes), gain=math.inf, threads=2), *SUBSTITUTIONS, *lossy.values())
     return [*graph, LoweringRule(), *LOOP_RULES]
 
 

@@ -17,6 +17,7 @@ from .fusion_rules import FUSION_RULES, FusionRule
 from .linear import is_matmul
 from .pattern import Environment, op
 from .quantization_rules import INTEGER_RULES
+from .reductions import reduction_rules
 from .rule import GraphRule, rule
 from .strassen import strassen_rules
 from .subpixel import transposed_conv_by_phases, transposed_conv_phase_by_phase
@@ -438,12 +439,17 @@ ALGEBRA: tuple[GraphRule, ...] = (
 
 
 def graph_rules(
-    lanes: int = 16, intrinsics: Sequence[Intrinsic] = (), integers: bool = True, gain: float = ROUNDING_GAIN
+    lanes: int = 16,
+    intrinsics: Sequence[Intrinsic] = (),
+    integers: bool = True,
+    gain: float = ROUNDING_GAIN,
+    threads: int = 1,
 ) -> tuple[GraphRule | FusionRule, ...]:
-    """All shipped graph rules that are equations, for vectors of `lanes` elements and a target's intrinsics; those on
-    quantized tensors if there are `integers`; of those that amplify rounding errors, if by at most `gain`."""
+    """All shipped graph rules that are equations, for vectors of `lanes` elements, a target's intrinsics and programs
+    of so many threads; those on quantized tensors if there are `integers`; of those that amplify rounding errors, if by
+    at most `gain`."""
     layouts = (*blocked_layouts(lanes), *packing_rules(intrinsics), *(INTEGER_RULES if integers else ()))
     transposed = (transposed_conv_by_phases, transposed_conv_phase_by_phase)
     fast = (*winograd_rules(lanes, gain), *strassen_rules(lanes, gain))
     algorithms = (conv_of_padded, *transposed, *fast, pad_before_widening)
-    return (*ALGEBRA, *algorithms, unpack_pack, pack_unpack, *layouts, *FUSION_RULES)
+    return (*ALGEBRA, *algorithms, *reduction_rules(threads), unpack_pack, pack_unpack, *layouts, *FUSION_RULES)

@@ -26,6 +26,8 @@ from .loop_language import (
 
 #: Partial results that a cut reduction may keep on the stack (64 KiB of float32).
 PARTIAL_RESULTS = 16384
+#: Vectors of a reduction axis that straight-line code takes at a time, each with accumulators of its own.
+ABREAST = 4
 
 
 def _threaded(s: Space) -> bool:
@@ -119,13 +121,21 @@ def tile_registers(b: Block, a: LoopAxis) -> str:
     vectors = (b.extent(a) + (s.lanes - 1)) // s.lanes
     others = b.product([x for x in s.spatial if x != a])
     b.require(others * vectors + vectors + 1 <= s.registers)
+    _limit_chain(b, 1)
     return Tile(a, b.into("tile", vector=a))
+
+
+def _limit_chain(b: Block, accumulators: int) -> None:
+    """A tile takes so much of a long sum that each of a result's accumulators takes `CHAIN` terms at most."""
+    if b.space.chain:
+        b.require(b.product(b.space.reduced) <= b.space.chain * accumulators)
 
 
 @loop_rule("vectorize", phase="serial", over="walked")
 def tile_lanes(b: Block, a: LoopAxis) -> str:
     """Block(e) -> Tile(a, Block(e)) along a reduction axis: each lane reduces its share, the lanes are combined last"""
     b.require(b.product(b.space.spatial) + 2 <= b.space.registers)
+    _limit_chain(b, ABREAST * b.space.lanes)
     return Tile(a, b.into("tile", vector=a))
 
 
@@ -140,6 +150,7 @@ def run_stages(b: Block, q: tuple[tuple[int, ...], int]) -> str:
 @loop_rule("vectorize", phase="serial", over="none", when=lambda s: not s.spatial and s.stage != ALL)
 def tile_scalar(b: Block, a: None) -> str:
     """A kernel with a single result keeps it in a register."""
+    _limit_chain(b, 1)
     return Tile(None, b.into("tile"))
 
 
@@ -172,7 +183,7 @@ def unroll_lanes(b: Block, a: LoopAxis) -> Block:
     s = b.space
     vectors = (b.extent(a) + (s.lanes - 1)) // s.lanes
     b.require(b.vector.equals(a.number), b.product(s.axes) <= s.unroll * s.lanes)
-    b.require(b.product(s.reduced) <= 4 * s.lanes, b.product(s.spatial) * vectors + 2 <= s.registers)
+    b.require(b.product(s.reduced) <= ABREAST * s.lanes, b.product(s.spatial) * vectors + 2 <= s.registers)
     return b.into("unroll")
 
 

@@ -11,6 +11,7 @@ import nestegg
 from nestegg.compiler import Options, compile_graph
 from nestegg.ir.errors import CallError
 from nestegg.ir.imported import ImportedProgram
+from nestegg.ir.nest import parallel
 from nestegg.ir.reference import evaluate
 from nestegg.testing import graphs, inputs_of
 
@@ -103,3 +104,22 @@ def test_division_by_a_constant_zero_is_infinite():
     by = np.float32([0, 2, 4, -0.5])
     compiled = nestegg.optimize(lambda x: x / by, np.ones((4,), np.float32))
     np.testing.assert_array_equal(compiled(np.float32([1, 1, 3, 1])), np.float32([np.inf, 0.5, 0.75, -2]))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda x: x.sum(), lambda x: x.sum(axis=0), lambda x: (x * x).mean(axis=1), lambda x: x[:, :40].T @ x[:, :48]],
+    ids=["all", "columns", "rows", "product"],
+)
+def test_long_sums_are_as_accurate_as_xla(function) -> None:
+    """Terms of one sign: the rounding errors of a long chain of additions do not cancel."""
+    x = np.random.default_rng(0).random((4096, 512), np.float32)
+    report = nestegg.optimize(function, x, threads=1).verify(x)
+    assert report.ok, report
+
+
+def test_a_single_result_is_computed_by_two_threads() -> None:
+    x = np.random.default_rng(0).random((2048, 1024), np.float32)
+    compiled = nestegg.optimize(lambda x: (x + 1).max() + 1, x, threads=2)
+    assert any(parallel(c.nest) for c in compiled.program.calls)
+    assert compiled(x) == np.float32(x.max() + 1) + 1

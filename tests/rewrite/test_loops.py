@@ -17,6 +17,7 @@ from nestegg.ir.operator import operator
 from nestegg.ir.target import TARGETS
 from nestegg.ir.types import TensorType
 from nestegg.rewrite.loop_egraph import build
+from nestegg.rewrite.loop_language import CHAIN
 from nestegg.testing import (
     Tree,
     evaluate_kernel,
@@ -145,6 +146,15 @@ def test_schedules_fit_the_machine(tree, data):
         others = int(np.prod([n for a, n in enumerate(block) if a != t.vector], dtype=int))
         assert others * vectors < space.registers
     assert all(f.axis < len(kernel.spatial) for f in loops(nest) if f.kind == "parallel")
+
+
+def test_long_sums_are_cut_into_short_chains():
+    egraph, rng = build(matmul(8, 4096, 8), SMALL), np.random.default_rng(0)
+    nests = [n for _ in range(100) if (n := egraph.sample(rng)) is not None]
+    assert max(extents(t.body, 3)[2] for n in nests for t in tiles(n)) <= CHAIN
+    attrs, x, w = Attrs(contract=((1,), (0,)), batch=((), ())), (8, 4096), (4096, 8)
+    exact = lower(operator("dot").expr((TensorType(x, "i32"), TensorType(w, "i32")), attrs))
+    assert not schedule_space(exact, SMALL, 2).space.chain, "integers do not round"
 
 
 def test_sampling_is_uniform():
