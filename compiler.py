@@ -435,7 +435,7 @@ def _graph_egraph(
     integers = ranges is not None or not QUANTIZED.isdisjoint(graph.operator_counts)
     # Power-of-two scales make signed bytes, on which the CPU's intrinsics gain nothing.
     intrinsics = _useful(machine, graph, ranges is not None and options.target != VTA)
-    shipped = graph_rules(machine.lanes(), intrinsics, integers, options.rounding_gain, options.threads)
+    shipped = graph_rules(machine.lanes(), intrinsics, integers, options.rounding_gain, options.workers)
     if options.target == VTA:
         shipped = beside_the_cpu(shipped)
     lossy = quantization_rules(options.scales) if ranges is not None else ()
