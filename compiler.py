@@ -19,11 +19,12 @@ import numpy as np
 from .arguments import as_array, is_jax
 from .cache import Cache
 from .codegen.pool import MAX_THREADS
-from .codegen.program import Buffer, Executable, KernelCall, MachineCode, Program
+from .codegen.program import Buffer, ConstantBlock, Executable, KernelCall, MachineCode, Program
 from .costmodel.log import LogError, default_log
 from .costmodel.pick import Tuned
 from .costmodel.searchers import Searchers, kernel_search
-from .extract.choose import GraphChoice, Step, choose, constant_values
+from .extract.choose import GraphChoice, Step, choose
+from .extract.constants import constant_values
 from .extract.search import LEARNED, ROOFLINE, KernelSearch
 from .ir.calibration import Ranges
 from .ir.compose import identity
@@ -574,7 +575,14 @@ def plan_program(
             buffers.of[k] = buffers.add(Buffer(c.type, "input", c.input))
     wanted = [a for s in steps for a in s.args] + list(egraph.outputs)
     folded = list(dict.fromkeys(a for a in wanted if egraph.classes[a].const))
-    values = constant_values(egraph, folded, fold)
+    block = ConstantBlock.empty([egraph.classes[c].type for c in folded])
+    place = dict(zip(folded, block.arrays, strict=True))
+
+    def keep(c: int, value: np.ndarray) -> np.ndarray:
+        place[c][...] = value
+        return place[c]
+
+    constant_values(egraph, folded, fold, keep)
     for index, c in enumerate(folded):
         buffers.of[c] = buffers.add(Buffer(egraph.classes[c].type, "constant", index))
     direct = _direct_outputs(egraph, steps)
@@ -592,7 +600,7 @@ def plan_program(
     for place, c in enumerate(egraph.outputs):
         if buffers.all[buffers.of[c]] != Buffer(types[place], "output", place):
             calls.append(_copy(types[place], place, buffers, buffers.of[c], search, len(calls)))
-    return Program(tuple(buffers.all), tuple(calls), tuple(values[c] for c in folded), machine, threads)
+    return Program(tuple(buffers.all), tuple(calls), block.arrays, machine, threads, block)
 
 
 def _direct_outputs(egraph: GraphEGraph, steps: Sequence[Step]) -> dict[int, int]:

@@ -8,15 +8,14 @@ bound and a small allowance (`SLACK`), so that no program left aside is better b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 
-from ..ir.attrs import Attrs
 from ..ir.compose import merge_inputs
-from ..ir.errors import NesteggError, UnsupportedError
+from ..ir.errors import UnsupportedError
 from ..ir.expr import Const, Read, ReadAt, Scalar, TensorExpr, inputs_read, rebuild, renumber
 from ..ir.loops import Lowered, StagedKernel, lower
 from ..ir.nest import Nest
@@ -334,34 +333,3 @@ def _with_literals(expr: TensorExpr, literal: dict[int, float | int | bool]) -> 
         return rebuild(s, go, lambda i: i)
 
     return TensorExpr(expr.inputs, expr.axes, go(expr.body))
-
-
-def constant_values(
-    egraph: GraphEGraph, wanted: Sequence[int], apply: Callable[[str, Sequence[np.ndarray], Attrs], np.ndarray]
-) -> dict[int, np.ndarray]:
-    """The arrays of compile-time e-classes, made by any chain of operators from the constants (all are equal)."""
-    values: dict[int, np.ndarray] = {}
-    open_classes: set[int] = set()
-
-    def make(c: int) -> np.ndarray | None:
-        if c in values:
-            return values[c]
-        e = egraph.classes[c]
-        if e.constant is not None:
-            values[c] = egraph.constants[e.constant]
-            return values[c]
-        if c in open_classes:
-            return None
-        open_classes.add(c)
-        for node in e.ops:
-            args = [make(a) for a in node.args]
-            if all(a is not None for a in args):
-                values[c] = apply(node.op, [a for a in args if a is not None], node.attrs)
-                break
-        open_classes.discard(c)
-        return values.get(c)
-
-    for c in wanted:
-        if make(c) is None:
-            raise NesteggError(f"constant of e-class {c} cannot be evaluated: its operators are circular")
-    return {c: values[c] for c in wanted}

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from .attrs import EMPTY, Attrs
+from .digest import digest
 from .errors import TypeRuleError
 from .operator import operator
 from .types import TensorType, dtype_of
@@ -167,7 +168,7 @@ class GraphBuilder:
         a.setflags(write=False)
         type = TensorType(a.shape, dtype_of(a))
         label = name or f"c{len(self.constants)}"
-        value = self._add(Node(CONSTANT, (), EMPTY, type, label), (CONSTANT, type, a.tobytes()))
+        value = self._add(Node(CONSTANT, (), EMPTY, type, label), (CONSTANT, type, digest([a])))
         self.constants.setdefault(value.id, a)
         return value
 

@@ -52,8 +52,8 @@ BAN = 2
 
 @dataclass(frozen=True)
 class EggRule:
-    """A rule ready for egglog: `text` holds one or more `(rule …)` forms in ruleset `ruleset`. `needs`: tables that every
-    match takes a row of; while one is empty, the rule is not run."""
+    """A rule ready for egglog: `text` holds one or more `(rule …)` forms in ruleset `ruleset`. `needs`: tables that
+    every match takes a row of; while one is empty, the rule is not run."""
 
     name: str
     kind: str
