@@ -8,8 +8,10 @@ bound and a small allowance (`SLACK`), so that no program left aside is better b
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -94,6 +96,11 @@ class Candidate:
     args: tuple[int, ...]
     expr: TensorExpr
     loss: float = 0.0
+
+    @cached_property
+    def reads(self) -> frozenset[int]:
+        """The e-classes of `args`."""
+        return frozenset(self.args)
 
 
 def choose(
@@ -206,10 +213,15 @@ def undominated(
     """The candidates that may be part of a best program, numbered: none that reads all another reads, costs more and
     loses no less."""
     kept: dict[int, list[tuple[int, frozenset[int]]]] = {}
+    least: dict[tuple[int, frozenset[int]], float] = {}  # most are dominated by one that reads the same
     for k in sorted(range(len(candidates)), key=lambda k: (seconds[candidates[k].number], k)):
-        args, rivals = frozenset(candidates[k].args), kept.setdefault(candidates[k].owner, [])
-        if not any(read <= args and candidates[r].loss <= candidates[k].loss for r, read in rivals):
-            rivals.append((k, args))
+        c = candidates[k]
+        rivals, same = kept.setdefault(c.owner, []), (c.owner, c.reads)
+        if least.get(same, math.inf) <= c.loss:
+            continue
+        least[same] = c.loss
+        if not any(read <= c.reads and candidates[r].loss <= c.loss for r, read in rivals):
+            rivals.append((k, c.reads))
     return [(k, candidates[k]) for k in sorted(k for rivals in kept.values() for k, _ in rivals)]
 
 
