@@ -9,6 +9,7 @@ bound and a small allowance (`SLACK`), so that no program left aside is better b
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -123,13 +124,14 @@ def choose(
     unusable: set[int] = set()
     rounds, left, cuts = 0, time_limit, KnownCuts()
 
-    def limit_of(how: str) -> float:
-        """Seconds for a round: an exact one gets half of what is left."""
+    def best_of(usable: Sequence[Candidate], how: str) -> tuple[Extraction, list[Candidate]]:
+        """One extraction: an exact one may take half of the seconds that those before it left."""
         nonlocal left
-        if how == "greedy":
-            return time_limit
-        left /= 2
-        return left
+        begun = time.perf_counter()
+        found = _extract(egraph, usable, seconds, how, time_limit if how == "greedy" else left / 2, budget, cuts)
+        if how != "greedy":
+            left -= time.perf_counter() - begun
+        return found
 
     def settle(how: str, most: int) -> tuple[Extraction, list[Candidate], bool]:
         """Extract and search until every kernel in the best program has its true cost, or the rounds run out."""
@@ -137,7 +139,7 @@ def choose(
         while True:
             rounds, most = rounds + 1, most - 1
             usable = [c for c in candidates if c.number not in unusable] if unusable else candidates
-            extraction, chosen = _extract(egraph, usable, seconds, how, limit_of(how), budget, cuts)
+            extraction, chosen = best_of(usable, how)
             todo = list(dict.fromkeys(c.number for c in chosen if not c.kernel.is_alias and c.number not in found))
             for n, result in zip(todo, costs.search([kernels[n] for n in todo]), strict=True):
                 if result is None:
@@ -152,7 +154,7 @@ def choose(
     extraction, chosen, settled = settle(method, EXACT_ROUNDS)
     if not settled:  # the best program of the kernels searched so far
         known = [c for c in candidates if c.kernel.is_alias or c.number in found]
-        extraction, chosen = _extract(egraph, known, seconds, method, left, budget, cuts)
+        extraction, chosen = best_of(known, method)
     steps = [
         Step(c.kernel, c.args, c.owner, *(found.get(c.number) or (None, 0.0))) for c in _ordered(chosen)
     ]
