@@ -1,9 +1,9 @@
 """Exact extraction by dynamic programming along the e-graph: what is left to be made decides what it costs.
 
-Classes are settled from the roots down, in an order of their strongly connected components that keeps few open. A *state* is the
-set of classes that are needed and not settled yet; of all ways to the same state the cheapest is kept. A network is a
-chain of layers, so that few classes are open at a time however deep it is, and the last state's cost is the optimum:
-no bound, no solver. A state that needs all that a cheaper one needs, and more, is dropped.
+Classes are settled from the roots down, in an order of their strongly connected components that keeps few open. A
+*state* is the set of classes that are needed and not settled yet; of all ways to the same state the cheapest is kept. A
+network is a chain of layers, so that few classes are open at a time however deep it is, and the last state's cost is
+the optimum: no bound, no solver. A state that needs all that a cheaper one needs, and more, is dropped.
 
 Where too many states are open (`STATES`) or a component has too many ways (`WAYS`), nothing is returned, and the 0/1
 program takes over (`ilp.py`). Both limits are counts: results do not depend on the machine's speed.
@@ -79,8 +79,8 @@ def _cheapest(part: Part, deadline: float) -> dict[int, int]:
 
 def _downwards(egraph: FlatEGraph) -> list[list[int]]:
     """The strongly connected components, each before all that it needs. Of those that may come next, the one that opens
-    the fewest others is taken: branches that meet again (queries, keys, values) are settled one after the other, and not
-    side by side, in all combinations of their states. Among equals, depth first."""
+    the fewest others is taken: branches that meet again (queries, keys, values) are settled one after the other, and
+    not side by side, in all combinations of their states. Among equals, depth first."""
     home = egraph.scc.tolist()
     members: list[list[int]] = [[] for _ in range(max(home) + 1)]
     below: list[set[int]] = [set() for _ in members]
