@@ -8,8 +8,9 @@ result: options, target, rules, and nestegg's own source. So nothing is ever sta
 removed when the folder outgrows its limit, the least recently used first.
 
 An entry is one file: a line with the format and the header's size and digest, the header (JSON: sizes and digests of
-the parts), the parts. It is written under another name and then renamed. Whatever does not agree with its digests is
-not used, and a warning names it. Parts are bytes: reading an entry runs nothing in it.
+the parts), the parts, each at a multiple of 64 bytes. It is written under another name and then renamed.
+Whatever does not agree with its digests is not used, and a warning names it. Parts are bytes: reading an entry runs
+nothing in it. They are mapped, not copied: constants are the pages of the file that the system has in memory already.
 
 The folder is `nestegg` in the user's cache folder (`XDG_CACHE_HOME`); `NESTEGG_CACHE_DIR` chooses another.
 """
@@ -17,14 +18,13 @@ The folder is `nestegg` in the user's cache folder (`XDG_CACHE_HOME`); `NESTEGG_
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
+import mmap
 import os
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,46 +32,14 @@ from typing import Any
 import numpy as np
 import platformdirs
 
-from .codegen.memory import aligned_bytes
+from .codegen.memory import ALIGNMENT
+from .ir.digest import bytes_of, digest
 from .ir.errors import NesteggError
 
-FORMAT = "nestegg-entry-1"
+FORMAT = "nestegg-entry-2"
 #: The folder is kept below this many bytes.
 LIMIT = 4 << 30
-#: Large parts are digested in pieces of this many bytes, on all CPUs.
-PIECE = 8 << 20
 KINDS = ("programs", "kernels")
-
-
-def digest(parts: Iterable[bytes | str | np.ndarray]) -> str:
-    """SHA-256 (hexadecimal) over the parts in order, and where each ends. Arrays count as their bytes."""
-    pieces = [p for part in parts for p in _pieces(part)]
-    total = hashlib.sha256()
-    if sum(map(len, pieces)) < 2 * PIECE:
-        hashes = list(map(_sha256, pieces))
-    else:
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            hashes = list(pool.map(_sha256, pieces))
-    for piece, found in zip(pieces, hashes, strict=True):
-        total.update(len(piece).to_bytes(8, "little") + found)
-    return total.hexdigest()
-
-
-def _pieces(part: bytes | str | np.ndarray) -> list[memoryview]:
-    if isinstance(part, str):
-        part = part.encode()
-    whole = _view(part)
-    return [whole[k : k + PIECE] for k in range(0, len(whole), PIECE)] or [whole]
-
-
-def _view(part: bytes | np.ndarray) -> memoryview:
-    if isinstance(part, bytes):
-        return memoryview(part)
-    return np.ascontiguousarray(part).reshape(-1).view(np.uint8).data
-
-
-def _sha256(piece: memoryview) -> bytes:
-    return hashlib.sha256(piece).digest()
 
 
 @dataclass(frozen=True)
@@ -185,10 +153,11 @@ def _require_own(folder: Path) -> None:
 
 
 def _write(file: Any, parts: Mapping[str, bytes | np.ndarray]) -> int:
-    views = {name: _view(p) for name, p in parts.items()}
+    views = {name: bytes_of(p) for name, p in parts.items()}
     header = json.dumps({name: [len(v), digest([parts[name]])] for name, v in views.items()}).encode()
     file.write(f"{FORMAT} {len(header)} {digest([header])}\n".encode() + header)
     for v in views.values():
+        file.write(bytes(-file.tell() % ALIGNMENT))
         file.write(v)
     file.flush()
     return sum(map(len, views.values()))
@@ -202,10 +171,12 @@ def _read(file: Any, until: str) -> dict[str, np.ndarray]:
     header = file.read(int(first[1]))
     if digest([header]) != first[2].decode():
         raise ValueError("its header does not agree with its digest")
-    parts = {}
+    parts, end = {}, file.tell()
+    whole = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
     for name, (size, wanted) in json.loads(header).items():
-        parts[name] = aligned_bytes(size)
-        if file.readinto(memoryview(parts[name])) != size or digest([parts[name]]) != wanted:
+        start = end + -end % ALIGNMENT
+        parts[name], end = whole[start : start + size], start + size
+        if parts[name].size != size or digest([parts[name]]) != wanted:
             raise ValueError(f"its part {name!r} does not agree with its digest")
         if name == until:
             break

@@ -7,9 +7,11 @@ Every stage's result is kept on `Compiled` and can be written out (`dump_to`).
 
 from __future__ import annotations
 
+import gc
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -19,11 +21,12 @@ import numpy as np
 from .arguments import as_array, is_jax
 from .cache import Cache
 from .codegen.pool import MAX_THREADS
-from .codegen.program import Buffer, Executable, KernelCall, MachineCode, Program
+from .codegen.program import Buffer, ConstantBlock, Executable, KernelCall, MachineCode, Program
 from .costmodel.log import LogError, default_log
 from .costmodel.pick import Tuned
 from .costmodel.searchers import Searchers, kernel_search
-from .extract.choose import GraphChoice, Step, choose, constant_values
+from .extract.choose import GraphChoice, Step, choose
+from .extract.constants import constant_values
 from .extract.search import LEARNED, ROOFLINE, KernelSearch
 from .ir.calibration import Ranges
 from .ir.compose import identity
@@ -355,6 +358,24 @@ def optimize(
 
 def compile_graph(imported: ImportedProgram, options: Options, progress: Progress = lambda m: None) -> Compiled:
     """From an imported graph to a compiled program."""
+    with _no_collection():
+        return _loaded_or_compiled(imported, options, progress)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Without Python's search for cyclic garbage: a compilation makes millions of objects that live until its end, and
+    the collector would go through them again and again (a fifth of the time)."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
+def _loaded_or_compiled(imported: ImportedProgram, options: Options, progress: Progress) -> Compiled:
     machine = require_runnable(target_named(options.target))
     options = replace(options, ranges=options.calibration)  # as what stands in the file
     if isinstance(options.ranges, Ranges):
@@ -574,7 +595,14 @@ def plan_program(
             buffers.of[k] = buffers.add(Buffer(c.type, "input", c.input))
     wanted = [a for s in steps for a in s.args] + list(egraph.outputs)
     folded = list(dict.fromkeys(a for a in wanted if egraph.classes[a].const))
-    values = constant_values(egraph, folded, fold)
+    block = ConstantBlock.empty([egraph.classes[c].type for c in folded])
+    place = dict(zip(folded, block.arrays, strict=True))
+
+    def keep(c: int, value: np.ndarray) -> np.ndarray:
+        place[c][...] = value
+        return place[c]
+
+    constant_values(egraph, folded, fold, keep)
     for index, c in enumerate(folded):
         buffers.of[c] = buffers.add(Buffer(egraph.classes[c].type, "constant", index))
     direct = _direct_outputs(egraph, steps)
@@ -592,7 +620,7 @@ def plan_program(
     for place, c in enumerate(egraph.outputs):
         if buffers.all[buffers.of[c]] != Buffer(types[place], "output", place):
             calls.append(_copy(types[place], place, buffers, buffers.of[c], search, len(calls)))
-    return Program(tuple(buffers.all), tuple(calls), tuple(values[c] for c in folded), machine, threads)
+    return Program(tuple(buffers.all), tuple(calls), block.arrays, machine, threads, block)
 
 
 def _direct_outputs(egraph: GraphEGraph, steps: Sequence[Step]) -> dict[int, int]:

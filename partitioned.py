@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from .arguments import as_array
 from .codegen.program import Executable, MachineCode
 from .compiler import plan_program, random_inputs
-from .extract.choose import constant_values
+from .extract.constants import constant_values
 from .extract.search import KernelSearch
 from .ir.imported import ImportedProgram
 from .ir.reference import evaluate, evaluate_expr, fold, xla

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from .cache import Cache, digest, source_digest, text_of
-from .codegen.program import Buffer, KernelCall, MachineCode, Program, unpacked
+from .codegen.program import Buffer, ConstantBlock, KernelCall, MachineCode, Program
 from .extract.search import KernelSchedule
 from .ir.graph import Graph
 from .ir.loops import Lowered
@@ -196,7 +196,8 @@ class ProgramStore:
         buffers, calls, target, threads = PROGRAMS.loads(text_of(parts["program"]))
         code = MachineCode(parts["code"].tobytes(), parts["constants"])
         types = [b.type for b in buffers if b.space == "constant"]
-        program = Program(buffers, calls, unpacked(types, code.constants), target, threads)
+        block = ConstantBlock.of(types, code.constants)
+        program = Program(buffers, calls, block.arrays, target, threads, block)
         texts = json.loads(zlib.decompress(parts["texts"].tobytes()))
         return StoredProgram(program, code, json.loads(text_of(parts["found"])), texts)
 

@@ -17,7 +17,7 @@ from ..ir.errors import CallError
 from ..ir.loops import Lowered, described
 from ..ir.nest import Nest, parallel
 from ..ir.target import Target
-from ..ir.types import DTYPES, TensorType
+from ..ir.types import DTYPES, TensorType, dtype_of
 from . import jit
 from .ctypes_entry import CtypesEntry
 from .kernel_code import KernelCode
@@ -70,24 +70,40 @@ def offsets(sizes: Sequence[int]) -> tuple[int, ...]:
     return tuple(ends)
 
 
-def unpacked(types: Sequence[TensorType], block: np.ndarray) -> tuple[np.ndarray, ...]:
-    """The arrays that a block of constants holds (views)."""
-    starts = offsets([t.nbytes for t in types])
-    return tuple(
-        block[start : start + t.nbytes].view(DTYPES[t.dtype].numpy).reshape(t.shape)
-        for t, start in zip(types, starts, strict=False)
-    )
+@dataclass(frozen=True, eq=False)
+class ConstantBlock:
+    """Constants as machine code reads them: one block of aligned bytes, and the arrays in it (views)."""
+
+    data: np.ndarray
+    arrays: tuple[np.ndarray, ...]
+
+    @classmethod
+    def of(cls, types: Sequence[TensorType], data: np.ndarray) -> ConstantBlock:
+        """A block that holds arrays of these types."""
+        starts = offsets([t.nbytes for t in types])
+        arrays = (
+            data[start : start + t.nbytes].view(DTYPES[t.dtype].numpy).reshape(t.shape)
+            for t, start in zip(types, starts, strict=False)
+        )
+        return cls(data, tuple(arrays))
+
+    @classmethod
+    def empty(cls, types: Sequence[TensorType]) -> ConstantBlock:
+        """A block for arrays of these types, to be filled in."""
+        return cls.of(types, aligned_bytes(max(offsets([t.nbytes for t in types])[-1], 1)))
 
 
 @dataclass(frozen=True, eq=False)
 class Program:
-    """What extraction chose, ready to lower: buffers, calls in order, and the constants' arrays (by `Buffer.index`)."""
+    """What extraction chose, ready to lower: buffers, calls in order, the constants' arrays (by `Buffer.index`), and
+    the block that they lie in, if they do."""
 
     buffers: tuple[Buffer, ...]
     calls: tuple[KernelCall, ...]
     constants: tuple[np.ndarray, ...]
     target: Target
     threads: int
+    block: ConstantBlock | None = None
 
     @property
     def forks(self) -> bool:
@@ -162,10 +178,12 @@ class Program:
     @property
     def machine_code(self) -> MachineCode:
         """The object file, and the constants laid out as it reads them."""
-        block = aligned_bytes(max(self.constant_offsets[-1], 1))
-        for array, start in zip(self.constants, self.constant_offsets, strict=False):
-            block[start : start + array.nbytes] = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        return MachineCode(self.object, block)
+        block = self.block
+        if block is None:
+            block = ConstantBlock.empty([TensorType(c.shape, dtype_of(c)) for c in self.constants])
+            for place, array in zip(block.arrays, self.constants, strict=True):
+                place[...] = array
+        return MachineCode(self.object, block.data)
 
     def load(self, code: bytes | None = None) -> jit.Loaded:
         """Its machine code (or `code`, an object made earlier) in this process, with the thread pool if it forks."""

@@ -8,15 +8,17 @@ bound and a small allowance (`SLACK`), so that no program left aside is better b
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 
-from ..ir.attrs import Attrs
 from ..ir.compose import merge_inputs
-from ..ir.errors import NesteggError, UnsupportedError
+from ..ir.errors import UnsupportedError
 from ..ir.expr import Const, Read, ReadAt, Scalar, TensorExpr, inputs_read, rebuild, renumber
 from ..ir.loops import Lowered, StagedKernel, lower
 from ..ir.nest import Nest
@@ -96,6 +98,11 @@ class Candidate:
     expr: TensorExpr
     loss: float = 0.0
 
+    @cached_property
+    def reads(self) -> frozenset[int]:
+        """The e-classes of `args`."""
+        return frozenset(self.args)
+
 
 def choose(
     egraph: GraphEGraph,
@@ -117,13 +124,14 @@ def choose(
     unusable: set[int] = set()
     rounds, left, cuts = 0, time_limit, KnownCuts()
 
-    def limit_of(how: str) -> float:
-        """Seconds for a round: an exact one gets half of what is left."""
+    def best_of(usable: Sequence[Candidate], how: str) -> tuple[Extraction, list[Candidate]]:
+        """One extraction: an exact one may take half of the seconds that those before it left."""
         nonlocal left
-        if how == "greedy":
-            return time_limit
-        left /= 2
-        return left
+        begun = time.perf_counter()
+        found = _extract(egraph, usable, seconds, how, time_limit if how == "greedy" else left / 2, budget, cuts)
+        if how != "greedy":
+            left -= time.perf_counter() - begun
+        return found
 
     def settle(how: str, most: int) -> tuple[Extraction, list[Candidate], bool]:
         """Extract and search until every kernel in the best program has its true cost, or the rounds run out."""
@@ -131,7 +139,7 @@ def choose(
         while True:
             rounds, most = rounds + 1, most - 1
             usable = [c for c in candidates if c.number not in unusable] if unusable else candidates
-            extraction, chosen = _extract(egraph, usable, seconds, how, limit_of(how), budget, cuts)
+            extraction, chosen = best_of(usable, how)
             todo = list(dict.fromkeys(c.number for c in chosen if not c.kernel.is_alias and c.number not in found))
             for n, result in zip(todo, costs.search([kernels[n] for n in todo]), strict=True):
                 if result is None:
@@ -146,7 +154,7 @@ def choose(
     extraction, chosen, settled = settle(method, EXACT_ROUNDS)
     if not settled:  # the best program of the kernels searched so far
         known = [c for c in candidates if c.kernel.is_alias or c.number in found]
-        extraction, chosen = _extract(egraph, known, seconds, method, left, budget, cuts)
+        extraction, chosen = best_of(known, method)
     steps = [
         Step(c.kernel, c.args, c.owner, *(found.get(c.number) or (None, 0.0))) for c in _ordered(chosen)
     ]
@@ -207,10 +215,15 @@ def undominated(
     """The candidates that may be part of a best program, numbered: none that reads all another reads, costs more and
     loses no less."""
     kept: dict[int, list[tuple[int, frozenset[int]]]] = {}
+    least: dict[tuple[int, frozenset[int]], float] = {}  # most are dominated by one that reads the same
     for k in sorted(range(len(candidates)), key=lambda k: (seconds[candidates[k].number], k)):
-        args, rivals = frozenset(candidates[k].args), kept.setdefault(candidates[k].owner, [])
-        if not any(read <= args and candidates[r].loss <= candidates[k].loss for r, read in rivals):
-            rivals.append((k, args))
+        c = candidates[k]
+        rivals, same = kept.setdefault(c.owner, []), (c.owner, c.reads)
+        if least.get(same, math.inf) <= c.loss:
+            continue
+        least[same] = c.loss
+        if not any(read <= c.reads and candidates[r].loss <= c.loss for r, read in rivals):
+            rivals.append((k, c.reads))
     return [(k, candidates[k]) for k in sorted(k for rivals in kept.values() for k, _ in rivals)]
 
 
@@ -334,34 +347,3 @@ def _with_literals(expr: TensorExpr, literal: dict[int, float | int | bool]) -> 
         return rebuild(s, go, lambda i: i)
 
     return TensorExpr(expr.inputs, expr.axes, go(expr.body))
-
-
-def constant_values(
-    egraph: GraphEGraph, wanted: Sequence[int], apply: Callable[[str, Sequence[np.ndarray], Attrs], np.ndarray]
-) -> dict[int, np.ndarray]:
-    """The arrays of compile-time e-classes, made by any chain of operators from the constants (all are equal)."""
-    values: dict[int, np.ndarray] = {}
-    open_classes: set[int] = set()
-
-    def make(c: int) -> np.ndarray | None:
-        if c in values:
-            return values[c]
-        e = egraph.classes[c]
-        if e.constant is not None:
-            values[c] = egraph.constants[e.constant]
-            return values[c]
-        if c in open_classes:
-            return None
-        open_classes.add(c)
-        for node in e.ops:
-            args = [make(a) for a in node.args]
-            if all(a is not None for a in args):
-                values[c] = apply(node.op, [a for a in args if a is not None], node.attrs)
-                break
-        open_classes.discard(c)
-        return values.get(c)
-
-    for c in wanted:
-        if make(c) is None:
-            raise NesteggError(f"constant of e-class {c} cannot be evaluated: its operators are circular")
-    return {c: values[c] for c in wanted}

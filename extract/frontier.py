@@ -1,9 +1,9 @@
 """Exact extraction by dynamic programming along the e-graph: what is left to be made decides what it costs.
 
-Classes are settled from the roots down, in a topological order of their strongly connected components. A *state* is the
-set of classes that are needed and not settled yet; of all ways to the same state the cheapest is kept. A network is a
-chain of layers, so that few classes are open at a time however deep it is, and the last state's cost is the optimum:
-no bound, no solver. A state that needs all that a cheaper one needs, and more, is dropped.
+Classes are settled from the roots down, in an order of their strongly connected components that keeps few open. A
+*state* is the set of classes that are needed and not settled yet; of all ways to the same state the cheapest is kept. A
+network is a chain of layers, so that few classes are open at a time however deep it is, and the last state's cost is
+the optimum: no bound, no solver. A state that needs all that a cheaper one needs, and more, is dropped.
 
 Where too many states are open (`STATES`) or a component has too many ways (`WAYS`), nothing is returned, and the 0/1
 program takes over (`ilp.py`). Both limits are counts: results do not depend on the machine's speed.
@@ -11,6 +11,7 @@ program takes over (`ilp.py`). Both limits are counts: results do not depend on 
 
 from __future__ import annotations
 
+import heapq
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from .flat import FlatEGraph, Int32Array
 from .part import Part, split
 from .reduce import Reduction
 
-STATES = 5_000
+STATES = 20_000
 WAYS = 5_000
 #: Fewer states than these are not worth comparing.
 FEW = 64
@@ -77,8 +78,9 @@ def _cheapest(part: Part, deadline: float) -> dict[int, int]:
 
 
 def _downwards(egraph: FlatEGraph) -> list[list[int]]:
-    """The strongly connected components, each before all that it needs; depth first, so that what belongs together is
-    settled together."""
+    """The strongly connected components, each before all that it needs. Of those that may come next, the one that opens
+    the fewest others is taken: branches that meet again (queries, keys, values) are settled one after the other, and
+    not side by side, in all combinations of their states. Among equals, depth first."""
     home = egraph.scc.tolist()
     members: list[list[int]] = [[] for _ in range(max(home) + 1)]
     below: list[set[int]] = [set() for _ in members]
@@ -86,9 +88,46 @@ def _downwards(egraph: FlatEGraph) -> list[list[int]]:
         members[component].append(cls)
         kids = {kid for node in egraph.nodes_of(cls).tolist() for kid in egraph.child_sets[node]}
         below[component] |= {home[kid] for kid in kids} - {component}
+    return [members[component] for component in _narrowest(below, {home[root] for root in egraph.roots})]
+
+
+def _narrowest(below: Sequence[set[int]], opened: set[int]) -> list[int]:
+    """The components in order, `opened` being open at first."""
+    rank = {component: k for k, component in enumerate(_depth_first(below))}
+    above: list[list[int]] = [[] for _ in below]
+    for component, needed in enumerate(below):
+        for other in needed:
+            above[other].append(component)
+    waiting = [len(users) for users in above]
+    opens = [len(needed - opened) for needed in below]
+    ready = [(opens[c], rank[c]) for c in rank if not waiting[c]]
+    heapq.heapify(ready)
+    by_rank, order, settled = list(rank), [], set()
+    while ready:
+        count, place = heapq.heappop(ready)
+        component = by_rank[place]
+        if component in settled or count != opens[component]:
+            continue  # it was put in again when it came to open fewer
+        settled.add(component)
+        order.append(component)
+        for other in below[component]:
+            waiting[other] -= 1
+            if not waiting[other]:
+                heapq.heappush(ready, (opens[other], rank[other]))
+        for other in below[component] - opened:
+            opened.add(other)
+            for user in above[other]:
+                opens[user] -= 1
+                if not waiting[user]:
+                    heapq.heappush(ready, (opens[user], rank[user]))
+    return order
+
+
+def _depth_first(below: Sequence[set[int]]) -> list[int]:
+    """The components, each before those below it, what belongs together side by side."""
     order: list[int] = []
     seen: set[int] = set()
-    for first in range(len(members)):
+    for first in range(len(below)):
         if first in seen:
             continue
         seen.add(first)
@@ -102,7 +141,7 @@ def _downwards(egraph: FlatEGraph) -> list[list[int]]:
             else:
                 seen.add(fresh)
                 stack.append((fresh, iter(sorted(below[fresh]))))
-    return [members[component] for component in reversed(order)]
+    return order[::-1]
 
 
 class _Component:

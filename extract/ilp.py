@@ -64,7 +64,7 @@ def ilp_extract(
     if not checks and (exact := frontier_choice(reduction, start + _FRONTIER_SHARE * time_limit)) is not None:
         best.offer(exact)
         assert best.choice is not None, "what the frontiers give is a program"
-        return Extraction(best.choice, best.cost, best.cost, "ilp", time.perf_counter() - start, True)
+        return Extraction(best.choice, best.cost, best.cost, "frontier", time.perf_counter() - start, True)
     for choice in heuristic_choices(egraph, start + _HEURISTIC_SHARE * time_limit):
         best.offer(choice)
     if checks:

@@ -30,6 +30,7 @@ class Extraction:
     `choice[c]` is the e-node that stands for class `c`, or -1 where the program does not need `c`.
     `cost` = sum of `node_cost` over the chosen nodes, each once however often it is used.
     `bound` <= the cost of every program (within the budgets); `optimal` says that none is cheaper than this.
+    `method`: `tree`, `greedy`, or for an exact one what solved it: `frontier` (`frontier.py`) or `ilp`.
     `limit` is why that stayed open: "" (it did not), "time" or "heuristic". `seconds` is wall-clock time.
     """
 

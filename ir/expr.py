@@ -299,10 +299,14 @@ class TensorExpr:
     def reads(self) -> tuple[Read, ...]:
         return tuple(dict.fromkeys(s for s in walk(self.body) if isinstance(s, Read)))
 
-    def __str__(self) -> str:
+    @cached_property
+    def _text(self) -> str:
         head = ", ".join(f"{a}<{a.extent}" for a in self.axes)
         args = ", ".join(f"x{k}: {t}" for k, t in enumerate(self.inputs))
         return f"({args}) -> {self.type}: out[{head}] = {self.body}"
+
+    def __str__(self) -> str:
+        return self._text
 
 
 def children(s: Scalar) -> tuple[Scalar, ...]:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from .attrs import EMPTY, Attrs
+from .digest import digest
 from .errors import TypeRuleError
 from .operator import operator
 from .types import TensorType, dtype_of
@@ -162,12 +163,17 @@ class GraphBuilder:
         return value
 
     def constant(self, array: Any, name: str = "") -> Value:
-        """A constant tensor. Raises `TypeRuleError` for a dtype outside the table."""
-        a = np.array(array, order="C", copy=True)
-        a.setflags(write=False)
+        """A constant tensor: a copy of the array, or itself if nobody can write to it.
+
+        Raises `TypeRuleError` for a dtype outside the table.
+        """
+        a = np.asarray(array, order="C")
+        if not _is_frozen(a):
+            a = a.copy()
+            a.setflags(write=False)
         type = TensorType(a.shape, dtype_of(a))
         label = name or f"c{len(self.constants)}"
-        value = self._add(Node(CONSTANT, (), EMPTY, type, label), (CONSTANT, type, a.tobytes()))
+        value = self._add(Node(CONSTANT, (), EMPTY, type, label), (CONSTANT, type, digest([a])))
         self.constants.setdefault(value.id, a)
         return value
 
@@ -194,3 +200,13 @@ class GraphBuilder:
         return Graph(
             tuple(self.nodes), tuple(self.inputs), tuple(v.id for v in outputs), dict(self.constants)
         ).pruned()
+
+
+def _is_frozen(array: np.ndarray) -> bool:
+    """The memory cannot be written through the array, nor through one that it is a view of."""
+    memory: Any = array
+    while isinstance(memory, np.ndarray):
+        if memory.flags.writeable:
+            return False
+        memory = memory.base
+    return True

@@ -70,14 +70,20 @@ class NoWeights:
 def normal(rng: Random, shape: Shape, scale: float) -> np.ndarray:
     if rng is None:
         return np.broadcast_to(np.float32(0), shape)
-    return (rng.standard_normal(shape) * scale).astype(np.float32)
+    return _frozen((rng.standard_normal(shape) * scale).astype(np.float32))
 
 
 def _uniform(rng: Random, shape: Shape, gain: float = 1.0) -> np.ndarray:
     """Numbers in 0.8..1.2, times `gain`."""
     if rng is None:
         return np.broadcast_to(np.float32(0), shape)
-    return (gain * rng.uniform(0.8, 1.2, shape)).astype(np.float32)
+    return _frozen((gain * rng.uniform(0.8, 1.2, shape)).astype(np.float32))
+
+
+def _frozen(array: np.ndarray) -> np.ndarray:
+    """Weights that nobody writes to: importing takes them without a copy."""
+    array.setflags(write=False)
+    return array
 
 
 def _pooled(n: int, kernel: int, stride: int, pad: int) -> int:

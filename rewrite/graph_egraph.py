@@ -21,7 +21,7 @@ from ..ir.operator import OPERATORS
 from ..ir.types import TensorType
 from .folded import Folded
 from .fusion_rules import FusionRule
-from .host import Host
+from .host import Host, prelude
 from .kernel import Kernel
 from .language import (
     MAX_VARIADIC,
@@ -125,9 +125,10 @@ def _saturated(
 ) -> GraphEGraph:
     engine = Engine()
     with Host() as host:
-        engine.load(declarations(host), analyses(host, asks_values))
+        texts = [declarations(host), analyses(host, asks_values)]
         phases = phases_in(host)
-        engine.load(*{r.name: r.text for phase in phases for r in phase}.values())
+        texts += {r.name: r.text for phase in phases for r in phase}.values()
+        engine.load(prelude(host), *texts)
         constants = _encode(graph, engine, host)
         if asks_values:
             _set_values(graph, engine, host)

@@ -7,6 +7,7 @@ and runs conditions and attribute functions when egglog calls back through `disp
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Any
 
 from ..ir.errors import NesteggError, RuleError
@@ -44,6 +45,11 @@ class Host:
         self._functions.append((name, f))
         return len(self._functions) - 1
 
+    @property
+    def functions(self) -> int:
+        """How many functions are registered."""
+        return len(self._functions)
+
     def call(self, function: int, numbers: tuple[int, ...]) -> int | bool:
         key = (function, numbers)
         if key not in self._results:
@@ -73,21 +79,38 @@ def dispatch(function: int, *numbers: int) -> int | bool:
     return _current[-1].call(function, numbers)
 
 
-#: `dispatch`, as egglog text.
-DISPATCH = f"""(py-eval "__import__('{__name__}', fromlist=['dispatch']).dispatch" (py-dict) (py-dict))"""
+def bind(function: int) -> Callable[..., int | bool]:
+    """`dispatch` of one function: what a global of egglog's holds."""
+    return partial(dispatch, function)
 
-#: egglog text that binds `$call` to it.
-PRELUDE = f"(let $call {DISPATCH})"
+
+def bound(function: int) -> str:
+    """A function of the host's, as egglog text."""
+    return f"""(py-eval "__import__('{__name__}', fromlist=['bind']).bind({function})" (py-dict) (py-dict))"""
+
+
+def prelude(host: Host) -> str:
+    """egglog text that binds `$f0`, `$f1`, … to the host's functions, and `$nothing` to what they return for no value.
+
+    What is written out in a rule is evaluated and pickled at each match; a global is not.
+    """
+    nothing = '(let $nothing (py-eval "False" (py-dict) (py-dict)))'
+    return "\n".join([nothing, *(f"(let $f{k} {bound(k)})" for k in range(host.functions))])
 
 
 def merge_text(function: int) -> str:
-    """A `:merge` of two values. It does not use `$call`: in a merge, egglog 13.2 looks globals up wrongly (a test of
-    `widest` found an integer in its place)."""
-    return f"(py-call {DISPATCH} (py-from-int {function}) old new)"
+    """A `:merge` of two values. It does not use a global: in a merge, egglog 13.2 looks globals up wrongly (a test of
+    `widest` found an integer in its place). A table without keys does as well."""
+    return f"(py-call (f{function}) old new)"
+
+
+def merger(function: int) -> str:
+    """egglog text that declares what `merge_text` calls."""
+    return f"(function f{function} () PyObject :merge old) (set (f{function}) {bound(function)})"
 
 
 def call_text(function: int, args: list[str]) -> str:
-    return f"(py-call $call (py-from-int {function}) {' '.join(args)})"
+    return f"(py-call $f{function} {' '.join(args)})"
 
 
 def test_text(function: int, args: list[str]) -> str:

@@ -8,20 +8,22 @@ rule dies loudly), `is-const` marks what is known at compile time. Built-in and 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 from ..ir.attrs import EMPTY
 from ..ir.errors import RuleError, TypeRuleError
 from ..ir.operator import OPERATORS, operator
 from .folded import Folded
 from .fusion_rules import POSITIONS, WIDE_POSITIONS, FusionRule
-from .host import PRELUDE, Host, call_text, merge_text, test_text
-from .kernel import TRAITS, fuse, fuse_unit, genus, merge_operands, of_operator, wider
+from .host import Host, call_text, merge_text, merger, test_text
+from .kernel import TRAITS, Kernel, fuse, fuse_unit, genus, merge_operands, of_operator, wider
 from .pattern import (
     RESULT,
     Apply,
     Pattern,
     Record,
     Var,
+    applications,
     calibrated_name,
     call,
     records,
@@ -52,8 +54,8 @@ def arities(op: str) -> range:
 
 def declarations(host: Host) -> str:
     """Sorts, constructors and analyses of the graph language."""
+    wide = host.function("wider", wider)
     lines = [
-        PRELUDE,
         "(sort T) (sort TV (Vec T))",
         "(constructor Input (i64) T) (constructor Const (PyObject) T) (constructor Call (PyObject TV) T)",
         "(function ty (T) PyObject :no-merge)",
@@ -62,10 +64,12 @@ def declarations(host: Host) -> str:
         "(function stepped (T) i64 :merge (max old new))",
         "(function calibrated (T) PyObject :merge old) (function value (T) PyObject :merge old)",
         "(relation uses (PyObject TV i64 T))",
+        *(f"(relation uses-{i} (PyObject TV T))" for i in WIDE_POSITIONS),
         "(relation read-by (T T))",
         "(function readers (T) i64 :merge (max old new))",
         "(function repeated (PyObject TV) i64 :merge (min old new))",
-        f"(function widest (T PyObject) PyObject :merge {merge_text(host.function('wider', wider))})",
+        merger(wide),
+        f"(function widest (T PyObject) PyObject :merge {merge_text(wide)})",
         *(f"(relation trait-{name} (PyObject))" for name in TRAITS),
         "(function genus (PyObject) PyObject :merge old)",
         f"(ruleset {ANALYSES})",
@@ -79,7 +83,8 @@ def analyses(host: Host, values: bool = False) -> str:
     """Rules that give every operator e-node its type, spread compile-time constness (and, for rules that ask for them,
     `values`), and index kernels' arguments."""
     out = [
-        f"(rule ((= e (Call k xs)) (> (vec-length xs) {i})) ((uses k xs {i} (vec-get xs {i}))) :ruleset {ANALYSES})"
+        f"(rule ((= e (Call k xs)) (> (vec-length xs) {i}) (= x (vec-get xs {i})))"
+        f" ((uses k xs {i} x) (uses-{i} k xs x)) :ruleset {ANALYSES})"
         for i in WIDE_POSITIONS
     ]
     out.append(f"(rule ((= e (Call k xs))) ((kernel k)) :ruleset {ANALYSES})")  # each is asked once, not each call
@@ -146,9 +151,8 @@ def lowering_rules(host: Host) -> list[EggRule]:
 def fusion_rule(r: FusionRule, host: Host) -> EggRule:
     """A fusion rule as egglog text, one form a position (the producer's arguments take the place of its result).
 
-    The consumer is found through `uses`, which is indexed by the tensor it reads.
+    The consumer is found through `uses-i`, which is indexed by the tensor it reads.
     """
-    test, make = host.function(r.name, r.when), host.function(r.name, fuse_unit if r.dominates else fuse)
     drop = " (subsume (Call k xs))" if r.dominates else ""
     const = " (is-const x)" if r.const else " (= 1 (readers x))" if r.sole else ""
     widest = ""
@@ -157,18 +161,25 @@ def fusion_rule(r: FusionRule, host: Host) -> EggRule:
         widest += " (vec-not-contains ys x) (vec-not-contains ys e)"
     out = [f"(ruleset {r.name})"]
     for i in WIDE_POSITIONS if r.widest else POSITIONS:
-        arguments = ["k", f"(py-from-int {i})", "p"]
+        fused = call_text(host.function(r.name, partial(_fused, r, i)), ["k", "p"])
         before = "(vec-of " + " ".join(f"(vec-get xs {n})" for n in range(i)) + ")" if i else ""
         after = "xs"
         for _ in range(i + 1):
             after = f"(vec-remove {after} 0)"
         spliced = f"(vec-append {before} ys {after})"
         out.append(
-            f"(rule ((= x (Call p ys)) (trait-{r.producer} p) (uses k xs {i} x) (trait-{r.consumer} k)"
-            f" (= e (Call k xs)){const}{widest} {test_text(test, arguments)})"
-            f" ((union e (Call {call_text(make, arguments)} {spliced})){drop}) :ruleset {r.name})"
+            f"(rule ((= x (Call p ys)) (trait-{r.producer} p) (uses-{i} k xs x) (trait-{r.consumer} k)"
+            f" (= e (Call k xs)){const}{widest} (= kp {fused}) (!= kp $nothing))"
+            f" ((union e (Call kp {spliced})){drop}) :ruleset {r.name})"
         )
-    return EggRule(r.name, r.kind, r.name, "\n".join(out))
+    return EggRule(r.name, r.kind, r.name, "\n".join(out), (f"trait-{r.consumer}", f"trait-{r.producer}"))
+
+
+def _fused(r: FusionRule, i: int, consumer: Kernel, producer: Kernel) -> Kernel | bool:
+    """The kernel that a rule makes of two, or False where it does not apply (the host's word for nothing)."""
+    if not r.when(consumer, i, producer):
+        return False
+    return (fuse_unit if r.dominates else fuse)(consumer, i, producer)
 
 
 def count_readers() -> EggRule:
@@ -240,7 +251,8 @@ def graph_rule(r: GraphRule, host: Host) -> EggRule:
     ]
     actions += [f"(subsume {text})" for text in matched if r.dominates]
     text = f"(ruleset {r.name})\n(rule ({' '.join(facts)}) ({' '.join(actions)}) :ruleset {r.name})"
-    return EggRule(r.name, r.kind, r.name, text)
+    needed = dict.fromkeys(constructor(p.op, len(p.args)) for left in lefts for p in applications(left))
+    return EggRule(r.name, r.kind, r.name, text, tuple(needed))
 
 
 def _matches(pattern: Apply, attrs: object) -> bool:

@@ -146,6 +146,14 @@ def tensors(p: Pattern) -> Iterator[str]:
             yield from tensors(a)
 
 
+def applications(p: Pattern) -> Iterator[Apply]:
+    """The operators applied, outermost first."""
+    if isinstance(p, Apply):
+        yield p
+        for a in p.args:
+            yield from applications(a)
+
+
 def records(p: Pattern) -> Iterator[str]:
     if isinstance(p, Apply):
         if isinstance(p.attrs, Record):

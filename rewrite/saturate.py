@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,12 +52,14 @@ BAN = 2
 
 @dataclass(frozen=True)
 class EggRule:
-    """A rule ready for egglog: `text` holds one or more `(rule …)` forms in ruleset `ruleset`."""
+    """A rule ready for egglog: `text` holds one or more `(rule …)` forms in ruleset `ruleset`. `needs`: tables that
+    every match takes a row of; while one is empty, the rule is not run."""
 
     name: str
     kind: str
     ruleset: str
     text: str
+    needs: tuple[str, ...] = ()
 
 
 @dataclass
@@ -123,10 +125,17 @@ class Engine:
         for k in range(0, len(lines), PORTION):
             self.run("\n".join(lines[k : k + PORTION]))
 
+    def sizes(self) -> dict[str, int]:
+        """Rows of every table."""
+        return dict(self.run("(print-size)")[0].sizes)
+
     def size(self, counted: Iterable[str] | None = None) -> int:
-        sizes = self.run("(print-size)")[0].sizes
-        wanted = None if counted is None else set(counted)
-        return sum(n for name, n in sizes if wanted is None or name in wanted)
+        """Rows of the tables `counted`, or of all."""
+        return _total(self.sizes(), None if counted is None else set(counted))
+
+
+def _total(sizes: Mapping[str, int], counted: set[str] | None) -> int:
+    return sum(n for name, n in sizes.items() if counted is None or name in counted)
 
 
 def saturate(
@@ -160,10 +169,12 @@ class _Run:
         self.engine, self.counted, self.after_step = engine, counted, after_step
         self.report = SaturationReport()
         self.start = time.perf_counter()
-        self.size = engine.size(counted)
         self.settle = f"(run-schedule (saturate (run {analyses})))" if analyses else ""
+        self.tables = engine.sizes()
+        self.size = _total(self.tables, counted)
         if self.settle:
             engine.run(self.settle)
+            self.tables = engine.sizes()
 
     @property
     def cut(self) -> bool:
@@ -191,10 +202,10 @@ class _Run:
         """Each rule once: whether something changed, and the limit that was reached, if any."""
         active = False
         for r, stats in steps:
-            if resting.sits_out(r.name, number):
+            if resting.sits_out(r.name, number) or not all(self.tables[name] for name in r.needs):
                 continue
             before = stats.matches
-            self.size, changed = _step(self.engine, r, stats, self.settle, self.counted, self.size)
+            changed = self._step(r, stats)
             resting.look_at(stats, stats.matches - before, number)
             active |= changed
             self.after_step()
@@ -202,6 +213,20 @@ class _Run:
             if limit:
                 return active, limit
         return active, ""
+
+    def _step(self, r: EggRule, stats: RuleStats) -> bool:
+        """The rule once, and what follows from it; whether it changed something."""
+        begun = time.perf_counter()
+        report = self.engine.run(f"(run-schedule (run {r.ruleset}))")[0].report
+        if self.settle and report.updated:
+            self.engine.run(self.settle)
+        stats.seconds += time.perf_counter() - begun
+        stats.matches += sum(report.num_matches_per_rule.values())
+        if report.updated:
+            self.tables, before = self.engine.sizes(), self.size
+            self.size = _total(self.tables, self.counted)
+            stats.enodes += max(self.size - before, 0)
+        return report.updated
 
     def finished(self) -> SaturationReport:
         self.report.enodes = self.size
@@ -230,22 +255,6 @@ class _BackOff:
         waiting = any(round < until - 1 for until in self.until.values())
         self.until.clear()
         return waiting
-
-
-def _step(
-    engine: Engine, r: EggRule, stats: RuleStats, settle: str, counted: set[str] | None, size: int
-) -> tuple[int, bool]:
-    begun = time.perf_counter()
-    report = engine.run(f"(run-schedule (run {r.ruleset}))")[0].report
-    if settle and report.updated:
-        engine.run(settle)
-    stats.seconds += time.perf_counter() - begun
-    stats.matches += sum(report.num_matches_per_rule.values())
-    if not report.updated:
-        return size, False
-    after = engine.size(counted)
-    stats.enodes += max(after - size, 0)
-    return after, True
 
 
 def _exceeded(limits: Limits, size: int, start: float) -> str:

@@ -211,3 +211,15 @@ def test_the_command_says_what_is_kept_and_removes_it(folder):
     assert held["entries"]["programs"] == 1 and held["bytes"]["programs"] > 100
     assert run("clear") == held
     assert run("info")["entries"] == {"programs": 0, "kernels": 0}
+
+
+def test_what_is_read_is_the_file_itself(tmp_path):
+    cache = Cache(tmp_path / "own")
+    block = np.arange(1000, dtype=np.uint8)
+    cache.write("programs/a", {"text": b"abc", "block": block})
+    parts = cache.read("programs/a")
+    assert parts is not None
+    np.testing.assert_array_equal(parts["block"], block)
+    assert not parts["block"].flags.writeable and parts["block"].ctypes.data % 64 == 0
+    cache.write("programs/a", {"text": b"abc", "block": block + 1})
+    np.testing.assert_array_equal(parts["block"], block)  # a new entry is a new file: who reads the old one keeps it

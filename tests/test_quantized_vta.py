@@ -6,7 +6,8 @@ import pytest
 
 import nestegg
 from nestegg.compiler import import_program
-from nestegg.extract.choose import canonical_call, constant_values
+from nestegg.extract.choose import canonical_call
+from nestegg.extract.constants import constant_values
 from nestegg.ir.reference import evaluate_expr, fold
 from nestegg.rewrite.graph_egraph import build
 from nestegg.rewrite.graph_rules import graph_rules

@@ -22,7 +22,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..extract import EGraphBuilder, extract
-from ..extract.choose import REPEATS, canonical_call, constant_values
+from ..extract.choose import REPEATS, canonical_call
+from ..extract.constants import constant_values
 from ..ir.compose import is_map, reads_at, reads_once
 from ..ir.errors import NesteggError, UnsupportedError
 from ..ir.expr import Cast, Read, TensorExpr, walk

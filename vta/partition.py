@@ -22,11 +22,11 @@ from ..extract.choose import (
     KernelCosts,
     Step,
     at_least,
-    constant_values,
     kernel_candidates,
     loss_budgets,
     undominated,
 )
+from ..extract.constants import constant_values
 from ..extract.result import Extraction
 from ..ir.errors import NesteggError, UnsupportedError
 from ..ir.nest import Nest

@@ -46,6 +46,7 @@ def test_a_deep_network_is_solved_without_a_solver() -> None:
     assert dag_cost(egraph, choice) == pytest.approx(5.5 + 58 * 5.0 + 1.0 + 6.0)
     result = extract(egraph)
     assert result.optimal and result.cost == pytest.approx(dag_cost(egraph, choice))
+    assert result.method == "frontier"
 
 
 @given(egraphs())
@@ -69,3 +70,27 @@ def test_beyond_the_limits_there_is_no_answer(monkeypatch: pytest.MonkeyPatch, l
 
 def test_the_deadline_is_obeyed() -> None:
     assert frontier_choice(simplified(layers(5)), time.perf_counter() - 1) is None
+
+
+def branches(count: int, depth: int, layouts: int) -> FlatEGraph:
+    """`count` chains of `depth` tensors that a last one reads, each in one of `layouts`, the same in a whole chain."""
+    b = EGraphBuilder()
+    for k in range(count):
+        for d in range(depth):
+            for w in range(layouts):
+                b.node(f"x{k}.{d}.{w}", "step", 1.0 + (w + k) % layouts, [f"x{k}.{d + 1}.{w}"] if d + 1 < depth else [])
+        for w in range(layouts):
+            b.node(f"y{k}", "take", 1.0, [f"x{k}.0.{w}"])
+    b.node("z", "join", 1.0, [f"y{k}" for k in range(count)])
+    b.root("z")
+    return b.build()
+
+
+def test_branches_are_settled_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Side by side, the states of the branches would be multiplied: 6 ** 5.
+    egraph = branches(5, 4, 6)
+    monkeypatch.setattr(frontier, "STATES", 100)
+    reduction = Reduction(egraph)  # not simplified, or nothing would be left to choose
+    choice = frontier_choice(reduction, time.perf_counter() + 20)
+    assert choice is not None
+    assert dag_cost(egraph, choice) == pytest.approx(1 + 5 * (1 + 4))

@@ -71,3 +71,17 @@ def test_values_of_two_graphs_do_not_mix():
     x, y = (GraphBuilder().input(TensorType((1,))) for _ in range(2))
     with pytest.raises(TypeRuleError, match="belongs to another graph"):
         _ = x + y
+
+
+def test_constants_are_copied_if_somebody_may_write_to_them():
+    weights = np.ones((2, 3), np.float32)
+    view = weights[:]
+    view.setflags(write=False)
+    frozen = np.ones(6, np.float32) * 2
+    frozen.setflags(write=False)
+    b = GraphBuilder()
+    kept = [b.constants[b.constant(a).id] for a in (weights, view, frozen.reshape(2, 3))]
+    weights[0, 0] = 5
+    assert kept[0][0, 0] == 1 and kept[1][0, 0] == 1
+    assert np.shares_memory(kept[2], frozen)
+    assert not any(a.flags.writeable for a in kept)

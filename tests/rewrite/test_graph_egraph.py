@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nestegg.extract.choose import constant_values
+from nestegg.extract.constants import constant_values
 from nestegg.ir.attrs import Attrs
 from nestegg.ir.graph import Graph, GraphBuilder
 from nestegg.ir.operator import operator

@@ -153,3 +153,14 @@ def test_a_rule_that_finds_too_much_backs_off_and_comes_back():
     free.load("(sort N)", "(constructor Leaf (i64) N)", "(constructor Pair (N N) N)", "(ruleset pairs)")
     free.load(pairs.text, grow.text, "(Leaf 0)")
     assert saturate(free, [[pairs, grow]], Limits()).rules["pairs"].banned == 0
+
+
+def test_a_rule_is_not_run_while_a_table_it_needs_is_empty():
+    grow = EggRule("grow", "algebra", "grow", GROW.text, ("T",))
+    mark = EggRule("mark", "algebra", "mark", "(ruleset mark) (rule ((= n (S x))) ((T x)) :ruleset mark)")
+    engine = Engine()
+    engine.load("(datatype N (Z) (S N)) (relation T (N))", grow.text, mark.text, "(S (Z))")
+    report = saturate(engine, [[grow]], Limits(iterations=3))
+    assert report.stopped_by == "saturated" and report.rules["grow"].matches == 0
+    report = saturate(engine, [[mark, grow]], Limits(iterations=3))
+    assert report.rules["grow"].matches > 0
