@@ -164,8 +164,9 @@ class Fit:
 @dataclass(frozen=True)
 class Space:
     """What rules may ask of kernel and target: axes, lanes, register and unrolling budgets, threads,
-    intrinsics (`fits`), overlapping windows (`window`); whether results are so many that they might be stored past the caches (`overflows`), and
-    whether a reduction works on a tensor of which the second cache holds little (`distant`).
+    intrinsics (`fits`), overlapping windows (`window`); whether results are so many that they might be stored past
+    the caches (`overflows`), and whether a reduction works on a tensor of which the second cache holds little
+    (`distant`).
 
     A kernel of several stages has the space of its shared axes, whose `parts` are the spaces of its stages;
     `sequences` are the orders in which they may run, each with the bytes of scratch it takes for one point.
@@ -260,9 +261,8 @@ def _space(kernel: LoopKernel, target: Target, threads: int = 1) -> Space:
     worked_on = [t for t in reads if kernel.points >= FETCHED_REUSE * t.size]
     distant = bool(kernel.reduce) and any(t.nbytes > target.caches[1] // 2 for t in worked_on)
     window = None if fits else _window(kernel, unit)
-    return Space(
-        axes, lanes, target.registers, 8 * target.registers, threads, streamed, fits=fits, distant=distant, window=window
-    )
+    budgets = lanes, target.registers, 8 * target.registers, threads
+    return Space(axes, *budgets, streamed, fits=fits, distant=distant, window=window)
 
 
 def _window(kernel: LoopKernel, unit: set[Axis]) -> Window | None:
