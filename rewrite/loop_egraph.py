@@ -19,7 +19,7 @@ from ..ir.loops import Lowered
 from ..ir.nest import KINDS, WAYS, Cat, For, Intrin, Nest, Seq, Stage, Store, Tile, Vec
 from ..ir.target import Target
 from .guided import Guide, saturate_guided
-from .loop_language import ALL, PHASES, STRAIGHT, LoopAxis, LoopRule, Space, declarations, space
+from .loop_language import ALL, PHASES, STRAIGHT, LoopAxis, LoopRule, Space, declarations, divisors, space
 from .loop_rules import LOOP_RULES
 from .rule import distinct
 from .saturate import Engine, Limits, SaturationReport, saturate
@@ -163,11 +163,6 @@ def _randrange(rng: np.random.Generator, n: int) -> int:
             return value
 
 
-def divisors(n: int) -> list[int]:
-    small = [f for f in range(1, int(n**0.5) + 1) if n % f == 0]
-    return sorted({*small, *(n // f for f in small)})
-
-
 def cuts(n: int, lanes: int, a: LoopAxis) -> list[int]:
     """Places at which to cut an extent without good factors: after the last whole vector, or the last whole tile."""
     whole_vectors = not a.contiguous or n <= lanes or n % lanes == 0
@@ -178,10 +173,13 @@ def cuts(n: int, lanes: int, a: LoopAxis) -> list[int]:
     return sorted(p for p in places if 0 < p < n)
 
 
-def factors(n: int, coarse: bool) -> list[int]:
-    """Sizes that a block of extent n may be peeled to: every proper divisor, or only 1 and a tile's worth."""
+def factors(n: int, coarse: bool, chain: int = 0) -> list[int]:
+    """Sizes that a block of extent n may be peeled to: every proper divisor, or only 1, a tile's worth, and that of a
+    sum of so many terms."""
     proper = [f for f in divisors(n) if f < n]
-    return sorted({1, max(f for f in proper if f <= COARSE_TILE)}) if coarse and proper else proper
+    if not coarse or not proper:
+        return proper
+    return sorted({max(f for f in proper if f <= most) for most in (1, COARSE_TILE, max(chain, 1))})
 
 
 def borders(a: LoopAxis, coarse: bool) -> list[int]:
@@ -196,6 +194,7 @@ def facts(s: Space, coarse: bool = False) -> str:
     """The relations `div` (useful factors), `cut` and `border` of every extent that can occur."""
     lines: list[str] = []
     extents: set[int] = set()
+    chain = max(v.chain for v in s.views)
     for stage, a in ((v.stage, a) for v in s.views for a in v.axes):
         todo, seen = [a.extent], set()
         for f in borders(a, coarse) if a.bit >= 0 else ():
@@ -212,7 +211,7 @@ def facts(s: Space, coarse: bool = False) -> str:
                 todo += [x for q in places for x in (q, n - q)]
             todo += divisors(n)
         extents |= seen
-    lines += [f"(div {n} {f} {n // f})" for n in sorted(extents) for f in factors(n, coarse)]
+    lines += [f"(div {n} {f} {n // f})" for n in sorted(extents) for f in factors(n, coarse, chain)]
     return "\n".join(lines)
 
 

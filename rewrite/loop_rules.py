@@ -6,8 +6,12 @@ axis first is a rule for every axis.
 
 from __future__ import annotations
 
+import math
+
 from .loop_language import (
     ALL,
+    CHAIN,
+    SHORTEST,
     Block,
     Cat,
     Fit,
@@ -126,9 +130,14 @@ def tile_registers(b: Block, a: LoopAxis) -> str:
 
 
 def _limit_chain(b: Block, accumulators: int) -> None:
-    """A tile takes so much of a long sum that each of a result's accumulators takes `CHAIN` terms at most."""
-    if b.space.chain:
-        b.require(b.product(b.space.reduced) <= b.space.chain * accumulators)
+    """A tile takes so much of a long sum that each of a result's accumulators takes `Space.chain` terms at most, and
+    that there are not many more pieces than that."""
+    s = b.space
+    if s.chain:
+        most = s.chain * accumulators
+        depth = math.prod(a.extent for a in s.reduced)
+        b.require(b.product(s.reduced) <= most)
+        b.require(b.product(s.reduced) >= min(most, max(SHORTEST, -(-depth // CHAIN))))
 
 
 @loop_rule("vectorize", phase="serial", over="walked")

@@ -17,14 +17,31 @@ from nestegg.codegen.memory import aligned_bytes
 from nestegg.codegen.pool import pool_symbols
 from nestegg.ir.attrs import Attrs
 from nestegg.ir.compose import compose
-from nestegg.ir.loops import LoopKernel, Lowered, described, lower
-from nestegg.ir.nest import AHEAD, PARALLEL, SERIAL, STREAMED, UNROLL, Cat, For, Nest, Store, Tile, Vec, parallel
+from nestegg.ir.loops import LoopKernel, Lowered, StagedKernel, described, lower
+from nestegg.ir.nest import (
+    AHEAD,
+    PARALLEL,
+    SERIAL,
+    STREAMED,
+    UNROLL,
+    Cat,
+    For,
+    Nest,
+    Seq,
+    Stage,
+    Store,
+    Tile,
+    Vec,
+    parallel,
+)
 from nestegg.ir.operator import operator
 from nestegg.ir.target import LINE, host
 from nestegg.ir.types import DTYPES, TensorType
 from nestegg.rewrite.loop_egraph import build
 from nestegg.rewrite.saturate import Limits
 from nestegg.testing import evaluate_kernel, kernels, schedules, staged_exprs
+
+from ..ir.test_stages import softmax
 
 #: This machine, as if its caches held hardly anything: nests that store past them or fetch ahead are drawn too.
 CROWDED = replace(host(), caches=(host().caches[0], LINE, LINE))
@@ -102,6 +119,41 @@ def test_uniformly_drawn_nests_of_a_convolution(padding: int) -> None:
         nest = egraph.sample(rng)
         assert nest is not None
         check(kernel, nest)
+
+
+def depthwise(channels: int, extent: int, stride: int = 1, padding: int = 0) -> LoopKernel:
+    """Windows of 3x3, channel by channel, the channels last."""
+    x = TensorType((1, channels, extent, extent))
+    attrs = Attrs(
+        strides=(stride,) * 2, padding=((padding,) * 2,) * 2, lhs_dilation=(1, 1), rhs_dilation=(1, 1), groups=channels
+    )
+    conv = operator("conv").expr((x, TensorType((channels, 1, 3, 3))), attrs)
+    last = operator("transpose").expr((TensorType((1, extent, extent, channels)),), Attrs(perm=(0, 3, 1, 2)))
+    weights = operator("transpose").expr((TensorType((1, 3, 3, channels)),), Attrs(perm=(3, 0, 1, 2)))
+    there = operator("transpose").expr((conv.type,), Attrs(perm=(0, 2, 3, 1)))
+    return lower(compose(there, 0, compose(compose(conv, 0, last), 1, weights)))
+
+
+@pytest.mark.parametrize(("stride", "padding"), [(1, 0), (1, 1), (2, 1)])
+def test_uniformly_drawn_nests_of_overlapping_windows(stride: int, padding: int) -> None:
+    kernel = depthwise(19, 8, stride, padding)
+    egraph, rng = build(kernel, host()), np.random.default_rng(6)
+    assert egraph.space.window is not None
+    for _ in range(6):
+        nest = egraph.sample(rng)
+        assert nest is not None
+        check(kernel, nest)
+
+
+@pytest.mark.parametrize(("stride", "loads"), [(1, 3 * (6 + 3)), (2, 3 * (9 + 3))])
+def test_overlapping_windows_are_loaded_once(stride: int, loads: int) -> None:
+    """Of 4 neighbouring results: the 6 (stride 2: 9) vectors of a row that they read, and its 3 of weights."""
+    kernel = depthwise(16, 3 + 3 * stride, stride)
+    rows, columns, channels, down, along = range(5)
+    window = For(columns, 4, UNROLL, For(along, 3, UNROLL, Vec(channels, 16)))
+    nest = For(rows, 4, SERIAL, Tile(channels, For(down, 3, UNROLL, window)))
+    check(kernel, nest)
+    assert _llvm(kernel, nest).count(" load <16 x float>") == loads
 
 
 def test_a_cut_reduction_keeps_partial_results():
@@ -239,6 +291,30 @@ def test_an_ahead_loop_asks_for_its_next_operands() -> None:
     assert all("llvm.prefetch" not in _llvm(kernel, replace(n, kind=SERIAL)) for n in asking)
     for nest in ahead[:8]:
         check(kernel, nest, 1)
+
+
+def test_the_last_stage_that_reads_an_input_asks_for_the_next_rows() -> None:
+    """Which is the one of the exponentials, not that of the maximum before it, nor the sum's."""
+    kernel = lower(softmax(12, 64))
+    rows = For(0, 12, AHEAD, _softmax_of_a_row(kernel))
+    check(kernel, rows)
+    lines = _llvm(kernel, rows).splitlines()
+    loads = [k for k, line in enumerate(lines) if " load <16 x float>" in line]
+    asked = [k for k, line in enumerate(lines) if "call void @\"llvm.prefetch" in line]
+    assert len(asked) == 4  # the vectors of a row, once each,
+    assert sum(k < asked[0] for k in loads) == 4  # after the maximum has read them
+    assert "prefetch" not in _llvm(kernel, replace(rows, kind=SERIAL))
+
+
+def _softmax_of_a_row(kernel: Lowered) -> Nest:
+    """Stages of the sequence that keeps the exponentials, over a row of four vectors."""
+    assert isinstance(kernel, StagedKernel)
+    row = Tile(1, For(1, 4, UNROLL, Vec(1, 16)))
+    *first, last = max(kernel.sequences, key=len)
+    nest: Nest = Stage(last, row)
+    for number in reversed(first):
+        nest = Seq(Stage(number, row), nest)
+    return nest
 
 
 FILTERS = ((1.0, 0.0, -2.5, 0.0), (0.0, -1.0, 1.0, 0.5), (0.0, 1.0, 1.0, 0.5))
