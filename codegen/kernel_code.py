@@ -392,8 +392,10 @@ class KernelCode:
     def _at(self, at: Position, slot: Slot) -> Position:
         return replace(at, fixed=tuple(f + (slot[k] if k < self.spatial else 0) for k, f in enumerate(at.fixed)))
 
-    def _reduce(self, nest: Nest, at: Position, slot: Slot, acc: Accumulators, vector: int) -> Accumulators:
-        """The tile's body applied to its accumulators."""
+    def _reduce(
+        self, nest: Nest, at: Position, slot: Slot, acc: Accumulators, vector: int, apart: bool = True
+    ) -> Accumulators:
+        """The tile's body applied to its accumulators; `apart`: each round of an unrolled reduction loads its own."""
         if isinstance(nest, Vec):
             assert self.kernel.update is not None
             here = self._at(at, slot)
@@ -416,12 +418,12 @@ class KernelCode:
             return self._reduction_loop(nest, at, slot, acc, vector, step)
         for t in range(nest.trips):
             moved = self._slot_at(nest, slot, t, vector)
-            if nest.axis < self.spatial:
-                acc = self._reduce(nest.body, at, moved, acc, vector)
+            if nest.axis < self.spatial:  # reductions further in are over windows of what neighbouring results load
+                acc = self._reduce(nest.body, at, moved, acc, vector, apart=False)
             else:
-                if t:
+                if t and (apart or nest.axis == vector):
                     self._fence()
-                acc = self._reduce(nest.body, at.shifted(nest.axis, t * step), moved, acc, vector)
+                acc = self._reduce(nest.body, at.shifted(nest.axis, t * step), moved, acc, vector, apart)
         return acc
 
     def _adds_nothing(self, update: Scalar, at: Position, vector: int, lanes: int) -> bool:

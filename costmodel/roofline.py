@@ -184,19 +184,38 @@ class Rates:
         with a single one, in full-width loads (arithmetic takes it from memory as part of the instruction).
         """
         count = self._others(domain, v, a.strides != 0)
+        free = self._free_of_tests(a, domain, inside)
+        once = np.where(free, self._shared(a, domain, v), 1.0) * count
         along = self._along(domain, v)
         stride = np.where(v >= 0, a.strides[np.maximum(v, 0)], 0) if len(a.strides) else np.zeros(len(v))
         split = SPLIT if a.splits(self.t.vector_bytes) else 1.0
-        contiguous = split * count * -(-along // self.lanes) / self.t.loads_per_cycle
+        contiguous = split * once * -(-along // self.lanes) / self.t.loads_per_cycle
         broadcast = count * repeat / self.t.loads_per_cycle
         gathered = count * along * SINGLE
         cycles = np.where(stride == 0, broadcast, np.where(stride == a.size * unit, contiguous, gathered))
         if not a.affine:
             cycles = cycles + gathered
-        if not a.tested:
-            return cycles
-        free = np.zeros(len(inside), bool) if a.clear is None else (self._known(domain, inside) & a.clear) == a.clear
         return np.where(free, cycles, cycles * 2 + 0.5 * count)
+
+    def _free_of_tests(self, a: Access, domain: np.ndarray, inside: np.ndarray) -> np.ndarray:
+        """Blocks in which no bounds are tested for an access."""
+        if not a.tested:
+            return np.ones(len(domain), bool)
+        if a.clear is None:
+            return np.zeros(len(domain), bool)
+        return (self._known(domain, inside) & a.clear) == a.clear
+
+    def _shared(self, a: Access, domain: np.ndarray, v: np.ndarray) -> np.ndarray:
+        """Share of the vectors that results of a block read which is loaded: of overlapping windows each vector once,
+        where registers hold the results and, beside them, a window of both operands."""
+        window = self.space.window
+        if window is None or not a.strides[window.axis] or a.strides[window.along] % a.strides[window.axis]:
+            return np.ones(len(domain))
+        move = a.strides[window.along] // a.strides[window.axis]
+        size, results = domain[:, window.axis], domain[:, window.along]
+        distinct = np.minimum(move * (results - 1) + size, results * size)
+        held = self.vectors(domain, v) + 2 * size <= self.t.registers
+        return np.where(held, distinct / (results * size), 1.0)
 
     def _known(self, domain: np.ndarray, inside: np.ndarray) -> np.ndarray:
         """The ends of padded axes at which no bounds are tested: of those too along which straight-line code goes all
@@ -326,6 +345,8 @@ class Rates:
             v, which = np.full(len(shapes), axis), np.full(len(shapes), fit)
             if self.weights:  # the code knows them where it holds the whole reduction
                 domain[:, self.spatial :] = [a.extent for a in k.reduce]
+            elif (window := self.space.window) is not None:
+                domain[:, window.axis] = min(k.axes[window.axis].extent, self.t.registers // 4)
             rounds = depth / domain[:, self.spatial :].prod(axis=1)
             inside = np.full(len(v), clear)
             update = self.region(domain, v, inside, which) * rounds

@@ -28,6 +28,7 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import Any
 
 from ..ir.errors import RuleError
@@ -128,6 +129,15 @@ class LoopAxis:
 
 
 @dataclass(frozen=True)
+class Window:
+    """A reduction axis (by its number) that takes results `along` a spatial axis through overlapping windows of an
+    operand which is loaded in vectors."""
+
+    axis: int
+    along: int
+
+
+@dataclass(frozen=True)
 class Fit:
     """An intrinsic that is the kernel's update: `number` in the space; `axes`, `sizes` as in `nest.Intrin`, the lanes
     first."""
@@ -158,8 +168,9 @@ class Fit:
 @dataclass(frozen=True)
 class Space:
     """What rules may ask of kernel and target: axes, lanes, register and unrolling budgets, threads,
-    intrinsics (`fits`); whether results are so many that they might be stored past the caches (`overflows`), and
-    whether a reduction works on a tensor of which the second cache holds little (`distant`).
+    intrinsics (`fits`), overlapping windows (`window`); whether results are so many that they might be stored past
+    the caches (`overflows`), and whether a reduction works on a tensor of which the second cache holds little
+    (`distant`).
 
     A kernel of several stages has the space of its shared axes, whose `parts` are the spaces of its stages;
     `sequences` are the orders in which they may run, each with the bytes of scratch it takes for one point.
@@ -179,6 +190,7 @@ class Space:
     overflows: bool = False
     distant: bool = False
     chain: int = 0
+    window: Window | None = None
 
     @property
     def first_phase(self) -> str:
@@ -214,8 +226,11 @@ class Space:
     @property
     def unrolled(self) -> tuple[LoopAxis, ...]:
         """The order of unrolled loops, outermost first: reductions, then axes that repeat the operand's vectors, then
-        those that change them, so that few vectors are alive at a time."""
-        return (*self.reduced, *sorted(self.spatial, key=lambda a: (a.beside, a.number)))
+        those that change them, so that few vectors are alive at a time. A window is innermost: what neighbouring
+        results read is loaded once."""
+        window = [a for a in self.axes if self.window is not None and a.number == self.window.axis]
+        outer = [a for a in self.reduced if a not in window]
+        return (*outer, *sorted(self.spatial, key=lambda a: (a.beside, a.number)), *window)
 
 
 def space(kernel: Lowered, target: Target, threads: int = 1) -> Space:
@@ -252,13 +267,27 @@ def _space(kernel: LoopKernel, target: Target, threads: int = 1) -> Space:
     reads = [kernel.inputs[r.input] for r in kernel.update_reads if r.index[0].is_affine]
     worked_on = [t for t in reads if kernel.points >= FETCHED_REUSE * t.size]
     distant = bool(kernel.reduce) and any(t.nbytes > target.caches[1] // 2 for t in worked_on)
-    registers = target.registers
-    return Space(axes, lanes, registers, 8 * registers, threads, cut, fits=fits, distant=distant, chain=chain)
+    window = None if fits else _window(kernel, unit)
+    budgets = lanes, target.registers, 8 * target.registers, threads
+    return Space(axes, *budgets, cut, fits=fits, distant=distant, chain=chain, window=window)
 
 
 def _rounds(kernel: LoopKernel) -> bool:
     """Whether each step of the reduction rounds."""
     return kernel.kind == "sum" and DTYPES[kernel.accumulator_dtype].kind == "float"
+
+
+def _window(kernel: LoopKernel, unit: set[Axis]) -> Window | None:
+    """The last reduction axis whose windows overlap along an axis of the results; only where every such axis moves the
+    operand (an axis that repeats its vectors makes more of them)."""
+    for i in _loaded(kernel, unit):
+        if not i.is_affine or not all(i.coefficient(a) for a in kernel.spatial):
+            continue
+        for r, s in product(reversed(kernel.reduce), (a for a in kernel.spatial if a not in unit)):
+            step, move = i.coefficient(r), i.coefficient(s)
+            if 0 < step and move % step == 0 and 0 < move < step * r.extent:
+                return Window(kernel.axes.index(r), kernel.axes.index(s))
+    return None
 
 
 def _fits(kernel: LoopKernel, target: Target, lanes: int) -> tuple[Fit, ...]:
@@ -325,8 +354,14 @@ def border(kernel: LoopKernel, index: Index, lo: int, hi: int) -> tuple[Axis, in
 
 
 def _beside(kernel: LoopKernel, unit: set[Axis]) -> set[Axis]:
-    loaded = [r.index[0] for r in kernel.update_reads if any(r.index[0].coefficient(v) == 1 for v in unit)]
+    loaded = _loaded(kernel, unit)
     return {a for a in kernel.spatial if any(i.coefficient(a) for i in loaded)}
+
+
+def _loaded(kernel: LoopKernel, unit: set[Axis]) -> list[Index]:
+    """The addresses of operands that are loaded in vectors along some axis of `unit`."""
+    addresses = [r.index[0] for r in kernel.update_reads]
+    return [i for i in addresses if any(i.coefficient(v) == 1 for v in unit)]
 
 
 def _dtypes(kernel: LoopKernel) -> set[str]:

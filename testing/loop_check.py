@@ -33,7 +33,7 @@ from ..ir.nest import (
 )
 from ..ir.operator import Chooser, Reject
 from ..rewrite.loop_egraph import borders, cuts, divisors, facts
-from ..rewrite.loop_language import ALL, PHASES, Fit, LoopAxis, LoopRule, Space, declarations
+from ..rewrite.loop_language import ALL, PHASES, Fit, LoopAxis, LoopRule, Space, Window, declarations
 from ..rewrite.saturate import Engine
 from .choosing import Outcome, Refuted, search
 
@@ -105,7 +105,8 @@ def draw_space(c: Chooser, fitted: bool = False) -> Space:
     fits = _draw_fit(c, axes, lanes) if fitted else ()
     blocks, overflows, distant = (bool(c.integer(0, 1)) for _ in range(3))
     budgets = lanes, registers, 8 * registers, c.pick((1, 2))
-    return Space(axes, *budgets, blocks, fits=fits, overflows=overflows, distant=distant)
+    windows = (None, Window(rank - 1, spatial - 1)) if 0 < spatial < rank and not fitted else (None,)
+    return Space(axes, *budgets, blocks, fits=fits, overflows=overflows, distant=distant, window=c.pick(windows))
 
 
 def _draw_fit(c: Chooser, axes: tuple[LoopAxis, ...], lanes: int) -> tuple[Fit, ...]:
@@ -137,7 +138,7 @@ def draw_staged_space(c: Chooser) -> Space:
         extra = tuple(
             LoopAxis(len(shared) + d, c.pick(FULL_EXTENTS[:7]), d >= own, True) for d in range(own + reduced)
         )
-        parts.append(replace(whole, axes=shared + extra, stage=n))
+        parts.append(replace(whole, axes=shared + extra, stage=n, window=None))
     order = tuple(range(len(parts)))
     sequences = tuple((q, c.pick((4, 8, 40))) for q in (order, order[::-1])[: c.integer(1, 2)])
     scratch = c.pick((40, 64, 1024))

@@ -104,6 +104,41 @@ def test_uniformly_drawn_nests_of_a_convolution(padding: int) -> None:
         check(kernel, nest)
 
 
+def depthwise(channels: int, extent: int, stride: int = 1, padding: int = 0) -> LoopKernel:
+    """Windows of 3x3, channel by channel, the channels last."""
+    x = TensorType((1, channels, extent, extent))
+    attrs = Attrs(
+        strides=(stride,) * 2, padding=((padding,) * 2,) * 2, lhs_dilation=(1, 1), rhs_dilation=(1, 1), groups=channels
+    )
+    conv = operator("conv").expr((x, TensorType((channels, 1, 3, 3))), attrs)
+    last = operator("transpose").expr((TensorType((1, extent, extent, channels)),), Attrs(perm=(0, 3, 1, 2)))
+    weights = operator("transpose").expr((TensorType((1, 3, 3, channels)),), Attrs(perm=(3, 0, 1, 2)))
+    there = operator("transpose").expr((conv.type,), Attrs(perm=(0, 2, 3, 1)))
+    return lower(compose(there, 0, compose(compose(conv, 0, last), 1, weights)))
+
+
+@pytest.mark.parametrize(("stride", "padding"), [(1, 0), (1, 1), (2, 1)])
+def test_uniformly_drawn_nests_of_overlapping_windows(stride: int, padding: int) -> None:
+    kernel = depthwise(19, 8, stride, padding)
+    egraph, rng = build(kernel, host()), np.random.default_rng(6)
+    assert egraph.space.window is not None
+    for _ in range(6):
+        nest = egraph.sample(rng)
+        assert nest is not None
+        check(kernel, nest)
+
+
+@pytest.mark.parametrize(("stride", "loads"), [(1, 3 * (6 + 3)), (2, 3 * (9 + 3))])
+def test_overlapping_windows_are_loaded_once(stride: int, loads: int) -> None:
+    """Of 4 neighbouring results: the 6 (stride 2: 9) vectors of a row that they read, and its 3 of weights."""
+    kernel = depthwise(16, 3 + 3 * stride, stride)
+    rows, columns, channels, down, along = range(5)
+    window = For(columns, 4, UNROLL, For(along, 3, UNROLL, Vec(channels, 16)))
+    nest = For(rows, 4, SERIAL, Tile(channels, For(down, 3, UNROLL, window)))
+    check(kernel, nest)
+    assert _llvm(kernel, nest).count(" load <16 x float>") == loads
+
+
 def test_a_cut_reduction_keeps_partial_results():
     kernel = matmul(4, 12, 32)
     egraph, rng = build(kernel, host()), np.random.default_rng(4)
