@@ -28,6 +28,7 @@ from ..ir.nest import (
     Intrin,
     Nest,
     Seq,
+    Stage,
     Store,
     Tile,
     Vec,
@@ -72,6 +73,7 @@ class KernelCode:
     ) -> None:
         self.whole, self.nest, self.lanes = kernel, nest, lanes
         self.threads, self.forks, self.in_task, self.streamed = threads, 0, False, False
+        self.fetching: tuple[int, int] | None = None  # axis and step of the `ahead` loop around this place
         arguments = [POINTER] * (len(kernel.inputs) + 1)
         self.function = ir.Function(module, ir.FunctionType(ir.VoidType(), arguments), name)
         self.function.linkage = "internal"
@@ -200,7 +202,10 @@ class KernelCode:
             self._memory(nest.body, replace(inside, ahead=ahead))
             return []
 
+        around = self.fetching
+        self.fetching = (nest.axis, step) if nest.kind == AHEAD else around
         self._loop(nest.trips, [], body)
+        self.fetching = around
 
     def _distances(self, axis: int, step: int) -> tuple[int, ...]:
         """Bytes by which every access moves in `step` steps along an axis."""
@@ -250,7 +255,8 @@ class KernelCode:
         for s in order:
             kernel = whole.in_block(s.number, block, s is order[-1])
             self._enter(kernel, [*buffers, scratch.get(s.number, out)], self.streamed and s is order[-1])
-            self._memory(s.body, self._start_of_stage(at, set(scratch.values())))
+            start = self._start_of_stage(at, set(scratch.values()))
+            self._memory(s.body, replace(start, ahead=self._fetched_by(s, order)))
         self.kernel, self.rank, self.spatial = frame, len(frame.axes), len(frame.spatial)
         self.code, self.partial = code, partial
 
@@ -272,6 +278,20 @@ class KernelCode:
         looped = [a for a, loop in zip(self.kernel.axes, at.loops, strict=False) if loop is not None]
         even = math.gcd(LINE, *map(self._stride, looped))
         return Position(tuple(pointers), (*at.loops, *(None,) * own), (*at.fixed, *zeros), (*at.reach, *zeros), even)
+
+    def _fetched_by(self, stage: Stage, order: Sequence[Stage]) -> tuple[int, ...]:
+        """Of every access of a stage in an `ahead` loop, how far on it will be an iteration later, if the stage is the
+        last to read that input: the next rows come while it computes (softmax of 8192x1024: 23 -> 29 GB/s; 17 where
+        the first stage asks, which computes too little)."""
+        whole = self.whole
+        assert isinstance(whole, StagedKernel)
+        if self.fetching is None:
+            return ()
+        following = [whole.stages[s.number] for s in order[order.index(stage) + 1 :]]
+        later = {r.input for k in following for r in (*k.update_reads, *k.epilogue_reads)}
+        asks = [r.input < len(whole.inputs) and r.input not in later for r in self.code.reads]
+        distances = self._distances(*self.fetching)
+        return tuple(d if wanted else 0 for d, wanted in zip(distances, [*asks, False], strict=True))
 
     def _stack(self, dtype: str, elements: int) -> ir.Value:
         """Room for some elements on the stack, aligned to a cache line."""

@@ -80,13 +80,12 @@ class Roofline:
             whole = np.array([kernel.extents], np.int64).reshape(1, len(kernel.shared))
             moved = float(shared_footprint(kernel, rates, whole)[0].sum())
             cycles = min(sum(rates[n].best_tile() for n in q) for q in kernel.sequences)
-            waited = 1.0
         else:
             rate = Rates(kernel, self.target)
             whole = np.array([kernel.extents], np.int64).reshape(1, len(kernel.axes))
             moved = sum(float(footprint(a, whole)[0]) for a in rate.accesses)
             cycles = rate.best_tile()
-            waited = HIDDEN if rate.space.distant else 1.0
+        waited = HIDDEN if space(kernel, self.target).distant else 1.0
         return self._lower_bound(cycles, moved, waited)
 
     def _lower_bound(self, cycles: float, moved: float, waited: float) -> float:
@@ -645,7 +644,7 @@ class _FrameScorer(Scorer):
             for number, a in r.by_buffer(kernel):
                 self.varies[:axes, number] |= a.strides[:axes] != 0
         self.whole = self.print.sum(axis=1)
-
+        self.in_vectors = np.arange(self.print.shape[1]) < len(kernel.inputs)
 
     def _streams(self, whole: Lowered) -> Streams:
         assert isinstance(whole, StagedKernel)

@@ -169,8 +169,8 @@ class Fit:
 class Space:
     """What rules may ask of kernel and target: axes, lanes, register and unrolling budgets, threads,
     intrinsics (`fits`), overlapping windows (`window`); whether results are so many that they might be stored past
-    the caches (`overflows`), and whether a reduction works on a tensor of which the second cache holds little
-    (`distant`).
+    the caches (`overflows`), and whether a reduction works on a tensor of which the second cache holds little, or
+    several stages do on one that no cache holds (`distant`).
 
     A kernel of several stages has the space of its shared axes, whose `parts` are the spaces of its stages;
     `sequences` are the orders in which they may run, each with the bytes of scratch it takes for one point.
@@ -299,8 +299,9 @@ def _staged_space(kernel: StagedKernel, target: Target, threads: int) -> Space:
     axes = tuple(LoopAxis(k, a.extent, False, False) for k, a in enumerate(kernel.shared))
     parts = tuple(replace(_space(k, target), stage=n, distant=False) for n, k in enumerate(kernel.stages))
     sequences = tuple((q, kernel.scratch_bytes(q)) for q in kernel.sequences)
-    registers = target.registers
-    return Space(axes, target.lanes(), registers, 8 * registers, threads, False, ALL, parts, sequences)
+    budgets = target.lanes(), target.registers, 8 * target.registers, threads
+    distant = any(t.nbytes > target.caches[2] for t in kernel.inputs)
+    return Space(axes, *budgets, False, ALL, parts, sequences, distant=distant)
 
 
 def _contiguous(kernel: LoopKernel) -> set[Axis]:

@@ -17,14 +17,31 @@ from nestegg.codegen.memory import aligned_bytes
 from nestegg.codegen.pool import pool_symbols
 from nestegg.ir.attrs import Attrs
 from nestegg.ir.compose import compose
-from nestegg.ir.loops import LoopKernel, Lowered, described, lower
-from nestegg.ir.nest import AHEAD, PARALLEL, SERIAL, STREAMED, UNROLL, Cat, For, Nest, Store, Tile, Vec, parallel
+from nestegg.ir.loops import LoopKernel, Lowered, StagedKernel, described, lower
+from nestegg.ir.nest import (
+    AHEAD,
+    PARALLEL,
+    SERIAL,
+    STREAMED,
+    UNROLL,
+    Cat,
+    For,
+    Nest,
+    Seq,
+    Stage,
+    Store,
+    Tile,
+    Vec,
+    parallel,
+)
 from nestegg.ir.operator import operator
 from nestegg.ir.target import LINE, host
 from nestegg.ir.types import DTYPES, TensorType
 from nestegg.rewrite.loop_egraph import build
 from nestegg.rewrite.saturate import Limits
 from nestegg.testing import evaluate_kernel, kernels, schedules, staged_exprs
+
+from ..ir.test_stages import softmax
 
 #: This machine, as if its caches held hardly anything: nests that store past them or fetch ahead are drawn too.
 CROWDED = replace(host(), caches=(host().caches[0], LINE, LINE))
@@ -274,6 +291,30 @@ def test_an_ahead_loop_asks_for_its_next_operands() -> None:
     assert all("llvm.prefetch" not in _llvm(kernel, replace(n, kind=SERIAL)) for n in asking)
     for nest in ahead[:8]:
         check(kernel, nest, 1)
+
+
+def test_the_last_stage_that_reads_an_input_asks_for_the_next_rows() -> None:
+    """Which is the one of the exponentials, not that of the maximum before it, nor the sum's."""
+    kernel = lower(softmax(12, 64))
+    rows = For(0, 12, AHEAD, _softmax_of_a_row(kernel))
+    check(kernel, rows)
+    lines = _llvm(kernel, rows).splitlines()
+    loads = [k for k, line in enumerate(lines) if " load <16 x float>" in line]
+    asked = [k for k, line in enumerate(lines) if "call void @\"llvm.prefetch" in line]
+    assert len(asked) == 4  # the vectors of a row, once each,
+    assert sum(k < asked[0] for k in loads) == 4  # after the maximum has read them
+    assert "prefetch" not in _llvm(kernel, replace(rows, kind=SERIAL))
+
+
+def _softmax_of_a_row(kernel: Lowered) -> Nest:
+    """Stages of the sequence that keeps the exponentials, over a row of four vectors."""
+    assert isinstance(kernel, StagedKernel)
+    row = Tile(1, For(1, 4, UNROLL, Vec(1, 16)))
+    *first, last = max(kernel.sequences, key=len)
+    nest: Nest = Stage(last, row)
+    for number in reversed(first):
+        nest = Seq(Stage(number, row), nest)
+    return nest
 
 
 FILTERS = ((1.0, 0.0, -2.5, 0.0), (0.0, -1.0, 1.0, 0.5), (0.0, 1.0, 1.0, 0.5))

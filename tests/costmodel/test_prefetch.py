@@ -13,6 +13,8 @@ from nestegg.ir.target import target
 from nestegg.ir.types import TensorType
 from nestegg.rewrite.loop_egraph import build
 
+from ..ir.test_stages import softmax
+
 
 def product(panels: int, rows: int = 48):
     """Rows of 1024 by panels of 16 columns: 64 KiB of weights each."""
@@ -35,3 +37,10 @@ def test_it_is_offered_where_operands_are_far() -> None:
     assert build(product(64), machine).space.distant
     assert not build(product(1), machine).space.distant
     assert not build(product(64, rows=1), machine).space.distant  # nothing to do meanwhile
+
+
+def test_stages_fetch_rows_ahead_that_no_cache_holds() -> None:
+    machine = target("x86-64-v4")
+    rows = 2 * machine.caches[2] // 4096
+    assert build(lower(softmax(rows, 1024)), machine).space.distant
+    assert not build(lower(softmax(64, 1024)), machine).space.distant
