@@ -38,6 +38,7 @@ from ..ir.nest import (
 from ..ir.scalars import COMBINERS
 from ..ir.target import LINE
 from ..ir.types import DTYPES
+from .gaps import Gap, gaps
 from .llvm_types import (
     I32,
     I64,
@@ -608,22 +609,36 @@ class KernelCode:
     # --- padding -----------------------------------------------------------------------------------------------------
 
     def _fill(self) -> None:
-        """Write the border value everywhere; the nest then writes the interior."""
-        assert self.kernel.fill is not None
-        size, dtype = self.kernel.out_type.size, self.kernel.out_type.dtype
-        out = self.function.args[-1]
-        tail = size % self.lanes
-        for lanes, first, rounds in ((self.lanes, 0, size // self.lanes), (1, size - tail, tail)):
-            if not rounds:
-                continue
-            value = constant(self.kernel.fill.value, dtype, lanes)
+        """Write the border value wherever the nest does not write."""
+        writer = self.whole.results[0] if isinstance(self.whole, StagedKernel) else self.whole
+        for gap in gaps(writer.out, writer.spatial, self.whole.out_type.size, self.lanes):
+            self._fill_gap(gap, offset(self.builder, self.function.args[-1], gap.start, self.whole.out_type.dtype))
 
-            def body(
-                index: ir.Value, _: list[ir.Value], n: int = lanes, base: int = first, v: ir.Value = value
-            ) -> list[ir.Value]:
-                where = self.builder.mul(index, ir.Constant(I64, n))
-                where = self.builder.add(where, ir.Constant(I64, base))
-                store(self.builder, v, offset(self.builder, out, where, dtype), dtype)
-                return []
+    def _fill_gap(self, gap: Gap, at: ir.Value) -> None:
+        dtype = self.whole.out_type.dtype
+        if not gap.loops:
+            self._fill_run(gap.length, at)
+            return
+        (stride, trips), *inner = gap.loops
 
-            self._loop(rounds, [], body)
+        def body(index: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
+            here = offset(self.builder, at, self.builder.mul(index, ir.Constant(I64, stride)), dtype)
+            self._fill_gap(replace(gap, loops=tuple(inner)), here)
+            return []
+
+        self._loop(trips, [], body)
+
+    def _fill_run(self, length: int, at: ir.Value) -> None:
+        assert self.whole.fill is not None
+        fill, dtype = self.whole.fill.value, self.whole.out_type.dtype
+        whole, rest = divmod(length, self.lanes)
+
+        def body(index: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
+            where = self.builder.mul(index, ir.Constant(I64, self.lanes))
+            store(self.builder, constant(fill, dtype, self.lanes), offset(self.builder, at, where, dtype), dtype)
+            return []
+
+        if whole:
+            self._loop(whole, [], body)
+        if rest:
+            store(self.builder, constant(fill, dtype, rest), offset(self.builder, at, length - rest, dtype), dtype)
