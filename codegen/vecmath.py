@@ -186,9 +186,10 @@ _EXP = (
     1.0, 0.9999995231628418, 0.49999141693115234,
     0.16668078303337097, 0.04189877212047577, 0.008266057819128036,
 )  # fmt: skip
-# (expm1(r) - r) / r**2 there.
-_EXPM1 = (
-    0.4999999701976776, 0.1666654348373413, 0.04166720062494278, 0.008366547524929047, 0.0013882516650483012,
+# (2**r - 1) / r on |r| <= 1 / 2.
+_EXP2M1 = (
+    0.6931471824645996, 0.24022644758224487, 0.055503588169813156,
+    0.009618348442018032, 0.001339069101959467, 0.00015403512225020677,
 )  # fmt: skip
 
 
@@ -221,33 +222,34 @@ def logistic(v: Lanes, x: ir.Value) -> ir.Value:
     return v.div(v.where(v.less(x, 0.0), e, 1.0), v.add(e, 1.0))
 
 
-def _expm1(v: Lanes, x: ir.Value) -> ir.Value:
-    """e**x - 1 of x in [-30, 0] or NaN, within 2 ulp; -1 where it rounds to that."""
-    shifted = v.fma(x, _LOG2E, _ROUND + 127.0)
-    n = v.sub(shifted, _ROUND + 127.0)
-    r = v.fma(n, -math.log(2), x)
-    q = v.fma(v.mul(r, r), v.horner(r, _EXPM1), r)
+def _exp2m1(v: Lanes, t: ir.Value) -> ir.Value:
+    """2**t - 1 of t in [-44, 0] or NaN, within 2 ulp; -1 where it rounds to that. Reducing t is exact, and takes
+    additions only, which on Zen 4 have pipes of their own (tanh of 16 floats: 15.0 -> 13.9 cycles, gelu 23.9 ->
+    22.9)."""
+    bias = v.like(_ROUND + 127.0, t)
+    shifted = v.b.fadd(t, bias)  # not to be fused with the product that t may be
+    r = v.b.fsub(t, v.b.fsub(shifted, bias))
     scale = v.from_bits(v.b.shl(v.bits(shifted), v.int(23)))
-    return v.fma(q, scale, v.sub(scale, 1.0))
+    return v.fma(v.mul(r, v.horner(r, _EXP2M1)), scale, v.sub(scale, 1.0))
 
 
 def tanh(v: Lanes, x: ir.Value) -> ir.Value:
     """tanh(x) within 3 ulp, never beyond +-1: -m / (2 + m) with m = expm1(-2|x|), and the sign of x."""
-    m = _expm1(v, v.at_least(v.mul(v.abs(x), -2.0), -30.0))
+    m = _exp2m1(v, v.at_least(v.mul(v.abs(x), -2.0 * _LOG2E), -43.0))
     return v.with_sign(v.div(m, v.add(m, 2.0)), x)
 
 
-# ln(erfc(x)) / x on [0, 4], in error relative to erf.
+# log2(erfc(x)) / x on [0, 4], in error relative to erf.
 _ERF = (
-    -1.128379225730896, -0.6366164684295654, -0.1028144583106041, 0.019321851432323456,
-    -0.00020589887571986765, -0.00125161895994097, 0.000380956829758361, -4.0702107071410865e-05,
+    -1.6279070377349854, -0.9184435606002808, -0.14832988381385803, 0.02787555754184723,
+    -0.0002970494970213622, -0.0018056993139907718, 0.0005496043595485389, -5.872049950994551e-05,
 )  # fmt: skip
 
 
 def erf(v: Lanes, x: ir.Value) -> ir.Value:
-    """erf(x) within 4 ulp, never beyond +-1: 1 - erfc(|x|) = -expm1(ln(erfc(|x|))), and the sign of x."""
+    """erf(x) within 4 ulp, never beyond +-1: 1 - erfc(|x|) = 1 - 2**log2(erfc(|x|)), and the sign of x."""
     a = v.at_most(v.abs(x), 4.0)
-    return v.with_sign(_expm1(v, v.mul(v.horner(a, _ERF), a)), x)
+    return v.with_sign(_exp2m1(v, v.mul(v.horner(a, _ERF), a)), x)
 
 
 # ---- logarithms ----------------------------------------------------------------------------------
