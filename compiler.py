@@ -596,11 +596,11 @@ def plan_program(
     wanted = [a for s in steps for a in s.args] + list(egraph.outputs)
     folded = list(dict.fromkeys(a for a in wanted if egraph.classes[a].const))
     block = ConstantBlock.empty([egraph.classes[c].type for c in folded])
-    place = dict(zip(folded, block.arrays, strict=True))
+    arrays = dict(zip(folded, block.arrays, strict=True))
 
     def keep(c: int, value: np.ndarray) -> np.ndarray:
-        place[c][...] = value
-        return place[c]
+        arrays[c][...] = value
+        return arrays[c]
 
     constant_values(egraph, folded, fold, keep)
     for index, c in enumerate(folded):
