@@ -20,7 +20,7 @@ from .flat import FlatEGraph, Int32Array
 from .part import Part, split
 from .reduce import Reduction
 
-STATES = 100_000
+STATES = 20_000
 WAYS = 5_000
 #: Fewer states than these are not worth comparing.
 FEW = 64
