@@ -14,7 +14,7 @@ from __future__ import annotations
 import heapq
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from .flat import FlatEGraph, Int32Array
 from .part import Part, split
@@ -30,8 +30,7 @@ class _TooMany(Exception):
     """The limits are reached."""
 
 
-@dataclass(frozen=True)
-class _Way:
+class _Way(NamedTuple):
     """How the classes of one component that a state needs are made: `below` is what they need of others, as bits."""
 
     below: int
@@ -154,13 +153,15 @@ class _Component:
 
     def settle(self, states: dict[int, tuple[float, Chosen]]) -> dict[int, tuple[float, Chosen]]:
         """The states after this component, from those before it."""
-        after: dict[int, tuple[float, Chosen]] = {}
+        after = {state: found for state, found in states.items() if not state & self.inside}
         for state, (cost, chosen) in states.items():
-            needed, rest = state & self.inside, state & ~self.inside
-            for way in self.ways(needed) if needed else (_Way(0, 0.0, ()),):
-                known = after.get(rest | way.below)
-                if known is None or cost + way.cost < known[0]:
-                    after[rest | way.below] = (cost + way.cost, (way.nodes, chosen) if way.nodes else chosen)
+            if needed := state & self.inside:
+                rest = state ^ needed
+                for way in self.ways(needed):
+                    left, total = rest | way.below, cost + way.cost
+                    known = after.get(left)
+                    if known is None or total < known[0]:
+                        after[left] = total, (way.nodes, chosen)
         return after
 
     def ways(self, needed: int) -> list[_Way]:
@@ -220,11 +221,11 @@ def _undominated(states: dict[int, tuple[float, Chosen]]) -> dict[int, tuple[flo
 
 
 def _dominated(state: int, cost: float, states: dict[int, tuple[float, Chosen]]) -> bool:
-    left = state
+    left, known = state, states.get
     while left:
         bit = left & -left
         left ^= bit
-        other = states.get(state ^ bit)
+        other = known(state ^ bit)
         if other is not None and other[0] <= cost:
             return True
     return False

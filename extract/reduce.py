@@ -43,6 +43,7 @@ class Reduction:
         }
         self.roots = set(egraph.roots)
         self.fixed: dict[int, int] = {}
+        self.compared: dict[int, list[tuple[int, frozenset[int]]]] = {}  # classes as they were without dominated nodes
         self.base = self.zero
         self.dead = False
 
@@ -108,19 +109,17 @@ class Reduction:
         well."""
         changed = False
         for cls, nodes in self.nodes.items():
-            if len(nodes) < 2:
+            if len(nodes) < 2 or self.compared.get(cls) == [(n, self.kids[n]) for n in nodes]:
                 continue
             kept: list[int] = []
             for node in sorted(nodes, key=lambda n: (len(self.kids[n]), self.cost[n], n)):
-                if not any(self._dominates(other, node) for other in kept):
+                kids, cost = self.kids[node], self.cost[node]
+                if not any(self.kids[n] <= kids and _no_dearer(self.cost[n], cost) for n in kept):
                     kept.append(node)
             changed |= len(kept) < len(nodes)
             self.nodes[cls] = sorted(kept)
+            self.compared[cls] = [(n, self.kids[n]) for n in self.nodes[cls]]
         return changed
-
-    def _dominates(self, node: int, other: int) -> bool:
-        cheaper = all(a <= b for a, b in zip(self.cost[node], self.cost[other], strict=True))
-        return cheaper and self.kids[node] <= self.kids[other]
 
     def _drop_edges_to_roots(self) -> bool:
         """``root x; y = f(x, z) -> y = f(z)``: `x` is there anyway; kept inside a component, where it closes
@@ -274,15 +273,13 @@ class Reduction:
         return _sum_bits(needs, cheapest) <= room
 
     def _undominated(self, nodes: list[int], needs: dict[int, int]) -> list[int]:
-        kept: list[int] = []
+        """The nodes that no other serves for: one that costs no more, and whose children they need too."""
+        kept: list[tuple[int, int]] = []
         for node in sorted(nodes, key=lambda n: (self.cost[n], len(self.kids[n]), n)):
-            if not any(self._serves(other, node, needs[node]) for other in kept):
-                kept.append(node)
-        return sorted(kept)
-
-    def _serves(self, node: int, other: int, needs: int) -> bool:
-        cheaper = all(a <= b for a, b in zip(self.cost[node], self.cost[other], strict=True))
-        return cheaper and all(needs >> self.bit[kid] & 1 for kid in self.kids[node])
+            beside, cost = ~needs[node], self.cost[node]
+            if not any(not kids & beside and _no_dearer(self.cost[n], cost) for n, kids in kept):
+                kept.append((node, sum(1 << self.bit[kid] for kid in self.kids[node])))
+        return sorted(n for n, _ in kept)
 
     def _only_finite(self) -> bool:
         """Drop nodes over classes that have lost all their programs; whether the roots still have one."""
@@ -305,6 +302,10 @@ class Reduction:
             if cls in settled
         }
         return self.roots <= settled
+
+
+def _no_dearer(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
+    return a[0] <= b[0] and (len(a) == 1 or all(x <= y for x, y in zip(a, b, strict=True)))
 
 
 def _plus(a: tuple[float, ...], b: tuple[float, ...]) -> tuple[float, ...]:

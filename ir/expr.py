@@ -400,13 +400,18 @@ def rename(s: Scalar, mapping: Mapping[Axis, Index], fresh: Callable[[Axis], Axi
         if key in memo:
             return memo[key]
         if isinstance(node, Reduce):
-            pairs = tuple((a, fresh(a)) for a in node.axes)
-            inner_scope = scope + tuple((a, Index.of(b)) for a, b in pairs)
-            body = go(node.body, env | {a: Index.of(b) for a, b in pairs}, inner_scope)
-            out: Scalar = Reduce(node.kind, tuple(b for _, b in pairs), body, node.dtype)
+            named = tuple(map(fresh, node.axes))
+            pairs = tuple((a, Index.of(b)) for a, b in zip(node.axes, named, strict=True))
+            body = go(node.body, _substitution(env | dict(pairs)), scope + pairs)
+            out: Scalar = Reduce(node.kind, named, body, node.dtype)
         else:
             out = rebuild(node, lambda c: go(c, env, scope), lambda i: i.substitute(env))
         memo[key] = out
         return out
 
-    return go(s, dict(mapping), ())
+    return go(s, _substitution(mapping), ())
+
+
+def _substitution(mapping: Mapping[Axis, Index]) -> dict[Axis, Index]:
+    """Without axes that stay as they are."""
+    return {a: i for a, i in mapping.items() if i.terms != ((a, 1),) or i.constant}

@@ -69,6 +69,13 @@ class Index:
     terms: tuple[tuple[Atom, int], ...] = ()
     constant: int = 0
 
+    @cached_property
+    def _hash(self) -> int:
+        return hash((self.terms, self.constant))
+
+    def __hash__(self) -> int:
+        return self._hash
+
     @staticmethod
     def of(value: IndexLike) -> Index:
         if isinstance(value, Index):
@@ -153,6 +160,8 @@ class Index:
 
     def substitute(self, mapping: Mapping[Axis, Index]) -> Index:
         """Replace axes by index expressions."""
+        if self.axes.isdisjoint(mapping):
+            return self
         return self.map_atoms(lambda a: mapping[a] if a in mapping else Index.of(a))
 
     def map_atoms(self, f: Callable[[Axis], Index]) -> Index:
