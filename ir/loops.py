@@ -19,7 +19,21 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 from .errors import UnsupportedError
-from .expr import Const, IndexValue, Read, ReadAt, Reduce, Scalar, TensorExpr, Weighted, When, rebuild, walk
+from .expr import (
+    Bound,
+    Const,
+    IndexValue,
+    Read,
+    ReadAt,
+    Reduce,
+    Scalar,
+    TensorExpr,
+    Weighted,
+    When,
+    children,
+    rebuild,
+    walk,
+)
 from .index import Axis, Index, Quotient, Remainder
 from .nest import Nest, text
 from .scalars import neutral
@@ -243,11 +257,36 @@ def _one_reduction(expr: TensorExpr) -> LoopKernel | tuple[Scalar, tuple[Axis, .
     epilogue = interior
     found = next((s for s in walk(interior) if isinstance(s, Reduce)), None)
     if found is not None:
-        update, kind, reduce_axes = found.body, found.kind, found.axes
+        update, kind, reduce_axes = _guarded(interior, found), found.kind, found.axes
         epilogue = _replace(interior, found, Read(ACCUMULATOR, (), found.dtype))
         if {a for s in walk(epilogue) for a in _axes_of(s)} & set(reduce_axes):
             raise UnsupportedError(f"a reduction axis escapes its reduction: {expr}")
     return LoopKernel(expr.inputs, axes, reduce_axes, kind, update, epilogue, out, expr.type, fill)
+
+
+def _guarded(body: Scalar, reduction: Reduce) -> Scalar:
+    """What a reduction in `body` combines, under the bounds tests that stand around it there: where they fail, it may
+    read outside its operands, and its result is not used."""
+    around = _tests_around(body, reduction)
+    if len(around) > 1 and any(around):
+        raise UnsupportedError(f"a reduction under several bounds tests: {reduction}")
+    (bounds,) = around if len(around) == 1 else ((),)
+    if not bounds:
+        return reduction.body
+    nothing = Const(neutral(reduction.kind, reduction.dtype), reduction.dtype)
+    return When(bounds, reduction.body, nothing, reduction.dtype)
+
+
+def _tests_around(body: Scalar, part: Scalar) -> set[tuple[Bound, ...]]:
+    """The bounds that hold wherever `body` uses `part`, once for each different way down to it."""
+    if body == part:
+        return {()}
+    found = {t for c in children(body) for t in _tests_around(c, part)}
+    if not found or not isinstance(body, When):
+        return found
+    if _tests_around(body.otherwise, part):
+        raise UnsupportedError(f"a reduction where a bounds test fails: {body}")
+    return {(*body.bounds, *t) for t in found}
 
 
 def _without_empty_reductions(body: Scalar) -> Scalar:
@@ -347,6 +386,8 @@ def _interior(expr: TensorExpr) -> tuple[Scalar, list[Index], tuple[Axis, ...], 
     body = expr.body
     if not (isinstance(body, When) and isinstance(body.otherwise, Const)):
         return body, index, axes, None
+    while isinstance(body.then, When) and body.then.otherwise == body.otherwise:  # padding around padding
+        body = When((*body.bounds, *body.then.bounds), body.then.then, body.otherwise, body.dtype)
     window: dict[Axis, tuple[int, int]] = {a: (0, a.extent) for a in axes}
     for i, lo, hi in body.bounds:
         if len(i.terms) != 1 or i.terms[0][1] != 1 or not isinstance(i.terms[0][0], Axis):

@@ -11,6 +11,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from nestegg.ir.attrs import Attrs
+from nestegg.ir.compose import compose
+from nestegg.ir.expr import When
 from nestegg.ir.loops import LoopKernel, described, lower
 from nestegg.ir.nest import Cat, For, Nest, Tile, Vec, extents, points
 from nestegg.ir.operator import operator
@@ -155,6 +157,25 @@ def test_long_sums_are_cut_into_short_chains():
     attrs, x, w = Attrs(contract=((1,), (0,)), batch=((), ())), (8, 4096), (4096, 8)
     exact = lower(operator("dot").expr((TensorType(x, "i32"), TensorType(w, "i32")), attrs))
     assert not schedule_space(exact, SMALL, 2).space.chain, "integers do not round"
+
+
+@pytest.mark.parametrize("outer", [0.0, 3.0])
+def test_a_reduction_in_paddings_reads_inside_its_operand(outer):
+    """Where a border's test fails, nothing is read: the operand may lie at the beginning of a page."""
+    image = TensorType((4, 8, 8))
+    pool = operator("window").expr(
+        (image,),
+        Attrs(kind="max", window=(1, 2, 2), strides=(1, 2, 2), padding=((0, 0),) * 3, dilation=(1, 1, 1)),
+    )
+    inner = operator("pad").expr((pool.type,), Attrs(low=(0, 1, 1), high=(0, 1, 1), interior=(0, 0, 0), value=0.0))
+    whole = operator("pad").expr((inner.type,), Attrs(low=(0, 0, 2), high=(0, 1, 0), interior=(0, 0, 0), value=outer))
+    kernel = lower(compose(whole, 0, compose(inner, 0, pool)))
+    x = np.random.default_rng(0).standard_normal(image.shape)
+    want = np.pad(x.reshape(4, 4, 2, 4, 2).max(axis=(2, 4)), ((0, 0), (1, 1), (1, 1)))
+    want = np.pad(want, ((0, 0), (0, 1), (2, 0)), constant_values=outer)
+    np.testing.assert_array_equal(evaluate_kernel(kernel, [x]), want.ravel())
+    guarded = isinstance(kernel.update, When)
+    assert guarded == (outer != 0), "paddings with one value are one padding, of which only the inside is computed"
 
 
 def test_sampling_is_uniform():
