@@ -55,7 +55,8 @@ FETCHED_REUSE = 8
 #: length. What is longer is summed by pieces, which is what others do who cut for their caches (a sum over 4096 rows
 #: had an error of 3.3e-6, XLA's 2e-7; with this limit 4e-7).
 CHAIN = 1024
-#: Terms of a piece at least: storing and reading its results takes as long as a few of them.
+#: Terms that some pieces have at least, or the sum is not cut: storing and reading the results of a piece takes as long
+#: as a few terms.
 SHORTEST = 64
 #: For which axes a rule is instantiated.
 OVER = ("any", "spatial", "contiguous", "reduced", "walked", "padded", "fitted", "sequence", "none")

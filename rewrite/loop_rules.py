@@ -11,7 +11,6 @@ import math
 from .loop_language import (
     ALL,
     CHAIN,
-    SHORTEST,
     Block,
     Cat,
     Fit,
@@ -137,7 +136,7 @@ def _limit_chain(b: Block, accumulators: int) -> None:
         most = s.chain * accumulators
         depth = math.prod(a.extent for a in s.reduced)
         b.require(b.product(s.reduced) <= most)
-        b.require(b.product(s.reduced) >= min(most, max(SHORTEST, -(-depth // CHAIN))))
+        b.require(b.product(s.reduced) >= min(most, -(-depth // CHAIN)))
 
 
 @loop_rule("vectorize", phase="serial", over="walked")
