@@ -41,8 +41,8 @@ WAITING = 0.05  # share of a task that threads wait for the last one: a thread g
 SHARED_MEMORY = 1.25  # what all threads together draw from memory, in terms of one: measured 1.1 reading, 1.6 copying
 WARM = 0.8  # share of a cache that a working set may fill
 SINGLE = 1.5  # cycles of an element that is loaded or stored by itself, and put into a vector or taken out
-#: Cycles of an element that fills a vector and is loaded under bounds tests, which nothing hides: of 1 to 4, this has the
-#: least regret on the training family (ResNet-18's 56x56x64 of stride 2 takes 4.5 in a nest that keeps all its tests).
+#: Cycles of an element that fills a vector and is loaded under bounds tests, which nothing hides: of 1 to 4, this has
+#: the least regret on the training family (ResNet-18's 56x56x64 of stride 2 takes 4.5 in a nest that keeps all tests).
 TESTED = 2.0
 OVERLAP = 0.25  # share of the lesser costs that the greatest does not hide
 DISPLACED = 0.3  # share of what the last cache alone can hold that is gone when a program comes back to it
@@ -200,8 +200,8 @@ class Rates:
         return np.where(free, cycles, cycles * 2 + 0.5 * count)
 
     def _tests(self, a: Access, domain: np.ndarray, v: np.ndarray, inside: np.ndarray) -> np.ndarray:
-        """Cycles that the bounds tests of an access take beside everything else: of elements that fill vectors, as those
-        of a vector are one mask."""
+        """Cycles that the bounds tests of an access take beside everything else: of elements that fill vectors, as
+        those of a vector are one mask."""
         count = self._others(domain, v, a.strides != 0)
         repeated = (v < 0) | (a.strides[np.maximum(v, 0)] == 0) if len(a.strides) else np.ones(len(v), bool)
         return np.where(repeated & ~self._free_of_tests(a, domain, inside), TESTED * count, 0.0)
