@@ -384,10 +384,10 @@ def _interior(expr: TensorExpr) -> tuple[Scalar, list[Index], tuple[Axis, ...], 
     index = [Index.of(a) for a in expr.axes]
     axes = tuple(a for a in expr.axes if a.extent != 1)
     body = expr.body
-    if not (isinstance(body, When) and isinstance(body.otherwise, Const)):
+    if not (isinstance(body, When) and isinstance(fill := body.otherwise, Const)):
         return body, index, axes, None
-    while isinstance(body.then, When) and body.then.otherwise == body.otherwise:  # padding around padding
-        body = When((*body.bounds, *body.then.bounds), body.then.then, body.otherwise, body.dtype)
+    while isinstance(body.then, When) and body.then.otherwise == fill:  # padding around padding
+        body = When((*body.bounds, *body.then.bounds), body.then.then, fill, body.dtype)
     window: dict[Axis, tuple[int, int]] = {a: (0, a.extent) for a in axes}
     for i, lo, hi in body.bounds:
         if len(i.terms) != 1 or i.terms[0][1] != 1 or not isinstance(i.terms[0][0], Axis):
@@ -400,7 +400,7 @@ def _interior(expr: TensorExpr) -> tuple[Scalar, list[Index], tuple[Axis, ...], 
     shift = {a: Index.of(inner[a]) + window[a][0] for a in axes}
     moved = [i.substitute(shift) for i in index]
     kept = tuple(b for b in inner.values() if b.extent != 1)
-    return _substitute(body.then, shift), moved, kept, body.otherwise
+    return _substitute(body.then, shift), moved, kept, fill
 
 
 def _substitute(s: Scalar, mapping: dict[Axis, Index]) -> Scalar:
