@@ -7,11 +7,9 @@ Every stage's result is kept on `Compiled` and can be written out (`dump_to`).
 
 from __future__ import annotations
 
-import gc
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -31,6 +29,7 @@ from .extract.search import LEARNED, ROOFLINE, KernelSearch
 from .ir.calibration import Ranges
 from .ir.compose import identity
 from .ir.errors import CalibrationError, ImportFailure, NesteggError, UnknownNameError
+from .ir.garbage import no_collection
 from .ir.graph import Graph
 from .ir.imported import ImportedProgram
 from .ir.intrinsic import Intrinsic
@@ -358,21 +357,8 @@ def optimize(
 
 def compile_graph(imported: ImportedProgram, options: Options, progress: Progress = lambda m: None) -> Compiled:
     """From an imported graph to a compiled program."""
-    with _no_collection():
+    with no_collection():
         return _loaded_or_compiled(imported, options, progress)
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Without Python's search for cyclic garbage: a compilation makes millions of objects that live until its end, and
-    the collector would go through them again and again (a fifth of the time)."""
-    collects = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if collects:
-            gc.enable()
 
 
 def _loaded_or_compiled(imported: ImportedProgram, options: Options, progress: Progress) -> Compiled:

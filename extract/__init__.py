@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+from ..ir.garbage import no_collection
 from .budgeted import priced_choices
 from .flat import EGraphBuilder, FlatEGraph, Int32Array
 from .greedy import LocalSearch, greedy_choice
@@ -44,6 +45,13 @@ def extract(
 
     Raises `ExtractionError` if a root has no finite term or nothing keeps within the budgets.
     """
+    with no_collection():
+        return _extract(egraph, method, time_limit, budgets, known)
+
+
+def _extract(
+    egraph: FlatEGraph, method: str, time_limit: float, budgets: Sequence[Budget], known: KnownCuts | None
+) -> Extraction:
     if method == "ilp":
         from .ilp import ilp_extract  # HiGHS loads when it is used
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from nestegg.extract import (
     EGraphBuilder,
+    Extraction,
     ExtractionError,
     FlatEGraph,
     KnownCuts,
@@ -142,14 +143,21 @@ def test_best_known(way: None, name: str) -> None:
     assert result["bound"] == pytest.approx(result["cost"])
 
 
+def timed(egraph: FlatEGraph, limit: float) -> tuple[float, Extraction]:
+    """Seconds of this process (other processes on the machine do not count), and what was found."""
+    begun = time.process_time()
+    result = extract(egraph, time_limit=limit)
+    return time.process_time() - begun, result
+
+
 @pytest.mark.parametrize("back", [0.0, 0.4], ids=["acyclic", "cyclic"])
 def test_time_limit_at_size(back: float) -> None:
     egraph = stress(1, 8000, 33000, back, 60)
     if back:
         assert np.bincount(egraph.scc).max() > 5000
-    begun = time.process_time()  # of this process: other processes on the machine do not count
-    result = extract(egraph, time_limit=3)
-    assert time.process_time() - begun < 3 + 1.5
+    least, _ = timed(egraph, 0.0)  # what any extraction takes here: this machine may be slow, this process large
+    seconds, result = timed(egraph, 3.0)
+    assert seconds < 3 + 1 + 1.5 * least
     assert validate(egraph, result.choice)
     assert result.bound <= result.cost and 0 <= result.gap <= 1
     assert result.cost <= min(dag_cost(egraph, tree_choice(egraph)), dag_cost(egraph, greedy_choice(egraph)))
