@@ -95,7 +95,7 @@ def _logistic64(v: Lanes, x: ir.Value) -> ir.Value:
 
 _FLOAT: dict[str, Emit] = {
     "add": Lanes.add,
-    "sub": Lanes.sub,
+    "sub": Lanes.difference,
     "mul": Lanes.mul,
     "div": Lanes.div,
     "max": partial(_extremum, ">"),

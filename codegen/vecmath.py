@@ -82,6 +82,11 @@ class Lanes:
     def sub(self, x: ir.Value | float, y: ir.Value | float) -> ir.Value:
         return self.b.fsub(*self._operands(x, y), flags=_FUSE)
 
+    def difference(self, x: ir.Value | float, y: ir.Value | float) -> ir.Value:
+        """As `sub`, of rounded operands: a difference to a maximum of products is not above 0, as it might be with a
+        product that one instruction multiplies and subtracts from (a softmax of 1e10 would then be infinite)."""
+        return self.b.fsub(*self._operands(x, y))
+
     def mul(self, x: ir.Value | float, y: ir.Value | float) -> ir.Value:
         return self.b.fmul(*self._operands(x, y), flags=_FUSE)
 

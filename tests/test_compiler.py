@@ -123,3 +123,12 @@ def test_a_single_result_is_computed_by_two_threads() -> None:
     compiled = nestegg.optimize(lambda x: (x + 1).max() + 1, x, threads=2)
     assert any(parallel(c.nest) for c in compiled.program.calls)
     assert compiled(x) == np.float32(x.max() + 1) + 1
+
+
+def test_a_softmax_of_large_scaled_numbers_is_finite() -> None:
+    """What a product's rounding loses must not come back in the difference to the maximum."""
+    import jax
+
+    x = np.full((3, 1000), 1.2345678e12, np.float32)
+    compiled = nestegg.optimize(lambda x: jax.nn.softmax(x.sum(axis=0) * np.float32(1 / 169)), x, threads=1)
+    np.testing.assert_allclose(compiled(x), np.full(1000, 1e-3), rtol=1e-5)
