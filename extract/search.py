@@ -7,11 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from ..ir.index import divisors
 from ..ir.loops import Lowered
 from ..ir.nest import Nest, Vec
 from ..ir.target import Target
 from ..rewrite.loop_egraph import LOOP_LIMITS, LoopEGraph, build
-from ..rewrite.loop_language import LoopRule, Space, divisors, space
+from ..rewrite.loop_language import LoopRule, Space, space
 from ..rewrite.loop_rules import LOOP_RULES
 from ..rewrite.saturate import Limits, SaturationReport
 from .beam import NoSchedule, Sweep, swept

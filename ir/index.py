@@ -266,3 +266,9 @@ def _recombine(index: Index) -> Index:
             kept = [(a, k) for a, k in index.terms if a not in (atom, q)]
             return Index._make(kept + [(a, k * c) for a, k in atom.of.terms], index.constant + c * atom.of.constant)
     return index
+
+
+def divisors(n: int) -> list[int]:
+    """All divisors of a positive integer, in ascending order."""
+    small = [f for f in range(1, int(n**0.5) + 1) if n % f == 0]
+    return sorted({*small, *(n // f for f in small)})

@@ -13,7 +13,7 @@ from typing import Any
 from .attrs import EMPTY, Attrs
 from .expr import Const, Operand, Scalar, TensorExpr, cast, reduce, when
 from .expr import apply as apply_scalar
-from .index import Axis, Index
+from .index import Axis, Index, divisors
 from .operator import Chooser, Known, Operator, Reject, Types, declare, require
 from .scalars import COMBINERS, SCALARS, ScalarFn, neutral
 from .types import DTYPES, TensorType
@@ -322,14 +322,10 @@ def _pack_reference(x: Any, axis: int, factor: int) -> Any:
     return split.transpose([d for d in range(split.ndim) if d != axis + 1] + [axis + 1])
 
 
-def _divisors(n: int) -> list[int]:
-    return [f for f in range(1, n + 1) if n % f == 0]
-
-
 def _pack_sample(c: Chooser, known: Known, out: TensorType | None) -> tuple[Sequence[TensorType], Attrs]:
     x = _input(c, known[0], lo_rank=1)
     axis = c.integer(0, x.rank - 1)
-    return [x], Attrs(axis=axis, factor=c.pick(_divisors(x.shape[axis])))
+    return [x], Attrs(axis=axis, factor=c.pick(divisors(x.shape[axis])))
 
 
 _movement(

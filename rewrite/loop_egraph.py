@@ -15,11 +15,12 @@ from typing import Any
 import numpy as np
 
 from ..ir.errors import NesteggError
+from ..ir.index import divisors
 from ..ir.loops import Lowered
 from ..ir.nest import KINDS, WAYS, Cat, For, Intrin, Nest, Seq, Stage, Store, Tile, Vec
 from ..ir.target import Target
 from .guided import Guide, saturate_guided
-from .loop_language import ALL, PHASES, STRAIGHT, LoopAxis, LoopRule, Space, declarations, divisors, space
+from .loop_language import ALL, PHASES, STRAIGHT, LoopAxis, LoopRule, Space, declarations, space
 from .loop_rules import LOOP_RULES
 from .rule import distinct
 from .saturate import Engine, Limits, SaturationReport, saturate

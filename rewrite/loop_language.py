@@ -33,7 +33,7 @@ from typing import Any
 
 from ..ir.errors import RuleError
 from ..ir.expr import Read, ReadAt, When, walk
-from ..ir.index import Axis, Index
+from ..ir.index import Axis, Index, divisors
 from ..ir.intrinsic import matches
 from ..ir.loops import SCRATCH_BYTES, LoopKernel, Lowered, StagedKernel
 from ..ir.nest import KINDS, WAYS
@@ -53,7 +53,7 @@ PADDED_REUSE = 96
 FETCHED_REUSE = 8
 #: Terms that an accumulator takes one after the other at most, in floating point: the error of a chain grows with its
 #: length. What is longer is summed by pieces, which is what others do who cut for their caches (a sum over 4096 rows
-#: had an error of 3.3e-6, XLA's 2e-7; with this limit 4e-7).
+#: had an error of 3.3e-6, XLA's 2e-7; with this limit 1e-6).
 CHAIN = 1024
 #: Terms that some pieces have at least, or the sum is not cut: storing and reading the results of a piece takes as long
 #: as a few terms.
@@ -273,11 +273,6 @@ def _space(kernel: LoopKernel, target: Target, threads: int = 1) -> Space:
     window = None if fits else _window(kernel, unit)
     budgets = lanes, target.registers, 8 * target.registers, threads
     return Space(axes, *budgets, cut, fits=fits, distant=distant, chain=chain, window=window)
-
-
-def divisors(n: int) -> list[int]:
-    small = [f for f in range(1, int(n**0.5) + 1) if n % f == 0]
-    return sorted({*small, *(n // f for f in small)})
 
 
 def _chain(reduced: Sequence[int]) -> int:

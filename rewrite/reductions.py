@@ -17,7 +17,7 @@ from ..ir.types import TensorType
 from .pattern import Environment, op
 from .rule import GraphRule, rule
 
-#: Elements from which on a fork and join may be worth while: they take longer to read than it takes.
+#: Elements below which the rule is not tried: a fork and join takes longer than reading them.
 LEAST = 1 << 14
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
+from ..ir.index import divisors
 from ..ir.nest import (
     KINDS,
     PARALLEL,
@@ -33,7 +34,7 @@ from ..ir.nest import (
 )
 from ..ir.operator import Chooser, Reject
 from ..rewrite.loop_egraph import borders, cuts, facts
-from ..rewrite.loop_language import ALL, PHASES, Fit, LoopAxis, LoopRule, Space, Window, declarations, divisors
+from ..rewrite.loop_language import ALL, PHASES, Fit, LoopAxis, LoopRule, Space, Window, declarations
 from ..rewrite.saturate import Engine
 from .choosing import Outcome, Refuted, search
 
