@@ -342,14 +342,19 @@ class KernelCode:
             self._tile_lanes(nest, at, slots)
             return
         dtype, kind = self.kernel.accumulator_dtype, self.kernel.kind
-        start: Accumulators = {s: neutral_element(kind, dtype, n) for s, n in slots.items()}
+        goes_on = self.partial is not None and not self.kernel.is_long_sum
+        start: Accumulators = {
+            s: self._load_partial(self._at(at, s), nest.vector, n) if goes_on else neutral_element(kind, dtype, n)
+            for s, n in slots.items()
+        }
         done = self._reduce(nest.body, at, origin, start, nest.vector)
         self.code.fresh()
         if self.partial is None:
             self._finish_tile(at, nest.vector, slots, done)
             return
+        keep = self._store_partial if goes_on else self._add_partial
         for slot, lanes in slots.items():
-            self._add_partial(done[slot], self._at(at, slot), nest.vector, lanes)
+            keep(done[slot], self._at(at, slot), nest.vector, lanes)
 
     def _tile_lanes(self, nest: Tile, at: Position, slots: dict[Slot, int]) -> None:
         """A tile vectorised along a reduction axis: lanes hold partial results, combined when the tile is done."""
@@ -521,6 +526,10 @@ class KernelCode:
         self.code.write(value, at, vector, lanes)
 
     # --- reductions cut outside the tile: partial results in a block on the stack -----------------------------------
+    #
+    # A piece of a short sum goes on where the last one stopped, so that all nests add in the same order and a main part
+    # and a tail make the same of equal columns (a softmax of numbers as large as 1e10 shows whether they do). Of a long
+    # sum, each piece is a chain of its own, which rounds less.
 
     def _cut_reduction(self, nest: For, at: Position) -> None:
         block = extents(nest, self.rank)[: self.spatial]
@@ -568,8 +577,7 @@ class KernelCode:
         return out
 
     def _add_partial(self, value: ir.Value, at: Position, vector: int, lanes: int) -> None:
-        """Combine a tile's results with those of the pieces before: each piece is a chain of its own, which rounds less
-        than one long chain."""
+        """Combine a tile's results with those of the pieces before."""
         before = self._load_partial(at, vector, lanes)
         combine, dtype = COMBINERS[self.kernel.kind], self.kernel.accumulator_dtype
         self._store_partial(emit_scalar(combine, self.builder, [before, value], dtype), at, vector, lanes)

@@ -35,7 +35,7 @@ from ..ir.errors import RuleError
 from ..ir.expr import Read, ReadAt, When, walk
 from ..ir.index import Axis, Index, divisors
 from ..ir.intrinsic import matches
-from ..ir.loops import SCRATCH_BYTES, LoopKernel, Lowered, StagedKernel
+from ..ir.loops import CHAIN, SCRATCH_BYTES, LoopKernel, Lowered, StagedKernel
 from ..ir.nest import KINDS, WAYS
 from ..ir.target import Target
 from ..ir.types import DTYPES
@@ -51,10 +51,6 @@ PADDED_REUSE = 96
 #: Uses of an input element from which on it may be fetched ahead. Below, nothing is done meanwhile, and memory is busy
 #: anyway (a row of 784 by 784x512: 16.8 us, fetching ahead 21.5).
 FETCHED_REUSE = 8
-#: Terms that an accumulator takes one after the other at most, in floating point: the error of a chain grows with its
-#: length. What is longer is summed by pieces, which is what others do who cut for their caches (a sum over 4096 rows
-#: had an error of 3.3e-6, XLA's 2e-7; with this limit 1e-6).
-CHAIN = 1024
 #: Terms that some pieces have at least, or the sum is not cut: storing and reading the results of a piece takes as long
 #: as a few terms.
 SHORTEST = 64
@@ -262,7 +258,7 @@ def _space(kernel: LoopKernel, target: Target, threads: int = 1) -> Space:
     depth = math.prod(a.extent for a in kernel.reduce)
     # A register tile streams (rows + columns) * depth elements; past the first-level cache, cutting the depth
     # may pay. Spaces of few axes are small enough to offer it always.
-    chain = _chain([a.extent for a in kernel.reduce]) if depth > CHAIN and _rounds(kernel) else 0
+    chain = _chain([a.extent for a in kernel.reduce]) if kernel.is_long_sum else 0
     streamed = (
         depth * widest * 2 > target.caches[0] and sum(t.nbytes for t in kernel.inputs) > target.caches[1]
     ) or len(axes) <= 3
@@ -281,11 +277,6 @@ def _chain(reduced: Sequence[int]) -> int:
     pieces = {math.prod(d) for d in product(*map(divisors, reduced))} - {math.prod(reduced)}
     long_enough = [n for n in pieces if n >= SHORTEST]
     return max(CHAIN, min(long_enough)) if long_enough else 0
-
-
-def _rounds(kernel: LoopKernel) -> bool:
-    """Whether each step of the reduction rounds."""
-    return kernel.kind == "sum" and DTYPES[kernel.accumulator_dtype].kind == "float"
 
 
 def _window(kernel: LoopKernel, unit: set[Axis]) -> Window | None:

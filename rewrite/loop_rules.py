@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 
+from ..ir.loops import CHAIN
 from .loop_language import (
     ALL,
-    CHAIN,
     Block,
     Cat,
     Fit,

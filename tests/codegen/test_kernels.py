@@ -37,11 +37,13 @@ from nestegg.ir.nest import (
 from nestegg.ir.operator import operator
 from nestegg.ir.target import LINE, host
 from nestegg.ir.types import DTYPES, TensorType
-from nestegg.rewrite.loop_egraph import build
+from nestegg.rewrite.loop_egraph import LoopEGraph, build
+from nestegg.rewrite.loop_rules import LOOP_RULES
 from nestegg.rewrite.saturate import Limits
 from nestegg.testing import evaluate_kernel, kernels, schedules, staged_exprs
 
 from ..ir.test_stages import softmax
+from ..rewrite.test_loops import tiles
 
 #: This machine, as if its caches held hardly anything: nests that store past them or fetch ahead are drawn too.
 CROWDED = replace(host(), caches=(host().caches[0], LINE, LINE))
@@ -159,12 +161,29 @@ def test_overlapping_windows_are_loaded_once(stride: int, loads: int) -> None:
 def test_a_cut_reduction_keeps_partial_results():
     kernel = matmul(4, 12, 32)
     egraph, rng = build(kernel, host()), np.random.default_rng(4)
-    cut = [n for n in (egraph.sample(rng) for _ in range(300)) if n is not None and _cuts(n, len(kernel.spatial))]
+    cut = [n for n in drawn(egraph, rng, 300) if _cuts(n, len(kernel.spatial))]
     assert cut, "no sampled nest cuts the reduction outside its register tile"
     inputs = [a * 0.1 for a in random_inputs(kernel, 5)]
     want = np.exp(inputs[0].reshape(4, 12).astype(np.float64) @ inputs[1].reshape(12, 32)).ravel()
     for nest in cut[:5]:
         np.testing.assert_allclose(run(kernel, nest, inputs), want, rtol=1e-5)
+
+
+def test_every_nest_of_a_short_sum_adds_in_the_same_order():
+    """Wherever the sum is cut: what a main part computes and what a tail computes of equal columns must be equal."""
+    kernel, rng = matmul(21, 192, 20), np.random.default_rng(6)
+    uncut = [r for r in LOOP_RULES if r.name != "block_reduction"]
+    nests = [n for rules in (LOOP_RULES, uncut) for n in drawn(build(kernel, host(), rules=rules), rng, 20)]
+    nests = [n for n in nests if all(t.vector < len(kernel.spatial) for t in tiles(n))]
+    assert {_cuts(n, len(kernel.spatial)) for n in nests} == {True, False}
+    inputs = [a * 0.1 for a in random_inputs(kernel, 7)]
+    first, *others = (run(kernel, nest, inputs) for nest in nests)
+    for other in others:
+        np.testing.assert_array_equal(first, other)
+
+
+def drawn(egraph: LoopEGraph, rng: np.random.Generator, count: int) -> list[Nest]:
+    return [n for n in (egraph.sample(rng) for _ in range(count)) if n is not None]
 
 
 def _cuts(nest: Nest, spatial: int) -> bool:

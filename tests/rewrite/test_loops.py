@@ -13,13 +13,12 @@ from hypothesis import strategies as st
 from nestegg.ir.attrs import Attrs
 from nestegg.ir.compose import compose
 from nestegg.ir.expr import When
-from nestegg.ir.loops import LoopKernel, described, lower
+from nestegg.ir.loops import CHAIN, LoopKernel, described, lower
 from nestegg.ir.nest import Cat, For, Nest, Tile, Vec, extents, points
 from nestegg.ir.operator import operator
 from nestegg.ir.target import TARGETS
 from nestegg.ir.types import TensorType
 from nestegg.rewrite.loop_egraph import build
-from nestegg.rewrite.loop_language import CHAIN
 from nestegg.testing import (
     Tree,
     evaluate_kernel,
