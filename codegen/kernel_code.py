@@ -175,7 +175,9 @@ class KernelCode:
 
     def _memory(self, nest: Nest, at: Position) -> None:
         """Loops over memory, down to the register tiles."""
-        if isinstance(nest, Tile):
+        if isinstance(nest, (For, Cat)) and nest.axis >= self.spatial and self.partial is None:
+            self._cut_reduction(nest, at)
+        elif isinstance(nest, Tile):
             self._tile(nest, at)
         elif isinstance(nest, Seq):
             self._stages(nest, at)
@@ -184,9 +186,7 @@ class KernelCode:
             self._memory(nest.second, at.shifted(nest.axis, nest.at))
         elif isinstance(nest, For):
             step = extents(nest.body, self.rank)[nest.axis]
-            if nest.axis >= self.spatial and self.partial is None:
-                self._cut_reduction(nest, at)
-            elif nest.kind == UNROLL:
+            if nest.kind == UNROLL:
                 for t in range(nest.trips):
                     self._memory(nest.body, at.shifted(nest.axis, t * step))
             elif nest.kind == PARALLEL and self.threads > 1 and not self.in_task and self.partial is None:
@@ -531,7 +531,7 @@ class KernelCode:
     # and a tail make the same of equal columns (a softmax of numbers as large as 1e10 shows whether they do). Of a long
     # sum, each piece is a chain of its own, which rounds less.
 
-    def _cut_reduction(self, nest: For, at: Position) -> None:
+    def _cut_reduction(self, nest: For | Cat, at: Position) -> None:
         block = extents(nest, self.rank)[: self.spatial]
         dtype = self.kernel.accumulator_dtype
         count = 1
@@ -548,7 +548,7 @@ class KernelCode:
             return []
 
         self._loop(count, [], clear)
-        self._memory_loop(nest, at, extents(nest.body, self.rank)[nest.axis])
+        self._memory(nest, at)
         self._finish_block(at, block)
         self.partial = None
 

@@ -165,10 +165,12 @@ def _randrange(rng: np.random.Generator, n: int) -> int:
 
 
 def cuts(n: int, lanes: int, a: LoopAxis) -> list[int]:
-    """Places at which to cut an extent without good factors: after the last whole vector, or the last whole tile."""
+    """Places at which to cut an extent without good factors: after the last whole vector, or the last whole tile; and
+    what is cut off an axis of a long sum."""
     whole_vectors = not a.contiguous or n <= lanes or n % lanes == 0
     good_rows = a.reduces or n <= 14 or any(n % f == 0 for f in (4, 6, 7, 8, 9, 10, 12, 14))
-    places = set() if whole_vectors else {n - n % (lanes * k) for k in (1, 2, 3, 4)}
+    places = {a.part} if n == a.extent else set()
+    places |= set() if whole_vectors else {n - n % (lanes * k) for k in (1, 2, 3, 4)}
     if not good_rows:
         places |= {n - n % k for k in (6, 8, 14)}
     return sorted(p for p in places if 0 < p < n)

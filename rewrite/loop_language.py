@@ -114,7 +114,8 @@ class LoopAxis:
     `contiguous`: some access walks neighbouring elements along it (if none does along any axis, every axis
     counts). `beside`: it changes which vectors of the operands are read. `below`, `above`: so many indices at
     its ends reach into padding, and `bit` is the number of the lower end in `Block.inside` (the upper end's is
-    the next).
+    the next). `part`: so many indices are cut off first of a long sum whose extent has no divisors to make pieces of
+    (0: none need be).
     """
 
     number: int
@@ -125,6 +126,7 @@ class LoopAxis:
     below: int = 0
     above: int = 0
     bit: int = -1
+    part: int = 0
 
 
 @dataclass(frozen=True)
@@ -251,14 +253,15 @@ def _space(kernel: LoopKernel, target: Target, threads: int = 1) -> Space:
     fits = _fits(kernel, target, lanes)
     unit = _contiguous(kernel) | {kernel.axes[f.vector] for f in fits}
     beside = _beside(kernel, unit)
+    chain, part = _pieces([a.extent for a in kernel.reduce]) if kernel.is_long_sum else (0, 0)
     axes = tuple(
         LoopAxis(k, a.extent, k >= n, a in unit, a in beside, *borders.get(a, (0, 0)), bits.get(a, -1))
         for k, a in enumerate(kernel.axes)
     )
+    axes = tuple(replace(a, part=part) if a.reduces and a.extent > part else a for a in axes)
     depth = math.prod(a.extent for a in kernel.reduce)
     # A register tile streams (rows + columns) * depth elements; past the first-level cache, cutting the depth
     # may pay. Spaces of few axes are small enough to offer it always.
-    chain = _chain([a.extent for a in kernel.reduce]) if kernel.is_long_sum else 0
     streamed = (
         depth * widest * 2 > target.caches[0] and sum(t.nbytes for t in kernel.inputs) > target.caches[1]
     ) or len(axes) <= 3
@@ -271,12 +274,19 @@ def _space(kernel: LoopKernel, target: Target, threads: int = 1) -> Space:
     return Space(axes, *budgets, cut, fits=fits, distant=distant, chain=chain, window=window)
 
 
-def _chain(reduced: Sequence[int]) -> int:
-    """How many terms an accumulator may take of a sum over axes of these extents: `CHAIN`, or what pieces that are not
-    too short must have, as pieces are as long as divisors allow (0: no limit, for there are none)."""
+def _pieces(reduced: Sequence[int]) -> tuple[int, int]:
+    """How many terms an accumulator may take of a sum over axes of these extents, and what is cut off the longest axis
+    first (0: nothing). They are `CHAIN`, or what pieces that are not too short must have, as pieces are as long as
+    divisors allow; where these allow none, the longest axis is cut at a multiple of a good length. (0, 0): no limit."""
     pieces = {math.prod(d) for d in product(*map(divisors, reduced))} - {math.prod(reduced)}
-    long_enough = [n for n in pieces if n >= SHORTEST]
-    return max(CHAIN, min(long_enough)) if long_enough else 0
+    least = min((n for n in pieces if n >= SHORTEST), default=0)
+    longest, length = max(reduced), SHORTEST
+    while length < longest / CHAIN:
+        length *= 2
+    part = (longest // length - 1) * length  # what is left is no shorter than a piece
+    if (0 < least <= CHAIN) or longest <= CHAIN or longest - part > CHAIN:
+        return (max(CHAIN, least) if least else 0), 0
+    return CHAIN, part
 
 
 def _window(kernel: LoopKernel, unit: set[Axis]) -> Window | None:

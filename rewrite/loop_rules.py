@@ -90,6 +90,15 @@ def block_reduction(b: Block, a: LoopAxis) -> str:
     return For(a, trips, "serial", b.resized(a, f))
 
 
+@loop_rule("tiling", phase="serial", over="reduced", when=lambda s: any(a.part for a in s.axes))
+def part_reduction(b: Block, a: LoopAxis) -> str:
+    """Block(n) -> Cat(a, q, Block(q), Block(n - q)) along a reduction axis without good factors, outside the register
+    tile: partial results wait on the stack between the parts."""
+    q, rest = b.cut(a)
+    b.require(q.equals(a.part), b.product(b.space.spatial) <= PARTIAL_RESULTS)
+    return Cat(a, q, b.resized(a, q), b.resized(a, rest))
+
+
 @loop_rule("tiling", phase="serial", over="spatial")
 def cut_tail(b: Block, a: LoopAxis) -> str:
     """Block(n) -> Cat(a, q, Block(q), Block(n - q)) where n has no good factors: a main part and a tail"""
@@ -295,6 +304,7 @@ LOOP_RULES: tuple[LoopRule, ...] = (
     fetch_when_read,
     peel,
     block_reduction,
+    part_reduction,
     cut_tail,
     cut_lower_border,
     cut_upper_border,

@@ -124,7 +124,9 @@ def draw_axis(c: Chooser, number: int, reduces: bool, contiguous: bool) -> LoopA
     extent = c.pick(FULL_EXTENTS if number == 0 else FULL_EXTENTS[:7])
     axis = LoopAxis(number, extent, reduces, contiguous)
     below, above = c.pick(((0, 0), (1, 1), (1, 0), (0, 1), (2, 1)))
-    padded = not reduces and 2 * max(below, above) < extent and below + above > 0
+    if reduces:
+        return replace(axis, part=c.integer(0, extent - 1))
+    padded = 2 * max(below, above) < extent and below + above > 0
     return replace(axis, below=below, above=above, bit=2 * number) if padded else axis
 
 

@@ -182,6 +182,16 @@ def test_every_nest_of_a_short_sum_adds_in_the_same_order():
         np.testing.assert_array_equal(first, other)
 
 
+def test_a_sum_of_a_prime_number_of_terms_is_summed_in_parts():
+    kernel, rng = matmul(3, 2053, 20), np.random.default_rng(8)
+    inputs = random_inputs(kernel, 9)
+    want = np.exp(1e-3 * (inputs[0].reshape(3, 2053).astype(np.float64) @ inputs[1].reshape(2053, 20))).ravel()
+    nests = drawn(build(kernel, host()), rng, 8)
+    assert any(isinstance(n, Cat) and n.axis == 2 for n in nests)
+    for nest in nests:
+        np.testing.assert_allclose(run(kernel, nest, [inputs[0] * 1e-3, inputs[1]]), want, rtol=1e-5)
+
+
 def drawn(egraph: LoopEGraph, rng: np.random.Generator, count: int) -> list[Nest]:
     return [n for n in (egraph.sample(rng) for _ in range(count)) if n is not None]
 
