@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from llvmlite import ir
 
 from ..ir.errors import NesteggError
-from ..ir.expr import Scalar, Weighted
+from ..ir.expr import Bound, Scalar, Weighted
 from ..ir.index import Axis
 from ..ir.intrinsic import Match, intrinsic, matches
 from ..ir.loops import LoopKernel, Lowered, StagedKernel
@@ -64,6 +64,23 @@ STACK_LIMIT = 256 * 1024
 
 Slot = tuple[int, ...]
 Accumulators = dict[Slot, ir.Value]
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """The rounds `first` to `end - 1` of a loop, one at least; `holding`: bounds tests that hold in all of them."""
+
+    first: ir.Value
+    end: ir.Value
+    holding: tuple[Bound, ...] = ()
+
+    @staticmethod
+    def all(trips: int) -> Rounds:
+        return Rounds(ir.Constant(I64, 0), ir.Constant(I64, trips))
+
+    def within(self, at: Position) -> Position:
+        """A position in them."""
+        return replace(at, holding=(*at.holding, *self.holding))
 
 
 class KernelCode:
@@ -122,9 +139,14 @@ class KernelCode:
     # --- loops -------------------------------------------------------------------------------------------------------
 
     def _loop(
-        self, trips: int, carried: Sequence[ir.Value], body: Callable[[ir.Value, list[ir.Value]], Sequence[ir.Value]]
+        self,
+        rounds: int | Rounds,
+        carried: Sequence[ir.Value],
+        body: Callable[[ir.Value, list[ir.Value]], Sequence[ir.Value]],
     ) -> list[ir.Value]:
-        """A counted loop; `body(index, values)` returns the next values. Returns the values after the last round."""
+        """A loop of one round or more; `body(index, values)` returns the next values. Returns the values after the last
+        round."""
+        rounds = rounds if isinstance(rounds, Rounds) else Rounds.all(rounds)
         b = self.builder
         before = b.block
         head = b.append_basic_block("loop")
@@ -132,12 +154,12 @@ class KernelCode:
         b.position_at_end(head)
         index = b.phi(I64)
         phis = [b.phi(v.type) for v in carried]
-        index.add_incoming(ir.Constant(I64, 0), before)
+        index.add_incoming(rounds.first, before)
         for phi, v in zip(phis, carried, strict=True):
             phi.add_incoming(v, before)
         after = list(body(index, list(phis)))
         following = b.add(index, ir.Constant(I64, 1), flags=("nuw", "nsw"))
-        again = b.icmp_unsigned("<", following, ir.Constant(I64, trips))
+        again = b.icmp_unsigned("<", following, rounds.end)
         latch = b.block
         done = b.append_basic_block("done")
         b.cbranch(again, head, done)
@@ -197,16 +219,45 @@ class KernelCode:
             raise NesteggError("a nest reached its vector operation outside a register tile")
 
     def _memory_loop(self, nest: For, at: Position, step: int) -> None:
+        rounds = self._rounds(nest, at)
+
         def body(index: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
-            inside = self._advance(at, nest.axis, index, step, nest.trips)
+            inside = rounds.within(self._advance(at, nest.axis, index, step, nest.trips))
             ahead = self._distances(nest.axis, step) if nest.kind == AHEAD else at.ahead
             self._memory(nest.body, replace(inside, ahead=ahead))
             return []
 
         around = self.fetching
         self.fetching = (nest.axis, step) if nest.kind == AHEAD else around
-        self._loop(nest.trips, [], body)
+        self._loop(rounds, [], body)
         self.fetching = around
+
+    def _rounds(self, nest: For, at: Position) -> Rounds:
+        """The rounds of a loop. A reduction loop makes those in which a padding's test holds: the first such test that
+        is one and the same all over its body, and that some round passes wherever the loop is."""
+        covered = extents(nest.body, self.rank)
+        for index, lo, hi in self.kernel.paddings if nest.axis >= self.spatial else ():
+            step = index.coefficient(self.kernel.axes[nest.axis]) if index.is_affine else 0
+            fixed = all(covered[k] == 1 for k, a in enumerate(self.kernel.axes) if a in index.axes)
+            least, most = self.code.range(index, at, -1, 1)  # in the first round
+            furthest = most + step * (nest.trips - 1)
+            tested = least < lo or furthest >= hi
+            passes = least + step * (nest.trips - 1) >= lo and most < hi and hi - lo >= step
+            if step > 0 and fixed and tested and passes:
+                return self._passing((index, lo, hi), self.code.index(index, at), step, nest.trips)
+        return Rounds.all(nest.trips)
+
+    def _passing(self, bound: Bound, first: ir.Value, step: int, trips: int) -> Rounds:
+        """The rounds t in which lo <= first + t * step < hi."""
+        b, (_, lo, hi) = self.builder, bound
+
+        def before(to: int) -> ir.Value:
+            """Rounds that begin before the index is `to`: 0 at least."""
+            left = emit_scalar("max", b, [b.sub(ir.Constant(I64, to), first), ir.Constant(I64, 0)], "i64")
+            return left if step == 1 else b.udiv(b.add(left, ir.Constant(I64, step - 1)), ir.Constant(I64, step))
+
+        end = emit_scalar("min", b, [before(hi), ir.Constant(I64, trips)], "i64")
+        return Rounds(before(lo), end, (bound,))
 
     def _distances(self, axis: int, step: int) -> tuple[int, ...]:
         """Bytes by which every access moves in `step` steps along an axis."""
@@ -453,12 +504,12 @@ class KernelCode:
         return acc
 
     def _adds_nothing(self, update: Scalar, at: Position, vector: int, lanes: int) -> bool:
-        """A product with an entry of 0 of a table, to be summed."""
-        return (
-            isinstance(update, Weighted)
-            and self.kernel.kind == "sum"
-            and self.code.weight(update, at, vector, lanes) == 0
-        )
+        """A product with an entry of 0 of a table, to be summed, or a padding with the neutral element."""
+        if any(self.code.known(b, at, vector, lanes) is False for b in self.kernel.paddings):
+            return True
+        if not isinstance(update, Weighted) or self.kernel.kind != "sum":
+            return False
+        return self.code.weight(update, at, vector, lanes) == 0
 
     def _apply(self, nest: Intrin, at: Position, accumulator: ir.Value) -> ir.Value:
         """The accumulator after one application of an intrinsic; lanes that the nest leaves out hold anything."""
@@ -491,14 +542,15 @@ class KernelCode:
         self, nest: For, at: Position, slot: Slot, acc: Accumulators, vector: int, step: int
     ) -> Accumulators:
         keys = list(acc)
+        rounds = self._rounds(nest, self._at(at, slot))
 
         def body(index: ir.Value, values: list[ir.Value]) -> list[ir.Value]:
             self.code.fresh()
-            inside = self._advance(at, nest.axis, index, step, nest.trips)
+            inside = rounds.within(self._advance(at, nest.axis, index, step, nest.trips))
             after = self._reduce(nest.body, inside, slot, dict(zip(keys, values, strict=True)), vector)
             return [after[k] for k in keys]
 
-        out = self._loop(nest.trips, [acc[k] for k in keys], body)
+        out = self._loop(rounds, [acc[k] for k in keys], body)
         self.code.fresh()
         return dict(zip(keys, out, strict=True))
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from llvmlite import ir
 
-from ..ir.expr import Apply, Cast, Const, IndexValue, Read, ReadAt, Scalar, Weighted, When, children
+from ..ir.expr import Apply, Bound, Cast, Const, IndexValue, Read, ReadAt, Scalar, Weighted, When, children
 from ..ir.index import Axis, Index, Quotient
 from ..ir.loops import ACCUMULATOR, LoopKernel
 from ..ir.target import LINE
@@ -43,7 +43,8 @@ class Position:
     loops' indices (None if no loop of it is open). `fixed`: for each axis, the part known at compile time. `reach`:
     for each axis, the greatest value that `loops` takes. `even`: the loops move the output's pointer by multiples of so
     many bytes (a divisor of a cache line). `ahead`: how many bytes further on each access will be an iteration of the
-    enclosing `ahead` loop later (0: no further; empty: there is no such loop).
+    enclosing `ahead` loop later (0: no further; empty: there is no such loop). `holding`: bounds tests that hold here,
+    because loops go no further.
     """
 
     pointers: tuple[ir.Value, ...]
@@ -52,6 +53,7 @@ class Position:
     reach: tuple[int, ...]
     even: int = LINE
     ahead: tuple[int, ...] = ()
+    holding: tuple[Bound, ...] = ()
 
     def shifted(self, axis: int, by: int) -> Position:
         if by == 0:
@@ -196,7 +198,7 @@ class ScalarCode:
         if isinstance(s, Weighted):
             return self._weighted(s, go(s.arg), at, vector, lanes)
         if isinstance(s, When):
-            inside = self._inside(s, at, vector, lanes)
+            inside = self._inside(s.bounds, at, vector, lanes)
             if isinstance(inside, bool):
                 return go(s.then) if inside else go(s.otherwise)
             need = inside if mask is None else b.and_(*self._alike([mask, inside]))
@@ -259,18 +261,23 @@ class ScalarCode:
         width = max(lanes_of(v) for v in values)
         return [splat(self.builder, v, width) for v in values]
 
-    def _inside(self, s: When, at: Position, vector: int, lanes: int) -> ir.Value | bool:
+    def known(self, bound: Bound, at: Position, vector: int, lanes: int) -> bool | None:
+        """Whether a bounds test holds, for all lanes and all rounds of the loops around; None if that is not known."""
+        index, lo, hi = bound
+        least, most = self.range(index, at, vector if self._varies(index, vector, lanes) else -1, lanes)
+        if most < lo or least >= hi:
+            return False
+        return True if bound in at.holding or (lo <= least and most < hi) else None
+
+    def _inside(self, bounds: Sequence[Bound], at: Position, vector: int, lanes: int) -> ir.Value | bool:
         """The conjunction of the bounds, or its value if it is known at compile time."""
         b = self.builder
         result: ir.Value | None = None
-        axis = self.kernel.axes[vector] if vector >= 0 else None
-        for index, lo, hi in s.bounds:
-            varies = lanes > 1 and axis is not None and axis in index.axes
-            least, most = self._range(index, at, vector if varies else -1, lanes)
-            if most < lo or least >= hi:
-                return False
-            if lo <= least and most < hi:
-                continue
+        known = [self.known(bound, at, vector, lanes) for bound in bounds]
+        if False in known:
+            return False
+        for index, lo, hi in (bound for bound, holds in zip(bounds, known, strict=True) if not holds):
+            varies = self._varies(index, vector, lanes)
             v = self._lane_indices(index, at, vector, lanes) if varies else self.index(index, at)
             # lo <= v < hi as one unsigned comparison
             width = lanes_of(v)
@@ -279,7 +286,7 @@ class ScalarCode:
             result = test if result is None else b.and_(*self._alike([result, test]))
         return True if result is None else result
 
-    def _range(self, index: Index, at: Position, vector: int, lanes: int) -> tuple[int, int]:
+    def range(self, index: Index, at: Position, vector: int, lanes: int) -> tuple[int, int]:
         """Least and greatest value of an index over the loops around a position and the lanes there."""
         here: dict[Axis, Index] = {}
         for a, k in self.axes.items():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 from typing import NamedTuple
 
 import numpy as np
@@ -17,18 +19,57 @@ SCATTERED = 3.0  # what such rows cost: set by hand so that panels win where the
 
 
 @dataclass(frozen=True)
-class Access:
-    """One access of a kernel: stride of every axis in bytes, element size, and its kind.
+class Test:
+    """A bounds test over the axes `axes` (their numbers), of these `extents`.
 
-    `tested`: bounds are tested where it is read, except in blocks that keep clear of the ends `clear` (bits of
-    `Block.inside`; None: everywhere).
+    Blocks that keep clear of the ends `clear` (bits of `Block.inside`; None: there are none) need not make it. `share`:
+    the part of all points that pass; `skips`: the others are not computed. `looped`: the reduction axis (-1: none) of
+    which loops make no rounds in which it fails.
     """
+
+    axes: tuple[int, ...]
+    extents: tuple[int, ...]
+    clear: int | None
+    looped: int = -1
+    share: float = 1.0
+    skips: bool = False
+
+    def known(self, domain: np.ndarray) -> np.ndarray:
+        """Straight-line code over a block knows where each of its points is."""
+        return (domain[:, self.axes] == np.array(self.extents, np.int64)).all(axis=1) & bool(self.axes)
+
+    def left_to_loop(self, domain: np.ndarray) -> np.ndarray:
+        """Blocks of a single point along all axes of the test: the loop over `looped` around them passes it."""
+        return (domain[:, self.axes] == 1).all(axis=1) & (self.looped >= 0)
+
+    def inside(self, inside: np.ndarray) -> np.ndarray:
+        """Blocks that keep clear of the ends at which it fails."""
+        return np.zeros(len(inside), bool) if self.clear is None else (inside & self.clear) == self.clear
+
+    def free(self, domain: np.ndarray, inside: np.ndarray) -> np.ndarray:
+        """Blocks in which the test is not made."""
+        return self.inside(inside) | self.known(domain) | self.left_to_loop(domain)
+
+
+@dataclass(frozen=True)
+class Access:
+    """One access of a kernel: stride of every axis in bytes, element size, its kind, and the bounds tests made where it
+    is read."""
 
     strides: np.ndarray
     size: int
     affine: bool
-    tested: bool = False
-    clear: int | None = None
+    tests: tuple[Test, ...] = ()
+
+    @property
+    def tested(self) -> bool:
+        return bool(self.tests)
+
+    @property
+    def clear(self) -> int | None:
+        """The ends (bits of `Block.inside`) that a block must keep clear of to make no test; None: it always does."""
+        ends = [t.clear for t in self.tests]
+        return None if None in ends else reduce(or_, (e for e in ends if e is not None), 0)
 
     def splits(self, vector: int) -> bool:
         """Vectors along the contiguous axis start anywhere in a cache line, because some row does."""

@@ -13,12 +13,13 @@ its rate.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import cache, cached_property
 
 import numpy as np
 
-from ..ir.expr import Apply, Const, Read, Scalar, Weighted, When, cost, walk
+from ..ir.expr import Apply, Bound, Const, Read, Scalar, Weighted, When, cost, walk
 from ..ir.index import Axis
 from ..ir.intrinsic import intrinsic
 from ..ir.loops import LoopKernel, Lowered, StagedKernel
@@ -26,7 +27,7 @@ from ..ir.nest import AHEAD, CACHED, KINDS, PARALLEL, SERIAL, UNROLL, WAYS
 from ..ir.target import LINE, Target
 from ..rewrite.loop_egraph import FOR, INTRIN, TIPS, LoopEGraph
 from ..rewrite.loop_language import ALL, Fit, LoopAxis, border, space
-from .access import Access, access, footprint
+from .access import Access, Test, access, footprint
 from .hoped import hoped_cycles, tiled_cycles
 from .streams import BROKEN, START, Streams
 
@@ -150,6 +151,7 @@ class Rates:
         self.out = access(kernel, kernel.out, kernel.epilogue.dtype)
         self.accesses = [*self.updates, *self.extras, self.out]
         self.buffers = [r.input for r in (*kernel.update_reads, *kernel.epilogue_reads, *kernel.gathers)]
+        self.paddings = [t for t in dict.fromkeys(t for a in self.updates for t in a.tests) if t.skips]
         self.update_cost, self.epilogue_cost = update_cost(kernel), scalar_cost(kernel.epilogue)
         table = kernel.update if isinstance(kernel.update, Weighted) else None
         self.weights = [k for k, a in enumerate(kernel.axes) if table is not None and a in table.index.axes]
@@ -208,11 +210,10 @@ class Rates:
 
     def _free_of_tests(self, a: Access, domain: np.ndarray, inside: np.ndarray) -> np.ndarray:
         """Blocks in which no bounds are tested for an access."""
-        if not a.tested:
-            return np.ones(len(domain), bool)
-        if a.clear is None:
-            return np.zeros(len(domain), bool)
-        return (self._known(domain, inside) & a.clear) == a.clear
+        out = np.ones(len(domain), bool)
+        for t in a.tests:
+            out &= t.free(domain, inside)
+        return out
 
     def _shared(self, a: Access, domain: np.ndarray, v: np.ndarray) -> np.ndarray:
         """Share of the vectors that results of a block read which is loaded: of overlapping windows each vector once,
@@ -225,15 +226,6 @@ class Rates:
         distinct = np.minimum(move * (results - 1) + size, results * size)
         held = self.vectors(domain, v) + 2 * size <= self.t.registers
         return np.where(held, distinct / (results * size), 1.0)
-
-    def _known(self, domain: np.ndarray, inside: np.ndarray) -> np.ndarray:
-        """The ends of padded axes at which no bounds are tested: of those too along which straight-line code goes all
-        the way, with the whole reduction, since it knows where each of its points is."""
-        reduced = np.array([a.extent for a in self.kernel.reduce], np.int64)
-        whole = (domain[:, self.spatial :] == reduced).all(axis=1)
-        for axis, extent, ends in self.ends:
-            inside = inside | np.where(whole & (domain[:, axis] == extent), ends, 0)
-        return inside
 
     def _loads_of_tile(self, a: Access, results: np.ndarray, v: np.ndarray, inside: np.ndarray) -> np.ndarray:
         """Cycles of loads for the epilogue of register tiles: what lies across their vectors is read as rows."""
@@ -271,10 +263,23 @@ class Rates:
 
     def _done(self, domain: np.ndarray) -> np.ndarray:
         """Share of a block's points that straight-line code computes: entries of 0 of a table of weights leave none,
-        where the code knows the entries. Elsewhere each is loaded first, which costs about as much again."""
+        where the code knows the entries, nor do paddings. Elsewhere each entry is loaded first, which costs about as
+        much again."""
         whole = np.array([self.kernel.extents[k] for k in self.weights], np.int64)
         known = (domain[:, self.weights] == whole).all(axis=1)
-        return np.where(known, self.filled, 2.0 if self.weights else 1.0)
+        done = np.where(known, self.filled, 2.0 if self.weights else 1.0)
+        for t in self.paddings:
+            done = done * np.where(t.known(domain), t.share, 1.0)
+        return done
+
+    def rounds_made(self, axis: np.ndarray, body: np.ndarray, inside: np.ndarray) -> np.ndarray:
+        """Share of their rounds that loops over `axis` make around the blocks `body`: those in which paddings' tests
+        hold."""
+        made = np.ones(len(axis))
+        for t in self.paddings:
+            clips = (axis == t.looped) & t.left_to_loop(body) & ~t.inside(inside)
+            made = made * np.where(clips, t.share, 1.0)
+        return made
 
     def _region(self, domain: np.ndarray, v: np.ndarray, inside: np.ndarray, fit: Fit | None) -> np.ndarray:
         unit, repeat, each = 1, 0.5, self.update_cost
@@ -357,12 +362,28 @@ class Rates:
                 domain[:, self.spatial :] = [a.extent for a in k.reduce]
             elif (window := self.space.window) is not None:
                 domain[:, window.axis] = min(k.axes[window.axis].extent, self.t.registers // 4)
-            rounds = depth / domain[:, self.spatial :].prod(axis=1)
             inside = np.full(len(v), clear)
-            update = self.region(domain, v, inside, which) * rounds
-            found.append((shapes, update, self.finish(domain, v, inside)))
+            finish = self.finish(domain, v, inside)
+            for within in self._straight_line(domain):
+                made = math.prod(
+                    (self.rounds_made(np.full(len(v), a), within, inside) for a in range(self.spatial, len(k.axes))),
+                    start=depth / within[:, self.spatial :].prod(axis=1),
+                )
+                found.append((shapes, self.region(within, v, inside, which) * made, finish))
         shapes, update, finish = (np.concatenate(parts) for parts in zip(*found, strict=True))
         return shapes, update, finish
+
+
+    def _straight_line(self, domain: np.ndarray) -> list[np.ndarray]:
+        """What straight-line code of register tiles may cover of the reduction: the axes of paddings' tests each alone,
+        in a loop that skips what does not pass, or the whole of them, so that the code knows."""
+        out = [domain]
+        for axis in sorted({k for t in self.paddings for k in t.axes if k >= self.spatial}):
+            whole = [d.copy() for d in out]
+            for d in whole:
+                d[:, axis] = self.kernel.axes[axis].extent
+            out += whole
+        return out
 
 
 @cache
@@ -452,7 +473,8 @@ class Scorer:
         rounds = np.where(parallel, np.ceil(trips / self.threads), trips)
         threads = trips / rounds
         each, once = np.where(parallel, TASK, LOOP_OVERHEAD), np.where(parallel, FORK_JOIN, 2.0)
-        turns = rounds + np.where(parallel, WAITING, 0.0)
+        made = self.rates.rounds_made(g.axis[nodes], g.domain[g.child[nodes]], g.inside[owner])
+        turns = rounds * made + np.where(parallel, WAITING, 0.0)
         looped = turns[:, None] * (body[:, :, 0] + each[:, None]) + (once + self._regrouped(nodes, threads))[:, None]
         # An unrolled loop at the top of straight-line code stands for the whole of it.
         region = np.zeros(len(nodes))
@@ -609,15 +631,28 @@ class Scorer:
 def _read(kernel: LoopKernel, s: Scalar | None, read: Read, padded: dict[Axis, LoopAxis]) -> Access:
     """A read of an expression, with the tests that it stands under."""
     around = [n for n in walk(s) if isinstance(n, When) and read in walk(n.then)] if s is not None else []
-    clear: int | None = 0
-    for test in (b for n in around for b in n.bounds):
-        found = border(kernel, *test)
-        if found is None or (found[0] not in padded and any(found[1:])):
-            clear = None
-            break
-        for width, end in zip(found[1:], (0, 1), strict=True):
-            clear |= (1 << padded[found[0]].bit + end) if width else 0
-    return replace(access(kernel, read.index[0], read.dtype), tested=bool(around), clear=clear)
+    tests = tuple(_test(kernel, b, padded) for n in around for b in n.bounds)
+    return replace(access(kernel, read.index[0], read.dtype), tests=tests)
+
+
+def _test(kernel: LoopKernel, bound: Bound, padded: dict[Axis, LoopAxis]) -> Test:
+    index, lo, hi = bound
+    clear: int | None = None
+    found = border(kernel, *bound)
+    if found is not None and (found[0] in padded or not any(found[1:])):
+        clear = sum(1 << padded[found[0]].bit + end for end, width in enumerate(found[1:]) if width)
+    if not index.is_affine:
+        return Test((), (), clear)
+    axes = [k for k, a in enumerate(kernel.axes) if a in index.axes]
+    steps = {k: index.coefficient(kernel.axes[k]) for k in axes}
+    values = np.full(1, index.constant)
+    for k in axes:
+        values = np.add.outer(values, steps[k] * np.arange(kernel.extents[k])).reshape(-1)
+    share = float(((values >= lo) & (values < hi)).mean())
+    skips = bound in kernel.paddings
+    looped = [k for k in axes if k >= len(kernel.spatial) and steps[k] > 0]
+    extents = tuple(kernel.extents[k] for k in axes)
+    return Test(tuple(axes), extents, clear, looped[-1] if skips and looped else -1, share, skips)
 
 
 def over_blocks(stage: LoopKernel, blocks: np.ndarray) -> np.ndarray:

@@ -20,6 +20,7 @@ from functools import cached_property, lru_cache
 
 from .errors import UnsupportedError
 from .expr import (
+    Apply,
     Bound,
     Const,
     IndexValue,
@@ -96,6 +97,12 @@ class LoopKernel:
         return rounds and math.prod(a.extent for a in self.reduce) > CHAIN
 
     @cached_property
+    def paddings(self) -> tuple[Bound, ...]:
+        """Bounds tests that fail where the update is the reduction's neutral element, taking what a padding of 0 is
+        multiplied with for finite: such points need not be computed."""
+        return tuple(dict.fromkeys(_paddings(self.update, self.kind))) if self.update is not None else ()
+
+    @cached_property
     def update_reads(self) -> tuple[Read, ...]:
         return _reads(self.update) if self.update is not None else ()
 
@@ -128,6 +135,14 @@ class LoopKernel:
         text = str(self.epilogue).replace("x-1[]", "acc")
         lines.append(f"  out[{self.out}] = {text}" + (f"   (elsewhere {self.fill})" if self.fill else ""))
         return "\n".join(lines)
+
+
+def _paddings(s: Scalar, kind: str) -> tuple[Bound, ...]:
+    if isinstance(s, When) and isinstance(s.otherwise, Const) and s.otherwise.value == neutral(kind, s.dtype):
+        return (*s.bounds, *_paddings(s.then, kind))
+    if isinstance(s, Apply) and s.fn == "mul" and kind == "sum":
+        return tuple(b for a in s.args for b in _paddings(a, kind))
+    return ()
 
 
 def _reads(s: Scalar) -> tuple[Read, ...]:

@@ -110,8 +110,9 @@ def test_uniformly_drawn_nests_of_matmuls(shape: tuple[int, int, int]) -> None:
         check(kernel, nest)
 
 
-@pytest.mark.parametrize("padding", [0, 1])
+@pytest.mark.parametrize("padding", [0, 1, 2, 5])
 def test_uniformly_drawn_nests_of_a_convolution(padding: int) -> None:
+    """With paddings that some and that all taps of a window fall on."""
     attrs = Attrs(
         strides=(2, 1), padding=((padding, padding),) * 2, lhs_dilation=(1, 1), rhs_dilation=(1, 2), groups=1
     )
@@ -145,6 +146,29 @@ def test_uniformly_drawn_nests_of_overlapping_windows(stride: int, padding: int)
         nest = egraph.sample(rng)
         assert nest is not None
         check(kernel, nest)
+
+
+@pytest.mark.parametrize("kind", ["max", "min", "sum"])
+def test_uniformly_drawn_nests_of_padded_pooling(kind: str) -> None:
+    attrs = Attrs(kind=kind, window=(1, 3, 2), strides=(1, 2, 1), padding=((0, 0), (1, 2), (1, 0)), dilation=(1, 2, 1))
+    kernel = lower(operator("window").expr((TensorType((5, 11, 9)),), attrs))
+    assert len(kernel.paddings) == 2
+    for nest in drawn(build(kernel, host()), np.random.default_rng(10), 6):
+        check(kernel, nest)
+
+
+def test_taps_on_padding_are_not_computed() -> None:
+    """A loop over rows of a window makes no rounds in the padding, and straight-line code leaves out its columns."""
+    image, weights = TensorType((1, 4, 8, 8)), TensorType((16, 4, 3, 3))
+    attrs = Attrs(strides=(1, 1), padding=((1, 1),) * 2, lhs_dilation=(1, 1), rhs_dilation=(1, 1), groups=1)
+    kernel = lower(operator("conv").expr((image, weights), attrs))
+    outputs, rows, columns, inputs, down, along = range(6)
+    code: Nest = For(along, 3, UNROLL, For(columns, 8, UNROLL, Vec(outputs, 16)))
+    nest = For(rows, 8, SERIAL, Tile(outputs, For(down, 3, SERIAL, For(inputs, 4, SERIAL, code))))
+    check(kernel, nest)
+    text = _llvm(kernel, nest)
+    assert text.count(" fmul ") == 3 * 8 - 2
+    assert "select <16 x i1>" not in text and "select i1" not in text, "no value is chosen by a bounds test"
 
 
 @pytest.mark.parametrize(("stride", "loads"), [(1, 3 * (6 + 3)), (2, 3 * (9 + 3))])
