@@ -601,13 +601,11 @@ class Scorer:
         return out
 
     def score(self, owners: np.ndarray, states: np.ndarray) -> np.ndarray:
-        waiting = self._waiting(states)
-        whole = (owners == self.g.root)[:, None, None]
-        return seconds(self.t, np.where(whole, self._warm(states), states) + waiting)
+        return seconds(self.t, self._warm(states, self.whole[owners, None]) + self._waiting(states))
 
     def total(self, state: np.ndarray) -> float:
         """Seconds of a whole nest whose operands lie in the smallest cache that holds them."""
-        return float(seconds(self.t, self._warm(state) + self._waiting(state)))
+        return float(seconds(self.t, self._warm(state, self.whole[self.g.root]) + self._waiting(state)))
 
     def _waiting(self, states: np.ndarray) -> np.ndarray:
         """What waiting for memory adds to states."""
@@ -617,13 +615,14 @@ class Scorer:
             waiting[..., 3] = self.missing * begun
         return waiting
 
-    def _warm(self, states: np.ndarray) -> np.ndarray:
-        """States of whole nests, without the traffic of operands that a cache holds already."""
+    def _warm(self, states: np.ndarray, touched: np.ndarray) -> np.ndarray:
+        """States of nests over blocks that touch so many bytes, without the traffic of operands that a cache holds
+        already, because it holds those of the whole kernel."""
         warm, whole = states.copy(), float(self.whole[self.g.root])
         threads = np.maximum(states[..., 4], 1.0)  # the rows of nests not found yet are zero
         for level, sharing in ((1, threads), (2, np.minimum(threads, SHARED_MEMORY))):
             if whole <= self.t.caches[level] * 1.5:
-                missing = whole * cold(whole, self.t.caches[level]) / sharing
+                missing = touched * cold(whole, self.t.caches[level]) / sharing
                 warm[..., level + 1] = np.minimum(warm[..., level + 1], missing)
         return warm
 

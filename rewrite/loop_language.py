@@ -49,8 +49,8 @@ STRAIGHT = PHASES.index("unroll")
 #: (without the cuts it takes 1.6 times as long).
 PADDED_REUSE = 96
 #: Uses of an input element from which on it may be fetched ahead. Below, nothing is done meanwhile, and memory is busy
-#: anyway (a row of 784 by 784x512: 16.8 us, fetching ahead 21.5).
-FETCHED_REUSE = 8
+#: anyway (a row of 784 by 784x512: 16.8 us, fetching ahead 21.5; depthwise 56x56x128, nine uses: 63 and 71).
+FETCHED_REUSE = 16
 #: Terms that some pieces have at least, or the sum is not cut: storing and reading the results of a piece takes as long
 #: as a few terms.
 SHORTEST = 64
