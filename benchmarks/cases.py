@@ -11,7 +11,8 @@ memory      elementwise chains, softmax, layer norm, gelu, reductions, transpose
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -173,7 +174,15 @@ def unpacked(a: np.ndarray) -> np.ndarray:
 
 
 def convolution(
-    name: str, extent: int, inputs: int, outputs: int, kernel: int, stride: int, pad: int, groups: int = 1
+    name: str,
+    extent: int,
+    inputs: int,
+    outputs: int,
+    kernel: int,
+    stride: int,
+    pad: int,
+    groups: int = 1,
+    options: Mapping[str, Any] = MappingProxyType({}),
 ) -> Case:
     """A convolution with bias and relu; contestants may use a layout of their own at both ends."""
     x = random(1, inputs, extent, extent)
@@ -268,7 +277,7 @@ def convolution(
         written=4.0 * math.prod(shape),
         forms=(Form("NCHW", nchw, (x,)), Form("NHWC", nhwc, (x_nhwc,), from_nhwc)),
         source=Source(
-            graph, (packed(x, lanes) if block_input else x,), unpacked if block_output else lambda a: a
+            graph, (packed(x, lanes) if block_input else x,), unpacked if block_output else lambda a: a, options
         ),
         onnx=(
             OnnxForm("NCHW", model, (x,)),

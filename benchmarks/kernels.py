@@ -87,6 +87,7 @@ def _products(case: str, sizes: str) -> list[Callable[[], Case]]:
 @app.command()
 def conv(
     threads: Threads = 1, rounds: Rounds = 15, gap_us: Gap = 0, peers: Peers = ALL, only: Only = "",
+    direct: Annotated[bool, typer.Option("--direct", help="nestegg without Winograd's algorithm")] = False,
     as_json: Json = False, as_markdown: Markdown = False, plot: Png = None,
 ) -> None:  # fmt: skip
     """The 12 distinct convolutions of ResNet-18 with bias and relu, each contestant in its own layout."""
@@ -95,7 +96,8 @@ def conv(
     def build() -> list[Callable[[], Case]]:
         import cases
 
-        return [lambda r=r: cases.convolution(*r) for r in cases.RESNET18]
+        options = {"rounding_gain": 1.0} if direct else {}
+        return [lambda r=r: cases.convolution(*r, options=options) for r in cases.RESNET18]
 
     suite.run(build, as_json, as_markdown, plot)
 

@@ -15,8 +15,8 @@ from __future__ import annotations
 import ctypes
 import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -59,11 +59,12 @@ class OnnxForm:
 
 @dataclass(frozen=True)
 class Source:
-    """What nestegg is given: a program to import, and inputs in its layout."""
+    """What nestegg is given: a program to import, inputs in its layout, and options (of `nestegg.compiler.Options`)."""
 
     program: Callable[[], Any]
     inputs: tuple[np.ndarray, ...]
     restore: Restore = same
+    options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,11 +114,12 @@ def nestegg(case: Case, threads: int) -> list[Contestant | Timing]:
     columns = (("nestegg", "run"), ("nestegg call", ""), ("nestegg kernel", ""))
     try:
         import nestegg
+        from nestegg.compiler import Options
         from nestegg.ir.types import DTYPES
 
-        program = case.source.program()
+        program, options = case.source.program(), Options(threads=threads, cache=False, **case.source.options)
         begun = time.perf_counter()
-        compiled = nestegg.optimize(program, *case.source.inputs, threads=threads, cache=False)
+        compiled = nestegg.optimize(program, *case.source.inputs, options=options)
         seconds = time.perf_counter() - begun
     except Exception as error:
         return [Timing(column, variant, error=first_line(error)) for column, variant in columns]
