@@ -22,6 +22,7 @@ from .errors import UnsupportedError
 from .expr import (
     Apply,
     Bound,
+    Cast,
     Const,
     IndexValue,
     Read,
@@ -140,8 +141,8 @@ class LoopKernel:
 def _paddings(s: Scalar, kind: str) -> tuple[Bound, ...]:
     if isinstance(s, When) and isinstance(s.otherwise, Const) and s.otherwise.value == neutral(kind, s.dtype):
         return (*s.bounds, *_paddings(s.then, kind))
-    if isinstance(s, Apply) and s.fn == "mul" and kind == "sum":
-        return tuple(b for a in s.args for b in _paddings(a, kind))
+    if kind == "sum" and (isinstance(s, Cast) or (isinstance(s, Apply) and s.fn == "mul")):
+        return tuple(b for a in children(s) for b in _paddings(a, kind))
     return ()
 
 
