@@ -19,7 +19,7 @@ SCATTERED = 3.0  # what such rows cost: set by hand so that panels win where the
 
 
 @dataclass(frozen=True)
-class Test:
+class BoundsTest:
     """A bounds test over the axes `axes` (their numbers), of these `extents`.
 
     Blocks that keep clear of the ends `clear` (bits of `Block.inside`; None: there are none) need not make it. `share`:
@@ -59,7 +59,7 @@ class Access:
     strides: np.ndarray
     size: int
     affine: bool
-    tests: tuple[Test, ...] = ()
+    tests: tuple[BoundsTest, ...] = ()
 
     @property
     def tested(self) -> bool:

@@ -27,7 +27,7 @@ from ..ir.nest import AHEAD, CACHED, KINDS, PARALLEL, SERIAL, UNROLL, WAYS
 from ..ir.target import LINE, Target
 from ..rewrite.loop_egraph import FOR, INTRIN, TIPS, LoopEGraph
 from ..rewrite.loop_language import ALL, Fit, LoopAxis, border, space
-from .access import Access, Test, access, footprint
+from .access import Access, BoundsTest, access, footprint
 from .hoped import hoped_cycles, tiled_cycles
 from .streams import BROKEN, START, Streams
 
@@ -634,14 +634,14 @@ def _read(kernel: LoopKernel, s: Scalar | None, read: Read, padded: dict[Axis, L
     return replace(access(kernel, read.index[0], read.dtype), tests=tests)
 
 
-def _test(kernel: LoopKernel, bound: Bound, padded: dict[Axis, LoopAxis]) -> Test:
+def _test(kernel: LoopKernel, bound: Bound, padded: dict[Axis, LoopAxis]) -> BoundsTest:
     index, lo, hi = bound
     clear: int | None = None
     found = border(kernel, *bound)
     if found is not None and (found[0] in padded or not any(found[1:])):
         clear = sum(1 << padded[found[0]].bit + end for end, width in enumerate(found[1:]) if width)
     if not index.is_affine:
-        return Test((), (), clear)
+        return BoundsTest((), (), clear)
     axes = [k for k, a in enumerate(kernel.axes) if a in index.axes]
     steps = {k: index.coefficient(kernel.axes[k]) for k in axes}
     values = np.full(1, index.constant)
@@ -651,7 +651,7 @@ def _test(kernel: LoopKernel, bound: Bound, padded: dict[Axis, LoopAxis]) -> Tes
     skips = bound in kernel.paddings
     looped = [k for k in axes if k >= len(kernel.spatial) and steps[k] > 0]
     extents = tuple(kernel.extents[k] for k in axes)
-    return Test(tuple(axes), extents, clear, looped[-1] if skips and looped else -1, share, skips)
+    return BoundsTest(tuple(axes), extents, clear, looped[-1] if skips and looped else -1, share, skips)
 
 
 def over_blocks(stage: LoopKernel, blocks: np.ndarray) -> np.ndarray:
