@@ -112,17 +112,17 @@ class LoopAxis:
     """An axis of the kernel at hand: number, full extent, whether it reduces, whether it may be vectorised.
 
     `contiguous`: some access walks neighbouring elements along it (if none does along any axis, every axis
-    counts). `beside`: it changes which vectors of the operands are read. `below`, `above`: so many indices at
-    its ends reach into padding, and `bit` is the number of the lower end in `Block.inside` (the upper end's is
-    the next). `part`: so many indices are cut off first of a long sum whose extent has no divisors to make pieces of
-    (0: none need be).
+    counts). `beside`: the axes (their numbers) along which vectors of an operand are other ones in its next index.
+    `below`, `above`: so many indices at its ends reach into padding, and `bit` is the number of the lower end in
+    `Block.inside` (the upper end's is the next). `part`: so many indices are cut off first of a long sum whose extent
+    has no divisors to make pieces of (0: none need be).
     """
 
     number: int
     extent: int
     reduces: bool
     contiguous: bool
-    beside: bool = False
+    beside: tuple[int, ...] = ()
     below: int = 0
     above: int = 0
     bit: int = -1
@@ -224,14 +224,13 @@ class Space:
     def reduced(self) -> tuple[LoopAxis, ...]:
         return tuple(a for a in self.axes if a.reduces)
 
-    @property
-    def unrolled(self) -> tuple[LoopAxis, ...]:
-        """The order of unrolled loops, outermost first: reductions, then axes that repeat the operand's vectors, then
-        those that change them, so that few vectors are alive at a time. A window is innermost: what neighbouring
-        results read is loaded once."""
+    def unrolled(self, vector: int) -> tuple[LoopAxis, ...]:
+        """The order of unrolled loops around vectors along an axis (its number), outermost first: reductions, then axes
+        that repeat the operand's vectors, then those that change them, so that few vectors are alive at a time. A
+        window is innermost: what neighbouring results read is loaded once."""
         window = [a for a in self.axes if self.window is not None and a.number == self.window.axis]
         outer = [a for a in self.reduced if a not in window]
-        return (*outer, *sorted(self.spatial, key=lambda a: (a.beside, a.number)), *window)
+        return (*outer, *sorted(self.spatial, key=lambda a: (vector in a.beside, a.number)), *window)
 
 
 def space(kernel: Lowered, target: Target, threads: int = 1) -> Space:
@@ -252,10 +251,9 @@ def _space(kernel: LoopKernel, target: Target, threads: int = 1) -> Space:
     lanes = target.lanes(widest)
     fits = _fits(kernel, target, lanes)
     unit = _contiguous(kernel) | {kernel.axes[f.vector] for f in fits}
-    beside = _beside(kernel, unit)
     chain, part = _pieces([a.extent for a in kernel.reduce]) if kernel.is_long_sum else (0, 0)
     axes = tuple(
-        LoopAxis(k, a.extent, k >= n, a in unit, a in beside, *borders.get(a, (0, 0)), bits.get(a, -1))
+        LoopAxis(k, a.extent, k >= n, a in unit, _beside(kernel, a, unit), *borders.get(a, (0, 0)), bits.get(a, -1))
         for k, a in enumerate(kernel.axes)
     )
     axes = tuple(replace(a, part=part) if a.reduces and a.extent > part else a for a in axes)
@@ -366,9 +364,9 @@ def border(kernel: LoopKernel, index: Index, lo: int, hi: int) -> tuple[Axis, in
     return axis, max(0, -((least - lo) // c)), max(0, axis.extent - 1 - (hi - 1 - most) // c)
 
 
-def _beside(kernel: LoopKernel, unit: set[Axis]) -> set[Axis]:
-    loaded = _loaded(kernel, unit)
-    return {a for a in kernel.spatial if any(i.coefficient(a) for i in loaded)}
+def _beside(kernel: LoopKernel, a: Axis, unit: set[Axis]) -> tuple[int, ...]:
+    """The numbers of the axes along which an operand is loaded in vectors that change with `a`."""
+    return tuple(n for n, v in enumerate(kernel.axes) if any(i.coefficient(a) for i in _loaded(kernel, unit & {v})))
 
 
 def _loaded(kernel: LoopKernel, unit: set[Axis]) -> list[Index]:

@@ -208,12 +208,21 @@ def unroll_lanes(b: Block, a: LoopAxis) -> Block:
 def unroll(b: Block, a: LoopAxis) -> str:
     """Block(e) -> unrolled For(a, e_a, Block(e with e_a := 1)) for an axis that is not the vector axis"""
     e = b.extent(a)
-    b.require(e > 1, b.vector.differs(a.number))
-    order = b.space.unrolled
-    for x in order[: order.index(a)]:  # in one order: results that share an operand's vector stand together
-        distance = b.vector - x.number
-        b.require((b.extent(x) - 1) * distance * distance <= 0)
+    b.require(e > 1, b.vector.differs(a.number), *_in_order(b, a))
     return For(a, e, "unroll", b.resized(a, 1))
+
+
+def _in_order(b: Block, a: LoopAxis) -> list[str]:
+    """What comes before `a` in the order of unrolled loops is unrolled already, in which results that share an
+    operand's vector stand together; the order depends on the axis of the vectors."""
+    orders = {v: b.space.unrolled(v) for v in (-1, *(x.number for x in b.space.axes if x.contiguous))}
+    out = []
+    for x in b.space.axes:
+        after = {v for v, order in orders.items() if order.index(x) >= order.index(a)}
+        if len(after) < len(orders):
+            others = [b.vector - v for v in sorted(after | {x.number})]
+            out.append(math.prod((d * d for d in others), start=b.extent(x) - 1) <= 0)
+    return out
 
 
 @loop_rule("vectorize", phase="unroll")
@@ -268,7 +277,7 @@ def unroll_applications(b: Block, a: LoopAxis) -> str:
     s, f = b.space, b.applied
     if a.number == f.vector:
         return _unroll_lanes_of(b, a)
-    order = [x for x in s.unrolled if x.number != f.vector]
+    order = [x for x in s.unrolled(f.vector) if x.number != f.vector]
     b.require(b.extent(a) > f.step(a), *(b.extent(x).equals(f.step(x)) for x in order[: order.index(a)]))
     b.require(b.product(s.axes) <= s.unroll * s.lanes * f.depth, b.product(s.reduced) <= s.lanes * f.depth)
     return For(a, b.extent(a) // f.step(a), "unroll", b.resized(a, f.step(a)))

@@ -133,7 +133,7 @@ def draw_axis(c: Chooser, number: int, reduces: bool, contiguous: bool) -> LoopA
 def draw_staged_space(c: Chooser) -> Space:
     """A space of two or three stages that share none to two axes."""
     whole = draw_space(c)
-    plain = {"contiguous": False, "beside": False, "below": 0, "above": 0, "bit": -1}  # as `loop_language` makes them
+    plain = {"contiguous": False, "beside": (), "below": 0, "above": 0, "bit": -1}  # as `loop_language` makes them
     shared = tuple(replace(a, **plain) for a in whole.spatial[: c.integer(0, 2)])
     parts = []
     for n in range(c.integer(2, 3)):

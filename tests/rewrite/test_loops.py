@@ -163,6 +163,24 @@ def test_sums_of_integers_are_not_cut():
     assert not schedule_space(exact, SMALL, 2).space.chain
 
 
+def test_loops_that_change_an_operands_vectors_are_unrolled_last():
+    """Whichever axis the vectors are along: else the other operand's repeated elements are all alive at once."""
+    rows, columns = 0, 1
+    attrs = Attrs(contract=((0,), (0,)), batch=((), ()))
+    kernel = lower(operator("dot").expr((TensorType((8, 32)), TensorType((8, 48))), attrs))
+    space, egraph, rng = schedule_space(kernel, SMALL).space, build(kernel, SMALL), np.random.default_rng(1)
+    assert [a.number for a in space.unrolled(columns)] == [2, rows, columns]
+    assert [a.number for a in space.unrolled(rows)] == [2, columns, rows]
+    met = set()
+    for nest in (n for _ in range(60) if (n := egraph.sample(rng)) is not None):
+        for tile in tiles(nest):
+            order = [a.number for a in space.unrolled(tile.vector)]
+            code = [f.axis for f in loops(tile.body) if f.kind == "unroll" and f.axis != tile.vector]
+            assert code == sorted(code, key=order.index)
+            met.add((tile.vector, len(code)))
+    assert {(rows, 2), (columns, 2)} <= met
+
+
 @pytest.mark.parametrize("outer", [0.0, 3.0])
 def test_a_reduction_in_paddings_reads_inside_its_operand(outer):
     """Where a border's test fails, nothing is read: the operand may lie at the beginning of a page."""
