@@ -115,6 +115,12 @@ def picked(builder: ir.IRBuilder, value: ir.Value, lanes: Sequence[int], second:
     return builder.shuffle_vector(value, ir.Constant(value.type, ir.Undefined) if second is None else second, mask)
 
 
+def joined(builder: ir.IRBuilder, first: ir.Value, second: ir.Value) -> ir.Value:
+    """The lanes of a vector, then those of one that is not longer."""
+    lanes = lanes_of(first)
+    return picked(builder, first, range(lanes + lanes_of(second)), widened(builder, second, lanes))
+
+
 def load_repeated(builder: ir.IRBuilder, pointer: ir.Value, dtype: str, unit: int, times: int) -> ir.Value:
     """`unit` neighbouring elements, `times` in a row: one broadcast of their bits."""
     word = builder.load(pointer, typ=ir.IntType(8 * DTYPES[dtype].size * unit), align=DTYPES[dtype].size)

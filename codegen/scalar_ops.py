@@ -18,8 +18,8 @@ from llvmlite import ir
 from ..ir.scalars import scalar
 from ..ir.types import DTYPES
 from . import vecmath
+from .lanes import F32, F64, I32, Lanes, declare, type_of
 from .llvm_types import register_type
-from .vecmath import F32, F64, I32, Lanes, declare, type_of
 
 F16 = ir.HalfType()
 _MANTISSA = {"f32": 24, "f64": 53}

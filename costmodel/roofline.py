@@ -57,9 +57,9 @@ THROUGH_CACHES = WAYS.index(CACHED)
 SERIAL_KIND, PARALLEL_KIND, UNROLL_KIND, AHEAD_KIND = map(KINDS.index, (SERIAL, PARALLEL, UNROLL, AHEAD))
 
 
-def scalar_cost(s: Scalar | None) -> float:
+def scalar_cost(s: Scalar | None, target: Target) -> float:
     """Cost of a scalar expression in fused multiply-adds (a product under a sum is free; tests count as loads)."""
-    return 0.0 if s is None else cost(s)
+    return 0.0 if s is None else cost(s, target.tables)
 
 
 class Roofline:
@@ -103,9 +103,9 @@ class Roofline:
         return float(min(seconds(t, alone), seconds(t, together)))
 
 
-def update_cost(kernel: LoopKernel) -> float:
+def update_cost(kernel: LoopKernel, target: Target) -> float:
     """Fused multiply-adds per point of the reduction, at least one."""
-    extra = scalar_cost(kernel.update)
+    extra = scalar_cost(kernel.update, target)
     multiplies = isinstance(kernel.update, Weighted) or (isinstance(kernel.update, Apply) and kernel.update.fn == "mul")
     product = multiplies and kernel.kind == "sum"
     return max(1.0, extra if product else extra + 1.0)
@@ -152,10 +152,10 @@ class Rates:
         self.accesses = [*self.updates, *self.extras, self.out]
         self.buffers = [r.input for r in (*kernel.update_reads, *kernel.epilogue_reads, *kernel.gathers)]
         self.paddings = [t for t in dict.fromkeys(t for a in self.updates for t in a.tests) if t.skips]
-        self.update_cost, self.epilogue_cost = update_cost(kernel), scalar_cost(kernel.epilogue)
+        self.update_cost, self.epilogue_cost = update_cost(kernel, target), scalar_cost(kernel.epilogue, target)
         table = kernel.update if isinstance(kernel.update, Weighted) else None
         self.weights = [k for k, a in enumerate(kernel.axes) if table is not None and a in table.index.axes]
-        self.filled = 1.0 if table is None else scalar_cost(replace(table, arg=Const(0, table.dtype)))
+        self.filled = 1.0 if table is None else scalar_cost(replace(table, arg=Const(0, table.dtype)), target)
         self._tiles: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
 
     def by_buffer(self, whole: Lowered) -> list[tuple[int, Access]]:

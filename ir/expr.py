@@ -338,15 +338,15 @@ def walk(s: Scalar) -> Iterator[Scalar]:
         stack.extend(reversed(children(node)))
 
 
-def cost(s: Scalar) -> float:
-    """Cost of a scalar's arithmetic in fused multiply-adds, each distinct operation once. Bounds tests are not
-    arithmetic: what they cost depends on the schedule."""
-    return sum(map(_own_cost, walk(s)))
+def cost(s: Scalar, tables: bool = False) -> float:
+    """Cost of a scalar's arithmetic in fused multiply-adds, each distinct operation once, on a target with or without
+    `Target.tables`. Bounds tests are not arithmetic: what they cost depends on the schedule."""
+    return sum(_own_cost(node, tables) for node in walk(s))
 
 
-def _own_cost(s: Scalar) -> float:
+def _own_cost(s: Scalar, tables: bool) -> float:
     if isinstance(s, Apply):
-        return scalar(s.fn).cost
+        return scalar(s.fn).price(tables)
     if isinstance(s, Weighted):
         return sum(v != 0 for v in s.table) / len(s.table)
     return float(isinstance(s, Cast))

@@ -19,7 +19,8 @@ class ScalarFn:
     """A scalar function.
 
     `result` is "same" (dtype of the last operand) or "bool". `kinds` are the operand kinds accepted. `cost` is in
-    units of one fused multiply-add on a vector lane and feeds the roofline model. `domain` is the open interval from
+    units of one fused multiply-add on a vector lane and feeds the roofline model; `table_cost`, where it is another, is
+    that on targets with `Target.tables`. `domain` is the open interval from
     which property tests draw operands (None: all of the dtype). `steps`: the result jumps where the operand passes some
     value, so that an error in its last bit may become one of a whole step.
     """
@@ -30,9 +31,14 @@ class ScalarFn:
     kinds: frozenset[str]
     result: str = "same"
     cost: float = 1.0
+    table_cost: float | None = None
     domain: tuple[float, float] | None = None
     infix: str | None = None
     steps: bool = False
+
+    def price(self, tables: bool) -> float:
+        """Its cost on a target with or without `Target.tables`."""
+        return self.cost if self.table_cost is None or not tables else self.table_cost
 
     def dtype(self, dtypes: tuple[str, ...]) -> str:
         """Result dtype. Raises `TypeRuleError` for operands of the wrong number, kind or differing dtypes."""
@@ -107,12 +113,12 @@ _ROWS = (
     ScalarFn("sqrt", 1, _lax("sqrt"), _F, cost=10, domain=(0.0, 100.0)),
     ScalarFn("rsqrt", 1, _lax("rsqrt"), _F, cost=16, domain=(0.01, 100.0)),
     ScalarFn("reciprocal", 1, _reciprocal, _F, cost=8, domain=(0.01, 100.0)),
-    ScalarFn("exp", 1, _lax("exp"), _F, cost=12, domain=(-20.0, 20.0)),
+    ScalarFn("exp", 1, _lax("exp"), _F, cost=12, table_cost=8, domain=(-20.0, 20.0)),
     ScalarFn("log", 1, _lax("log"), _F, cost=16, domain=(1e-6, 1e6)),
     ScalarFn("log1p", 1, _lax("log1p"), _F, cost=20, domain=(-0.9, 1e6)),
     ScalarFn("tanh", 1, _lax("tanh"), _F, cost=18),
-    ScalarFn("logistic", 1, _lax("logistic"), _F, cost=22),
-    ScalarFn("erf", 1, _lax("erf"), _F, cost=24),
+    ScalarFn("logistic", 1, _lax("logistic"), _F, cost=22, table_cost=13),
+    ScalarFn("erf", 1, _lax("erf"), _F, cost=24, table_cost=10),
     ScalarFn("sin", 1, _lax("sin"), _F, cost=20, domain=(-50.0, 50.0)),
     ScalarFn("cos", 1, _lax("cos"), _F, cost=20, domain=(-50.0, 50.0)),
     ScalarFn("eq", 2, _lax("eq"), _A, result="bool", infix="==", steps=True),

@@ -16,6 +16,8 @@ from .intrinsic import Intrinsic, intrinsics_of
 
 #: Bytes of a cache line, on all targets.
 LINE = 64
+#: LLVM's name of what a target has whose registers hold tables of 16 floats to look up (`codegen/lanes.py`).
+TABLES = "avx512dq"
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,11 @@ class Target:
     def lanes(self, size: int = 4) -> int:
         """Elements of `size` bytes in a vector register."""
         return max(1, self.vector_bytes // size)
+
+    @property
+    def tables(self) -> bool:
+        """Elementary functions look up tables in registers."""
+        return f"+{TABLES}" in self.features.split(",")
 
     @property
     def intrinsics(self) -> tuple[Intrinsic, ...]:
