@@ -29,7 +29,7 @@ from ..rewrite.loop_egraph import FOR, INTRIN, TIPS, LoopEGraph
 from ..rewrite.loop_language import ALL, Fit, LoopAxis, border, space
 from .access import Access, BoundsTest, access, footprint
 from .hoped import hoped_cycles, tiled_cycles
-from .streams import BROKEN, START, Streams
+from .streams import BROKEN, START, STORED, STORED_ROWS, Streams
 
 SPLIT = 1.6  # what a vector costs that lies across two cache lines, as many do where rows do not begin at one
 LOOP_OVERHEAD = 1.0  # cycles an iteration
@@ -425,6 +425,9 @@ class Scorer:
         self.rates = Rates(k, target)
         self.missing = missing(whole, target)
         self.streams = self._streams(whole) if self.missing else None
+        self.stored = 0.0
+        if self.streams is not None and egraph.space.overflows:
+            self.streams, self.stored = replace(self.streams, written=STORED_ROWS), STORED
         self.width = STATE + (len(whole.inputs) + 1 if self.missing else 0)
         self.print = np.stack([footprint(a, egraph.domain) for a in self.rates.accesses], axis=1)
         self.varies = np.stack([a.strides != 0 for a in self.rates.accesses], axis=1)
@@ -612,7 +615,7 @@ class Scorer:
         waiting = np.zeros_like(states)
         if self.streams is not None:
             begun = np.minimum(START * states[..., STATE:].sum(axis=-1), BROKEN * states[..., 3])
-            waiting[..., 3] = self.missing * begun
+            waiting[..., 3] = self.missing * (begun + self.stored * states[..., -1])
         return waiting
 
     def _warm(self, states: np.ndarray, touched: np.ndarray) -> np.ndarray:

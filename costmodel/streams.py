@@ -25,6 +25,11 @@ BROKEN = 2.0
 #: Streams that are followed at a time: as many as a set of the first cache has ways, since rows that lie a power of two
 #: apart fall into one (a row of 512 by panels of 2048 columns: 2 to 8 panels side by side 45 us, 16 of them 70).
 FOLLOWED = 8
+#: The same of rows that are stored past the caches, which no prefetcher need follow.
+STORED_ROWS = 32
+#: What beginning a row that is stored past the caches costs beyond that, in bytes: single lines of rows far apart
+#: against runs of 4 to 32 lines (transpositions of 4096x4096 in blocks of every shape: 24.6 GB/s, and 27 to 30).
+STORED = 28.0
 
 
 @dataclass(frozen=True)
@@ -32,12 +37,14 @@ class Streams:
     """The streams of every buffer over the blocks of an e-graph: columns are buffers, rows e-classes.
 
     `strides`: bytes along every axis, shape (buffers, axes); `rows` and `run`: how many runs of neighbouring bytes a
-    block consists of, and their length, shape (e-classes, buffers).
+    block consists of, and their length, shape (e-classes, buffers). The last buffer is written; a loop goes on with
+    `written` rows of it at most.
     """
 
     strides: np.ndarray
     rows: np.ndarray
     run: np.ndarray
+    written: int = FOLLOWED
 
     @staticmethod
     def of(accesses: Sequence[tuple[int, Access]], domain: np.ndarray, buffers: int) -> Streams:
@@ -72,7 +79,8 @@ class Streams:
         """
         jump = self.strides[:, axis].T * step[:, None]
         follows = (jump <= np.maximum(self.run[child], LINE))[:, None, :]
-        several = (self.rows[child] > 1) & (self.rows[child] <= FOLLOWED)
+        followed = np.array([FOLLOWED] * (len(self.strides) - 1) + [self.written])
+        several = (self.rows[child] > 1) & (self.rows[child] <= followed)
         follows = follows & (several[:, None, :] | (starts <= 1))
         same = ((jump == 0) & kept[:, None])[:, None, :]
         return np.where(follows & (jump > 0)[:, None, :] | same, starts, starts * trips[:, None, None])

@@ -1,21 +1,23 @@
 """Nests of kernels that read from memory walk it in long runs."""
 
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
 
 from nestegg.costmodel.access import Access, runs
 from nestegg.costmodel.roofline import Roofline
-from nestegg.costmodel.streams import Streams
+from nestegg.costmodel.streams import STORED_ROWS, Streams
 from nestegg.extract.beam import extract_nests
 from nestegg.ir.attrs import Attrs
 from nestegg.ir.loops import LoopKernel, lower
-from nestegg.ir.nest import points
+from nestegg.ir.nest import STREAMED, Store, points
 from nestegg.ir.operator import operator
 from nestegg.ir.target import target
 from nestegg.ir.types import TensorType
 from nestegg.rewrite.loop_egraph import build
 
+MACHINE = target("x86-64-v4")
 ROWS, COLUMNS = 4096, 2048  # 32 MiB
 
 
@@ -26,8 +28,8 @@ def sums(axis: int) -> LoopKernel:
 
 
 def addresses(axis: int, count: int) -> list[int]:
-    kernel, machine = sums(axis), target("x86-64-v4")
-    nest = extract_nests(build(kernel, machine), Roofline(machine))[0].nest
+    kernel = sums(axis)
+    nest = extract_nests(build(kernel, MACHINE), Roofline(MACHINE))[0].nest
     (read,) = kernel.update_reads
     strides = [read.index[0].coefficient(a) for a in kernel.axes]
     return [sum(s * i for s, i in zip(strides, p, strict=True)) for p in islice(points(nest, len(strides)), count)]
@@ -40,6 +42,16 @@ def test_rows_are_summed_one_after_another():
 
 def test_sums_of_columns_walk_few_rows_at_a_time():
     assert max(addresses(0, 16 * COLUMNS)) < 32 * COLUMNS
+
+
+def test_a_transposition_stores_runs_of_several_lines_past_the_caches():
+    kernel = lower(operator("transpose").expr((TensorType((ROWS, COLUMNS)),), Attrs(perm=(1, 0))))
+    nest = extract_nests(build(kernel, MACHINE), Roofline(MACHINE))[0].nest
+    assert isinstance(nest, Store)
+    assert nest.how == STREAMED
+    stored = list(islice(points(nest.body, 2), 16 * 64))  # four tiles of 16 x 16
+    assert len({row for row, _ in stored}) == 16
+    assert len({column for _, column in stored}) == 64
 
 
 def test_loops_begin_streams_unless_they_go_on_with_those_of_their_bodies():
@@ -60,3 +72,5 @@ def test_loops_begin_streams_unless_they_go_on_with_those_of_their_bodies():
     assert loop(1, child=2, trips=16, begun=8) == 8  # those of 8 rows to their ends
     assert loop(0, child=3, trips=8, begun=8) == 64  # the next 8 rows side by side
     assert loop(1, child=4, trips=16, begun=16) == 256  # more rows than the prefetchers follow
+    streams = replace(streams, written=STORED_ROWS)
+    assert loop(1, child=4, trips=16, begun=16) == 16  # but not more than are stored side by side
