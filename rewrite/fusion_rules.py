@@ -19,6 +19,7 @@ from .kernel import (
     epilogue,
     epilogue_residual,
     only_reader,
+    prologue_alias,
     prologue_arithmetic,
     prologue_broadcast,
     prologue_filter,
@@ -39,7 +40,9 @@ class FusionRule:
     called. `const`: the tensor between them must be known at compile time. With `dominates`, the unfused call is
     subsumed: it can never be better, so nothing more is derived from it. With `widest`, only the kernels that fuse the
     most operators (of a genus: maps, row reductions, contractions) are considered, of either tensor, when the rules
-    before it are done: one chain of fusions a tensor and genus.
+    before it are done: one chain of fusions a tensor and genus. `renamed`: the tensor between must be nothing but an
+    alias of others. `apart`: no other operand of the consumer may be computed from the tensor between, which is then
+    needed in any case.
     """
 
     name: str
@@ -50,6 +53,8 @@ class FusionRule:
     dominates: bool = False
     widest: bool = False
     sole: bool = False
+    renamed: bool = False
+    apart: bool = False
     kind: str = "fusion"
     level: str = "graph"
 
@@ -62,6 +67,8 @@ class FusionRule:
         constant = " and constant" if self.const else ""
         widest = " and both are their tensors' widest" if self.widest else ""
         widest += " and nothing else reads the tensor between" if self.sole else ""
+        widest += " and the tensor between is an alias" if self.renamed else ""
+        widest += " and no other operand needs the tensor between" if self.apart else ""
         return f"{self.when.__name__}({self.consumer} consumer, position, {self.producer} producer){constant}{widest}"
 
     @property
@@ -73,6 +80,7 @@ class FusionRule:
 
 
 FUSION_RULES = (
+    FusionRule("fuse_alias", prologue_alias, "open", "alias", dominates=True, renamed=True),
     FusionRule("fuse_broadcast_prologue", prologue_broadcast, "open", "repeating", dominates=True),
     FusionRule("fuse_filter_prologue", prologue_filter, "filter", "filter", dominates=True),
     FusionRule("fuse_packed_constant", prologue_unpack, "open", "unpacking", const=True, dominates=True),
@@ -82,7 +90,7 @@ FUSION_RULES = (
     FusionRule("fuse_arithmetic_prologue", prologue_arithmetic, "open", "computing"),
     FusionRule("fuse_widening_prologue", prologue_widening, "open", "converting"),
     FusionRule("fuse_epilogue", epilogue, "light_of_one", "reducing"),
-    FusionRule("fuse_residual_epilogue", epilogue_residual, "light_of_several", "reducing"),
+    FusionRule("fuse_residual_epilogue", epilogue_residual, "light_of_several", "reducing", apart=True),
     FusionRule("fuse_whole_prologue", whole_prologue, "any", "map", widest=True),
     FusionRule("fuse_stage", row_reduction, "any", "reducing", widest=True),
 )

@@ -25,6 +25,7 @@ from .host import Host, prelude
 from .kernel import Kernel
 from .language import (
     MAX_VARIADIC,
+    NONE,
     SEVERAL,
     analyses,
     arities,
@@ -34,6 +35,7 @@ from .language import (
     lowering_rules,
     merging_rules,
     render,
+    together,
     widest_kernels,
 )
 from .rule import GraphRule, distinct
@@ -149,7 +151,9 @@ def _saturated(
 
 
 def _encode(graph: Graph, engine: Engine, host: Host) -> list[np.ndarray]:
+    """The graph as terms, each with what the analyses would find out: in a deep graph, round by round."""
     constants: list[np.ndarray] = []
+    known: list[bool] = []
     lines = []
     for k, n in enumerate(graph.nodes):
         if n.op == INPUT:
@@ -159,13 +163,13 @@ def _encode(graph: Graph, engine: Engine, host: Host) -> list[np.ndarray]:
             constants.append(graph.constants[k])
         else:
             term = _term(n.op, [f"$n{i}" for i in n.inputs], n.attrs, host)
+        known.append(n.op == CONSTANT or (n.op != INPUT and bool(n.inputs) and all(known[i] for i in n.inputs)))
+        own = NONE if n.op in (INPUT, CONSTANT) else f"(<< (bigint 1) {k})"
+        below = together([s for i in n.inputs for s in (f"(below $n{i})", f"(own $n{i})")])
         lines.append(f"(let $n{k} {term})")
-        if n.op in (INPUT, CONSTANT):
-            lines.append(f"(set (ty $n{k}) (py-from-int {host.intern(n.type)}))")
-        if n.op == INPUT:
-            lines.append(f"(set (constness $n{k}) 0)")
-        if n.op == CONSTANT:
-            lines.append(f"(is-const $n{k}) (set (constness $n{k}) 1)")
+        lines.append(f"(set (ty $n{k}) (py-from-int {host.intern(n.type)}))")
+        lines.append(f"(set (own $n{k}) {own}) (set (below $n{k}) {below})")
+        lines.append(f"(set (constness $n{k}) {int(known[k])}) {f'(is-const $n{k})' if known[k] else ''}")
     lines += [f"(set (readers $n{k}) {SEVERAL})" for k in graph.outputs]
     engine.load(*lines)
     return constants

@@ -108,6 +108,18 @@ def _inlines(consumer: Kernel, i: int, producer: Kernel) -> bool:
     return producer.unit and not consumer.closed and _fits(consumer, i, producer)
 
 
+@cache
+def is_alias(k: Kernel) -> bool:
+    """An operator whose result is its operand's memory as it stands: a reshape."""
+    return bool(k.op) and len(k.expr.inputs) == 1 and is_movement(k.expr) and lower(k.expr).is_alias
+
+
+def prologue_alias(consumer: Kernel, i: int, producer: Kernel) -> bool:
+    """What is another tensor's memory under another shape is read there: that is the same kernel, so the one that reads
+    the alias is dropped. A layout operator stays one."""
+    return is_alias(producer) and not is_alias(consumer) and _inlines(consumer, i, producer)
+
+
 def only_reader(consumer: Kernel, i: int, producer: Kernel) -> bool:
     """A map that one map alone reads, each element once, is computed there and never stored: the fused kernel reads
     and writes less, so the unfused one is dropped. Which layout and which type a tensor is stored in stays a choice."""
@@ -206,6 +218,8 @@ def whole_prologue(consumer: Kernel, i: int, producer: Kernel) -> bool:
 def _after_reduction(consumer: Kernel, i: int, producer: Kernel) -> bool:
     if not consumer.light or is_map(producer.expr) or (producer.moved and not consumer.operators):
         return False
+    if is_alias(consumer):
+        return False
     if _inlining(consumer) == "always":
         return False
     if not _fits(consumer, i, producer) or producer.expr.type.size > MOST_LEFT * consumer.expr.type.size:
@@ -276,8 +290,9 @@ def fuse(consumer: Kernel, i: int, producer: Kernel) -> Kernel:
 
 @cache
 def fuse_unit(consumer: Kernel, i: int, producer: Kernel) -> Kernel:
-    """The composition of two units that could not be had apart."""
-    return replace(fuse(consumer, i, producer), unit=consumer.unit and producer.unit)
+    """The composition of two units that could not be had apart. What reads through an alias is still its operator."""
+    op = consumer.op if is_alias(producer) else ""
+    return replace(fuse(consumer, i, producer), op=op, unit=consumer.unit and producer.unit)
 
 
 #: What e-matching may ask of a kernel before a fusion rule's condition is called: pairs without them are never tried.
@@ -289,6 +304,8 @@ TRAITS: dict[str, Callable[[Kernel], bool]] = {
     "converting": lambda k: _inlining(k) == "conversion",
     "moving": lambda k: bool(k.op) and is_movement(k.expr),
     "computing": lambda k: k.unit and k.operators > 0 and is_map(k.expr),
+    "alias": is_alias,
+    "making": lambda k: not is_alias(k),
     "filter": is_single_filter,
     "light": lambda k: k.light,
     "light_of_one": lambda k: k.light and len(k.expr.inputs) == 1,

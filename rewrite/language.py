@@ -8,7 +8,7 @@ rule dies loudly), `is-const` marks what is known at compile time. Built-in and 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from functools import partial
+from functools import partial, reduce
 
 from ..ir.attrs import EMPTY
 from ..ir.errors import RuleError, TypeRuleError
@@ -41,6 +41,10 @@ ANALYSES = "analyses"
 #: program's results.
 SEVERAL = 2
 
+#: No tensors. Sets of the program's tensors are numbers, with a bit for each: `own` is a tensor itself (none, if a rule
+#: made it), `below` what it is computed from, as the program says it or the rule that made it.
+NONE = "(bigint 0)"
+
 
 def constructor(op: str, arity: int) -> str:
     """The egglog constructor of an operator (n-ary operators have one per number of operands)."""
@@ -63,10 +67,13 @@ def declarations(host: Host) -> str:
         "(function constness (T) i64 :merge (max old new))",
         "(function stepped (T) i64 :merge (max old new))",
         "(function calibrated (T) PyObject :merge old) (function value (T) PyObject :merge old)",
+        "(function own (T) BigInt :merge (| old new)) (function below (T) BigInt :merge old)",
+        "(function beneath (PyObject TV) BigInt :merge (| old new))",
         "(relation uses (PyObject TV i64 T))",
         *(f"(relation uses-{i} (PyObject TV T))" for i in WIDE_POSITIONS),
         "(relation read-by (T T))",
         "(function readers (T) i64 :merge (max old new))",
+        "(function made (T) i64 :merge (max old new))",
         "(function repeated (PyObject TV) i64 :merge (min old new))",
         merger(wide),
         f"(function widest (T PyObject) PyObject :merge {merge_text(wide)})",
@@ -88,6 +95,10 @@ def analyses(host: Host, values: bool = False) -> str:
         for i in WIDE_POSITIONS
     ]
     out.append(f"(rule ((= e (Call k xs))) ((kernel k)) :ruleset {ANALYSES})")  # each is asked once, not each call
+    out.append(
+        "(rule ((trait-light_of_several k) (uses k xs i x) (= b (below x))) ((set (beneath k xs) b))"
+        f" :ruleset {ANALYSES})"
+    )
     genus_of = call_text(host.function("genus", genus), ["k"])
     out.append(f"(rule ((kernel k)) ((set (genus k) {genus_of})) :ruleset {ANALYSES})")
     for name, holds in TRAITS.items():
@@ -101,10 +112,22 @@ def analyses(host: Host, values: bool = False) -> str:
             types = " ".join(f"(= {t} (ty {x}))" for t, x in zip(ts, xs, strict=True))
             const = " ".join(f"(is-const {x})" for x in xs)
             out.append(f"(rule ({node} {types}) ((set (ty e) {call_text(infer, ['a', *ts])})"
-                f" (set (constness e) 0) (set (stepped e) 0)) :ruleset {ANALYSES})")
+                f" (set (constness e) 0) (set (stepped e) 0) (set (own e) {NONE})) :ruleset {ANALYSES})")
+            out.append(_below_rule(node, xs))
             if n:
                 out.append(f"(rule ({node} {const}) ((is-const e) (set (constness e) 1)) :ruleset {ANALYSES})")
     return "\n".join([*out, *_step_rules(host), *(_value_rules(host) if values else ())])
+
+
+def _below_rule(node: str, xs: Sequence[str]) -> str:
+    known = " ".join(f"(= b{k} (below {x})) (= o{k} (own {x}))" for k, x in enumerate(xs))
+    union = together([s for k in range(len(xs)) for s in (f"b{k}", f"o{k}")])
+    return f"(rule ({node} {known}) ((set (below e) {union})) :ruleset {ANALYSES})"
+
+
+def together(sets: Sequence[str]) -> str:
+    """The union of sets of tensors, as egglog text."""
+    return reduce(lambda a, b: f"(| {a} {b})", sets, NONE)
 
 
 def _step_rules(host: Host) -> Iterable[str]:
@@ -155,6 +178,8 @@ def fusion_rule(r: FusionRule, host: Host) -> EggRule:
     """
     drop = " (subsume (Call k xs))" if r.dominates else ""
     const = " (is-const x)" if r.const else " (= 1 (readers x))" if r.sole else ""
+    const += " (= 0 (made x))" if r.renamed else ""
+    const += f" (= o (own x)) (= b (beneath k xs)) (= {NONE} (& b o))" if r.apart else ""
     widest = ""
     if r.widest:  # an e-class may hold terms of itself (x + 0): a kernel that reads its own result leads nowhere
         widest = " (= p (widest x (genus p))) (= k (widest e (genus k)))"
@@ -184,9 +209,14 @@ def _fused(r: FusionRule, i: int, consumer: Kernel, producer: Kernel) -> Kernel 
 
 def count_readers() -> EggRule:
     """How many tensors are made from each: 1, or `SEVERAL`; `SEVERAL` too if the tensor itself is made in several ways:
-    what reads it must then stay, for the ways that do not fuse. To be run while every call is of one operator."""
+    what reads it must then stay, for the ways that do not fuse. And which are `made`: not aliases of others alone, and
+    what is aliased is read by all that read its aliases. To be run while every call is of one operator."""
     texts = (
+        "(rule ((= e (Input n))) ((set (made e) 1))",
+        "(rule ((= e (Call k xs)) (= 0 (constness e)) (trait-alias k)) ((set (made e) 0))",
+        "(rule ((= e (Call k xs)) (trait-making k)) ((set (made e) 1))",
         "(rule ((= e (Call k xs)) (uses k xs i x) (= 0 (constness x))) ((read-by x e) (set (readers x) 1))",
+        "(rule ((= e (Call k xs)) (trait-alias k) (uses k xs i x) (= n (readers e))) ((set (readers x) n))",
         f"(rule ((read-by x e) (read-by x f) (!= e f)) ((set (readers x) {SEVERAL}))",
         f"(rule ((= x (Call k xs)) (= x (Call l ys)) (!= k l)) ((set (readers x) {SEVERAL}))",
         f"(rule ((= x (Call k xs)) (= x (Call k ys)) (!= xs ys)) ((set (readers x) {SEVERAL}))",
