@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,6 @@ import numpy as np
 from ..ir.attrs import Attrs
 from ..ir.calibration import Ranges
 from ..ir.graph import CONSTANT, INPUT, Graph
-from ..ir.operator import OPERATORS
 from ..ir.types import TensorType
 from .folded import Folded
 from .fusion_rules import FusionRule
@@ -27,19 +27,20 @@ from .language import (
     MAX_VARIADIC,
     NONE,
     SEVERAL,
+    Term,
     analyses,
-    arities,
     constructor,
     count_readers,
     declarations,
     lowering_rules,
     merging_rules,
+    reachable,
     render,
     together,
     widest_kernels,
 )
 from .rule import GraphRule, distinct
-from .saturate import Engine, Limits, SaturationReport, saturate
+from .saturate import EggRule, Engine, Limits, SaturationReport, saturate
 
 GRAPH_LIMITS = Limits(nodes=50_000, iterations=24, seconds=20.0)
 
@@ -87,15 +88,15 @@ class GraphEGraph:
         return sum(len(c.calls) + len(c.ops) + (c.input is not None) + (c.constant is not None) for c in self.classes)
 
 
-def _phases(rules: Sequence[GraphRule | FusionRule], host: Host) -> list[list[Any]]:
-    rewrites = render([r for r in rules if isinstance(r, GraphRule)], host)
-    fusions = [r for r in rules if isinstance(r, FusionRule)]
+def _phases(
+    rewrites: Sequence[GraphRule], fusions: Sequence[FusionRule], terms: Sequence[Term], host: Host
+) -> list[list[EggRule]]:
+    fusing = [(r, *render([r], host)) for r in fusions]
     merging = merging_rules(host)
-    first = [*merging, *render([r for r in fusions if r.dominates], host)]
-    middle = [*merging, *render([r for r in fusions if not r.widest and not r.sole], host)]
-    before = [*merging, widest_kernels()]
-    last = [[*before, *render([r], host)] for r in fusions if r.widest]
-    return [rewrites, lowering_rules(host), [count_readers()], first, middle, *last]
+    first = [*merging, *(egg for r, egg in fusing if r.dominates)]
+    middle = [*merging, *(egg for r, egg in fusing if not r.widest and not r.sole)]
+    last = [[*merging, widest_kernels(), egg] for r, egg in fusing if r.widest]
+    return [render(rewrites, host), lowering_rules(host, terms), [count_readers()], first, middle, *last]
 
 
 def build(
@@ -108,26 +109,30 @@ def build(
 
     Raises `RuleError` if a rule's function fails or its sides differ in type.
     """
-    asks_values = any(isinstance(r, GraphRule) and r.values for r in rules)
-    return _saturated(graph, lambda host: _phases(distinct(rules), host), limits, asks_values, ranges)
+    fusions = [r for r in distinct(rules) if isinstance(r, FusionRule)]
+    terms, rewrites = reachable(graph, [r for r in rules if isinstance(r, GraphRule)])
+    phases = partial(_phases, rewrites, fusions, terms)
+    return _saturated(graph, terms, phases, limits, any(r.values for r in rewrites), ranges)
 
 
 def explore(graph: Graph, rules: Sequence[GraphRule], limits: Limits = GRAPH_LIMITS) -> GraphEGraph:
     """Saturate with rules of operators alone: what terms a program may be, none of them made a kernel."""
-    asks_values = any(r.values for r in rules)
-    return _saturated(graph, lambda host: [render(distinct(rules), host)], limits, asks_values, None)
+    terms, rewrites = reachable(graph, distinct(rules))
+    asks_values = any(r.values for r in rewrites)
+    return _saturated(graph, terms, lambda host: [render(rewrites, host)], limits, asks_values, None)
 
 
 def _saturated(
     graph: Graph,
-    phases_in: Callable[[Host], list[list[Any]]],
+    terms: Sequence[Term],
+    phases_in: Callable[[Host], list[list[EggRule]]],
     limits: Limits,
     asks_values: bool,
     ranges: Ranges | None,
 ) -> GraphEGraph:
     engine = Engine()
     with Host() as host:
-        texts = [declarations(host), analyses(host, asks_values)]
+        texts = [declarations(host, terms), analyses(host, terms, asks_values)]
         phases = phases_in(host)
         texts += {r.name: r.text for phase in phases for r in phase}.values()
         engine.load(prelude(host), *texts)
@@ -137,7 +142,7 @@ def _saturated(
         if ranges is not None:
             numbers = {k: host.intern(t) for k, t in ranges.tensors.items()}
             engine.load(*(f"(set (calibrated $n{k}) (py-from-int {n}))" for k, n in numbers.items()))
-        counted = {"Input", "Const", "Call"} | {constructor(n, k) for n in OPERATORS for k in arities(n)}
+        counted = {"Input", "Const", "Call"} | {constructor(*t) for t in terms}
 
         def raise_error() -> None:
             if host.error is not None:
@@ -147,7 +152,7 @@ def _saturated(
             engine, phases, limits, analyses="analyses", counted=counted, after_step=raise_error
         )
         raise_error()
-        return _read_back(graph, engine, host, constants, report)
+        return _read_back(graph, terms, engine, host, constants, report)
 
 
 def _encode(graph: Graph, engine: Engine, host: Host) -> list[np.ndarray]:
@@ -189,7 +194,12 @@ def _term(op: str, args: list[str], attrs: Attrs, host: Host) -> str:
 
 
 def _read_back(
-    graph: Graph, engine: Engine, host: Host, constants: list[np.ndarray], report: SaturationReport
+    graph: Graph,
+    terms: Sequence[Term],
+    engine: Engine,
+    host: Host,
+    constants: list[np.ndarray],
+    report: SaturationReport,
 ) -> GraphEGraph:
     egraph = engine.egraph
     tables = egraph.freeze().functions
@@ -214,11 +224,10 @@ def _read_back(
         kernel = host.value(python(row.inputs[0]))
         args = tuple(number[v] for v in egraph.value_to_vec(row.inputs[1]))
         classes[number[row.output]].calls.append(CallNode(kernel, args))
-    for name in OPERATORS:
-        for n in arities(name):
-            for row in tables[constructor(name, n)].rows if constructor(name, n) in tables else ():
-                attrs = host.value(python(row.inputs[-1]))
-                args = tuple(number[v] for v in row.inputs[:-1])
-                classes[number[row.output]].ops.append(OpNode(name, attrs, args))
+    for name, n in terms:
+        for row in tables[constructor(name, n)].rows:
+            attrs = host.value(python(row.inputs[-1]))
+            args = tuple(number[v] for v in row.inputs[:-1])
+            classes[number[row.output]].ops.append(OpNode(name, attrs, args))
     outputs = tuple(number[tables[f"$n{o}"].rows[0].output] for o in graph.outputs)
     return GraphEGraph(classes, outputs, constants, report)

@@ -7,11 +7,12 @@ rule dies loudly), `is-const` marks what is known at compile time. Built-in and 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial, reduce
 
 from ..ir.attrs import EMPTY
 from ..ir.errors import RuleError, TypeRuleError
+from ..ir.graph import Graph
 from ..ir.operator import OPERATORS, operator
 from .folded import Folded
 from .fusion_rules import POSITIONS, WIDE_POSITIONS, FusionRule
@@ -51,12 +52,36 @@ def constructor(op: str, arity: int) -> str:
     return f"op_{op}" if operator(op).arity is not None else f"op_{op}_{arity}"
 
 
-def arities(op: str) -> range:
-    n = operator(op).arity
-    return range(1, MAX_VARIADIC + 1) if n is None else range(n, n + 1)
+#: A kind of terms: an operator and a number of operands.
+Term = tuple[str, int]
 
 
-def declarations(host: Host) -> str:
+def reachable(graph: Graph, rules: Iterable[GraphRule]) -> tuple[list[Term], list[GraphRule]]:
+    """The kinds of terms that the graph and what rules make of it may hold, and the rules that may apply to them: the
+    others need not be looked for."""
+    found = {(n.op, k) for n in graph.nodes if n.op in OPERATORS for k in _widths(len(n.inputs), n.op)}
+    waiting, useful = list(rules), []
+    while ready := [r for r in waiting if all(_terms(w.left) <= found for w in r.rewrites)]:
+        found |= {t for r in ready for w in r.rewrites for t in _terms(w.right)}
+        useful += ready
+        waiting = [r for r in waiting if r not in ready]
+    order = {name: k for k, name in enumerate(OPERATORS)}
+    return sorted(found, key=lambda t: (order[t[0]], t[1])), [r for r in rules if r in useful]
+
+
+def _terms(p: Pattern) -> set[Term]:
+    return {(a.op, len(a.args)) for a in applications(p)}
+
+
+def _widths(operands: int, op: str) -> Iterator[int]:
+    """Of the terms that an operator of so many operands is written as."""
+    while operator(op).arity is None and operands > MAX_VARIADIC:
+        yield MAX_VARIADIC
+        operands -= MAX_VARIADIC - 1
+    yield operands
+
+
+def declarations(host: Host, terms: Iterable[Term]) -> str:
     """Sorts, constructors and analyses of the graph language."""
     wide = host.function("wider", wider)
     lines = [
@@ -81,12 +106,11 @@ def declarations(host: Host) -> str:
         "(function genus (PyObject) PyObject :merge old)",
         f"(ruleset {ANALYSES})",
     ]
-    for name in OPERATORS:
-        lines += [f"(constructor {constructor(name, n)} ({'T ' * n}PyObject) T)" for n in arities(name)]
+    lines += [f"(constructor {constructor(name, n)} ({'T ' * n}PyObject) T)" for name, n in terms]
     return "\n".join(lines)
 
 
-def analyses(host: Host, values: bool = False) -> str:
+def analyses(host: Host, terms: Sequence[Term], values: bool = False) -> str:
     """Rules that give every operator e-node its type, spread compile-time constness (and, for rules that ask for them,
     `values`), and index kernels' arguments."""
     out = [
@@ -104,19 +128,18 @@ def analyses(host: Host, values: bool = False) -> str:
     for name, holds in TRAITS.items():
         test = test_text(host.function(name, holds), ["k"])
         out.append(f"(rule ((kernel k) {test}) ((trait-{name} k)) :ruleset {ANALYSES})")
-    for name in OPERATORS:
+    for name, n in terms:
         infer = host.function(f"type rule of {name}", lambda a, *t, _n=name: operator(_n).check(t, a))
-        for n in arities(name):
-            xs, ts = [f"x{k}" for k in range(n)], [f"t{k}" for k in range(n)]
-            node = f"(= e ({constructor(name, n)} {' '.join(xs)} a))"
-            types = " ".join(f"(= {t} (ty {x}))" for t, x in zip(ts, xs, strict=True))
-            const = " ".join(f"(is-const {x})" for x in xs)
-            out.append(f"(rule ({node} {types}) ((set (ty e) {call_text(infer, ['a', *ts])})"
-                f" (set (constness e) 0) (set (stepped e) 0) (set (own e) {NONE})) :ruleset {ANALYSES})")
-            out.append(_below_rule(node, xs))
-            if n:
-                out.append(f"(rule ({node} {const}) ((is-const e) (set (constness e) 1)) :ruleset {ANALYSES})")
-    return "\n".join([*out, *_step_rules(host), *(_value_rules(host) if values else ())])
+        xs, ts = [f"x{k}" for k in range(n)], [f"t{k}" for k in range(n)]
+        node = f"(= e ({constructor(name, n)} {' '.join(xs)} a))"
+        types = " ".join(f"(= {t} (ty {x}))" for t, x in zip(ts, xs, strict=True))
+        const = " ".join(f"(is-const {x})" for x in xs)
+        out.append(f"(rule ({node} {types}) ((set (ty e) {call_text(infer, ['a', *ts])})"
+            f" (set (constness e) 0) (set (stepped e) 0) (set (own e) {NONE})) :ruleset {ANALYSES})")
+        out.append(_below_rule(node, xs))
+        if n:
+            out.append(f"(rule ({node} {const}) ((is-const e) (set (constness e) 1)) :ruleset {ANALYSES})")
+    return "\n".join([*out, *_step_rules(host, terms), *(_value_rules(host, terms) if values else ())])
 
 
 def _below_rule(node: str, xs: Sequence[str]) -> str:
@@ -130,44 +153,43 @@ def together(sets: Sequence[str]) -> str:
     return reduce(lambda a, b: f"(| {a} {b})", sets, NONE)
 
 
-def _step_rules(host: Host) -> Iterable[str]:
+def _step_rules(host: Host, terms: Iterable[Term]) -> Iterator[str]:
     """Which tensors an operator reads whose result jumps where they pass some value."""
-    for name, row in OPERATORS.items():
-        if row.steps is not None:
-            xs = [f"x{k}" for k in range(row.arity or 0)]
-            node = f"(= e ({constructor(name, len(xs))} {' '.join(xs)} a))"
-            test = test_text(host.function(f"steps of {name}", row.steps), ["a"])
+    for name, n in terms:
+        steps = operator(name).steps
+        if steps is not None:
+            xs = [f"x{k}" for k in range(n)]
+            node = f"(= e ({constructor(name, n)} {' '.join(xs)} a))"
+            test = test_text(host.function(f"steps of {name}", steps), ["a"])
             yield f"(rule ({node} {test}) ({' '.join(f'(set (stepped {x}) 1)' for x in xs)}) :ruleset {ANALYSES})"
 
 
-def _value_rules(host: Host) -> Iterable[str]:
+def _value_rules(host: Host, terms: Iterable[Term]) -> Iterator[str]:
     """How every compile-time tensor is made of others."""
-    for name in OPERATORS:
+    for name, n in terms:
         make = host.function(f"value of {name}", lambda a, *args, _n=name: Folded(_n, a, args))
-        for n in arities(name):
-            xs, vs = [f"x{k}" for k in range(n)], [f"v{k}" for k in range(n)]
-            known = " ".join(f"(= {v} (value {x}))" for v, x in zip(vs, xs, strict=True))
-            node = f"(= e ({constructor(name, n)} {' '.join(xs)} a))"
-            yield f"(rule ({node} {known}) ((set (value e) {call_text(make, ['a', *vs])})) :ruleset {ANALYSES})"
+        xs, vs = [f"x{k}" for k in range(n)], [f"v{k}" for k in range(n)]
+        known = " ".join(f"(= {v} (value {x}))" for v, x in zip(vs, xs, strict=True))
+        node = f"(= e ({constructor(name, n)} {' '.join(xs)} a))"
+        yield f"(rule ({node} {known}) ((set (value e) {call_text(make, ['a', *vs])})) :ruleset {ANALYSES})"
 
 
-def lowering_rules(host: Host) -> list[EggRule]:
+def lowering_rules(host: Host, terms: Iterable[Term]) -> list[EggRule]:
     """`op(x…) -> Call(kernel of op, [x…])`, for every operator: what makes an operator executable.
 
     Of constants only layouts and conversions become kernels (a consumer may read through them); their arithmetic is
     done at compile time, and a kernel that computed it again would only multiply the choices.
     """
     out = []
-    for name, row in OPERATORS.items():
+    for name, n in terms:
         make = host.function(f"kernel of {name}", lambda a, *t, _n=name: of_operator(_n, a, *t))
-        varies = "(= 0 (constness e))" if row.folds else ""
-        for n in arities(name):
-            xs, ts = [f"x{k}" for k in range(n)], [f"t{k}" for k in range(n)]
-            types = " ".join(f"(= {t} (ty {x}))" for t, x in zip(ts, xs, strict=True))
-            out.append(
-                f"(rule ((= e ({constructor(name, n)} {' '.join(xs)} a)) {types} {varies})"
-                f" ((union e (Call {call_text(make, ['a', *ts])} (vec-of {' '.join(xs)})))) :ruleset lower_operator)"
-            )
+        varies = "(= 0 (constness e))" if operator(name).folds else ""
+        xs, ts = [f"x{k}" for k in range(n)], [f"t{k}" for k in range(n)]
+        types = " ".join(f"(= {t} (ty {x}))" for t, x in zip(ts, xs, strict=True))
+        out.append(
+            f"(rule ((= e ({constructor(name, n)} {' '.join(xs)} a)) {types} {varies})"
+            f" ((union e (Call {call_text(make, ['a', *ts])} (vec-of {' '.join(xs)})))) :ruleset lower_operator)"
+        )
     return [EggRule("lower_operator", "lowering", "lower_operator", "(ruleset lower_operator)\n" + "\n".join(out))]
 
 
