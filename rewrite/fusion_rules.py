@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .kernel import (
-    MAX_INPUTS,
+    ANY,
     MAX_STAGE_INPUTS,
     Kernel,
     epilogue,
@@ -48,7 +48,7 @@ class FusionRule:
     name: str
     when: Callable[[Kernel, int, Kernel], bool]
     consumer: str = "open"
-    producer: str = "any"
+    producer: str = ANY
     const: bool = False
     dominates: bool = False
     widest: bool = False
@@ -85,15 +85,15 @@ FUSION_RULES = (
     FusionRule("fuse_filter_prologue", prologue_filter, "filter", "filter", dominates=True),
     FusionRule("fuse_packed_constant", prologue_unpack, "open", "unpacking", const=True, dominates=True),
     FusionRule("fuse_widening_integers", prologue_widening_integer, "open", "converting", dominates=True),
-    FusionRule("fuse_only_reader", only_reader, "map", "any", dominates=True, sole=True),
+    FusionRule("fuse_only_reader", only_reader, "map", ANY, dominates=True, sole=True),
     FusionRule("fuse_movement_prologue", prologue_movement, "open", "moving"),
     FusionRule("fuse_arithmetic_prologue", prologue_arithmetic, "open", "computing"),
     FusionRule("fuse_widening_prologue", prologue_widening, "open", "converting"),
     FusionRule("fuse_epilogue", epilogue, "light_of_one", "reducing"),
     FusionRule("fuse_residual_epilogue", epilogue_residual, "light_of_several", "reducing", apart=True),
-    FusionRule("fuse_whole_prologue", whole_prologue, "any", "map", widest=True),
-    FusionRule("fuse_stage", row_reduction, "any", "reducing", widest=True),
+    FusionRule("fuse_whole_prologue", whole_prologue, ANY, "map", widest=True),
+    FusionRule("fuse_stage", row_reduction, ANY, "reducing", widest=True),
 )
 
-#: Operand positions at which fusion is tried, and those of rules over the widest kernels.
-POSITIONS, WIDE_POSITIONS = range(MAX_INPUTS), range(MAX_STAGE_INPUTS)
+#: Operand positions at which fusion is tried.
+POSITIONS = range(MAX_STAGE_INPUTS)

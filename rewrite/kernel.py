@@ -295,9 +295,10 @@ def fuse_unit(consumer: Kernel, i: int, producer: Kernel) -> Kernel:
     return replace(fuse(consumer, i, producer), op=op, unit=consumer.unit and producer.unit)
 
 
+#: Any kernel, where a trait is named.
+ANY = "any"
 #: What e-matching may ask of a kernel before a fusion rule's condition is called: pairs without them are never tried.
 TRAITS: dict[str, Callable[[Kernel], bool]] = {
-    "any": lambda k: True,
     "open": lambda k: not k.closed,
     "repeating": lambda k: _inlining(k) == "always",
     "unpacking": lambda k: _inlining(k) == "blocks",

@@ -15,9 +15,9 @@ from ..ir.errors import RuleError, TypeRuleError
 from ..ir.graph import Graph
 from ..ir.operator import OPERATORS, operator
 from .folded import Folded
-from .fusion_rules import POSITIONS, WIDE_POSITIONS, FusionRule
+from .fusion_rules import POSITIONS, FusionRule
 from .host import Host, call_text, merge_text, merger, test_text
-from .kernel import TRAITS, Kernel, fuse, fuse_unit, genus, merge_operands, of_operator, wider
+from .kernel import ANY, TRAITS, Kernel, fuse, fuse_unit, genus, merge_operands, of_operator, wider
 from .pattern import (
     RESULT,
     Apply,
@@ -94,8 +94,7 @@ def declarations(host: Host, terms: Iterable[Term]) -> str:
         "(function calibrated (T) PyObject :merge old) (function value (T) PyObject :merge old)",
         "(function own (T) BigInt :merge (| old new)) (function below (T) BigInt :merge old)",
         "(function beneath (PyObject TV) BigInt :merge (| old new))",
-        "(relation uses (PyObject TV i64 T))",
-        *(f"(relation uses-{i} (PyObject TV T))" for i in WIDE_POSITIONS),
+        "(relation uses (PyObject TV i64 T TV TV))",
         "(relation read-by (T T))",
         "(function readers (T) i64 :merge (max old new))",
         "(function made (T) i64 :merge (max old new))",
@@ -114,13 +113,13 @@ def analyses(host: Host, terms: Sequence[Term], values: bool = False) -> str:
     """Rules that give every operator e-node its type, spread compile-time constness (and, for rules that ask for them,
     `values`), and index kernels' arguments."""
     out = [
-        f"(rule ((= e (Call k xs)) (> (vec-length xs) {i}) (= x (vec-get xs {i})))"
-        f" ((uses k xs {i} x) (uses-{i} k xs x)) :ruleset {ANALYSES})"
-        for i in WIDE_POSITIONS
+        f"(rule ((= e (Call k xs)) (> (vec-length xs) {i}))"
+        f" ((uses k xs {i} (vec-get xs {i}) {_before(i)} {_after(i)})) :ruleset {ANALYSES})"
+        for i in POSITIONS
     ]
     out.append(f"(rule ((= e (Call k xs))) ((kernel k)) :ruleset {ANALYSES})")  # each is asked once, not each call
     out.append(
-        "(rule ((trait-light_of_several k) (uses k xs i x) (= b (below x))) ((set (beneath k xs) b))"
+        "(rule ((trait-light_of_several k) (uses k xs i x l r) (= b (below x))) ((set (beneath k xs) b))"
         f" :ruleset {ANALYSES})"
     )
     genus_of = call_text(host.function("genus", genus), ["k"])
@@ -140,6 +139,16 @@ def analyses(host: Host, terms: Sequence[Term], values: bool = False) -> str:
         if n:
             out.append(f"(rule ({node} {const}) ((is-const e) (set (constness e) 1)) :ruleset {ANALYSES})")
     return "\n".join([*out, *_step_rules(host, terms), *(_value_rules(host, terms) if values else ())])
+
+
+def _before(i: int) -> str:
+    """The first i of the arguments xs."""
+    return f"(vec-of {' '.join(f'(vec-get xs {n})' for n in range(i))})" if i else "(vec-empty)"
+
+
+def _after(i: int) -> str:
+    """The arguments xs after the one at i."""
+    return reduce(lambda rest, _: f"(vec-remove {rest} 0)", range(i + 1), "xs")
 
 
 def _below_rule(node: str, xs: Sequence[str]) -> str:
@@ -194,35 +203,33 @@ def lowering_rules(host: Host, terms: Iterable[Term]) -> list[EggRule]:
 
 
 def fusion_rule(r: FusionRule, host: Host) -> EggRule:
-    """A fusion rule as egglog text, one form a position (the producer's arguments take the place of its result).
-
-    The consumer is found through `uses-i`, which is indexed by the tensor it reads.
-    """
-    drop = " (subsume (Call k xs))" if r.dominates else ""
-    const = " (is-const x)" if r.const else " (= 1 (readers x))" if r.sole else ""
-    const += " (= 0 (made x))" if r.renamed else ""
-    const += f" (= o (own x)) (= b (beneath k xs)) (= {NONE} (& b o))" if r.apart else ""
-    widest = ""
+    """A fusion rule as egglog text. The consumer is found through `uses`, which is indexed by the tensor it reads; the
+    producer's arguments take the place of its result."""
+    traits = [f"(trait-{trait} {k})" for trait, k in ((r.producer, "p"), (r.consumer, "k")) if trait != ANY]
+    facts = ["(= x (Call p ys))", "(uses k xs i x before after)", "(= e (Call k xs))", *traits, *_between(r)]
     if r.widest:  # an e-class may hold terms of itself (x + 0): a kernel that reads its own result leads nowhere
-        widest = " (= p (widest x (genus p))) (= k (widest e (genus k)))"
-        widest += " (vec-not-contains ys x) (vec-not-contains ys e)"
-    out = [f"(ruleset {r.name})"]
-    for i in WIDE_POSITIONS if r.widest else POSITIONS:
-        fused = call_text(host.function(r.name, partial(_fused, r, i)), ["k", "p"])
-        before = "(vec-of " + " ".join(f"(vec-get xs {n})" for n in range(i)) + ")" if i else ""
-        after = "xs"
-        for _ in range(i + 1):
-            after = f"(vec-remove {after} 0)"
-        spliced = f"(vec-append {before} ys {after})"
-        out.append(
-            f"(rule ((= x (Call p ys)) (trait-{r.producer} p) (uses-{i} k xs x) (trait-{r.consumer} k)"
-            f" (= e (Call k xs)){const}{widest} (= kp {fused}) (!= kp $nothing))"
-            f" ((union e (Call kp {spliced})){drop}) :ruleset {r.name})"
-        )
-    return EggRule(r.name, r.kind, r.name, "\n".join(out), (f"trait-{r.consumer}", f"trait-{r.producer}"))
+        facts += ["(= gp (genus p))", "(= p (widest x gp))", "(= gk (genus k))", "(= k (widest e gk))"]
+        facts += ["(vec-not-contains ys x)", "(vec-not-contains ys e)"]
+    fused = call_text(host.function(r.name, partial(_fused, r)), ["k", "(py-from-int i)", "p"])
+    facts += [f"(= kp {fused})", "(!= kp $nothing)"]
+    actions = "(union e (Call kp (vec-append before ys after)))" + (" (subsume (Call k xs))" if r.dominates else "")
+    text = f"(ruleset {r.name})\n(rule ({' '.join(facts)}) ({actions}) :ruleset {r.name})"
+    return EggRule(r.name, r.kind, r.name, text, tuple(f"trait-{t}" for t in (r.consumer, r.producer) if t != ANY))
 
 
-def _fused(r: FusionRule, i: int, consumer: Kernel, producer: Kernel) -> Kernel | bool:
+def _between(r: FusionRule) -> Iterator[str]:
+    """What a fusion rule asks of the tensor x between the kernels."""
+    if r.const:
+        yield "(is-const x)"
+    if r.sole:
+        yield "(= 1 (readers x))"
+    if r.renamed:
+        yield "(= 0 (made x))"
+    if r.apart:
+        yield f"(= o (own x)) (= b (beneath k xs)) (= {NONE} (& b o))"
+
+
+def _fused(r: FusionRule, consumer: Kernel, i: int, producer: Kernel) -> Kernel | bool:
     """The kernel that a rule makes of two, or False where it does not apply (the host's word for nothing)."""
     if not r.when(consumer, i, producer):
         return False
@@ -237,8 +244,8 @@ def count_readers() -> EggRule:
         "(rule ((= e (Input n))) ((set (made e) 1))",
         "(rule ((= e (Call k xs)) (= 0 (constness e)) (trait-alias k)) ((set (made e) 0))",
         "(rule ((= e (Call k xs)) (trait-making k)) ((set (made e) 1))",
-        "(rule ((= e (Call k xs)) (uses k xs i x) (= 0 (constness x))) ((read-by x e) (set (readers x) 1))",
-        "(rule ((= e (Call k xs)) (trait-alias k) (uses k xs i x) (= n (readers e))) ((set (readers x) n))",
+        "(rule ((= e (Call k xs)) (uses k xs i x l r) (= 0 (constness x))) ((read-by x e) (set (readers x) 1))",
+        "(rule ((= e (Call k xs)) (trait-alias k) (uses k xs i x l r) (= n (readers e))) ((set (readers x) n))",
         f"(rule ((read-by x e) (read-by x f) (!= e f)) ((set (readers x) {SEVERAL}))",
         f"(rule ((= x (Call k xs)) (= x (Call l ys)) (!= k l)) ((set (readers x) {SEVERAL}))",
         f"(rule ((= x (Call k xs)) (= x (Call k ys)) (!= xs ys)) ((set (readers x) {SEVERAL}))",
@@ -249,12 +256,12 @@ def count_readers() -> EggRule:
 
 def merging_rules(host: Host) -> list[EggRule]:
     """Calls that read a tensor as several operands read it as one; the first pair is merged at a time, in one order."""
-    i, j = f"(/ d {len(WIDE_POSITIONS)})", f"(% d {len(WIDE_POSITIONS)})"
+    i, j = f"(/ d {len(POSITIONS)})", f"(% d {len(POSITIONS)})"
     numbers = [f"(py-from-int {n})" for n in (i, j)]
     make = call_text(host.function("merge_operands", merge_operands), ["k", *numbers])
-    pair = f"(+ (* i {len(WIDE_POSITIONS)}) j)"
+    pair = f"(+ (* i {len(POSITIONS)}) j)"
     texts = {
-        "repeated_operands": f"((uses k xs i x) (uses k xs j x) (< i j)) ((set (repeated k xs) {pair}))",
+        "repeated_operands": f"((uses k xs i x l r) (uses k xs j x m s) (< i j)) ((set (repeated k xs) {pair}))",
         "merge_operands": (
             f"((= d (repeated k xs)) (= e (Call k xs)))"
             f" ((union e (Call {make} (vec-remove xs {j}))) (subsume (Call k xs)))"
