@@ -43,7 +43,7 @@ def compose(consumer: TensorExpr, position: int, producer: TensorExpr) -> Tensor
     def go(s: Scalar) -> Scalar:
         if isinstance(s, Read):
             if s.input != position:
-                return Read(number[s.input], s.index, s.dtype)
+                return s if number[s.input] == s.input else Read(number[s.input], s.index, s.dtype)
             return _at(fresh, s.index, position)
         if isinstance(s, ReadAt):
             return ReadAt(number[s.input], s.base, go(s.offset), s.dtype)
@@ -55,6 +55,8 @@ def compose(consumer: TensorExpr, position: int, producer: TensorExpr) -> Tensor
 
 def _apart(e: TensorExpr) -> TensorExpr:
     """The expression with reduction axes that no consumer uses."""
+    if not e.reduces:
+        return e
     body = rename(e.body, {}, lambda a: Axis(f"{a.name}'", a.extent))
     return TensorExpr(e.inputs, e.axes, body)
 
@@ -62,11 +64,21 @@ def _apart(e: TensorExpr) -> TensorExpr:
 def _at(e: TensorExpr, index: tuple[Index, ...], shift: int) -> Scalar:
     """The expression's element at `index`, its inputs numbered from `shift`."""
     mapping = dict(zip(e.axes, index, strict=True))
+    memo: dict[int, Scalar] = {}
 
     def go(s: Scalar) -> Scalar:
+        if id(s) not in memo:
+            memo[id(s)] = moved(s)
+        return memo[id(s)]
+
+    def moved(s: Scalar) -> Scalar:
+        if isinstance(s, Read):
+            return Read(s.input + shift, tuple(i.substitute(mapping) for i in s.index), s.dtype)
+        if isinstance(s, ReadAt):
+            return ReadAt(s.input + shift, s.base.substitute(mapping), go(s.offset), s.dtype)
         return rebuild(s, go, lambda i: i.substitute(mapping))
 
-    return go(renumber(e.body, lambda k: k + shift))
+    return go(e.body)
 
 
 def merge_inputs(e: TensorExpr, same: dict[int, int]) -> TensorExpr:
@@ -149,11 +161,6 @@ def visits_once(e: TensorExpr, position: int) -> bool:
         seen |= i.axes
     reduced = [a for r in e.reduces for a in r.axes]
     return all(a.extent == 1 or a in seen for a in (*e.axes, *reduced)) and all(i.is_affine for i in reads[0].index)
-
-
-def arithmetic(e: TensorExpr) -> int:
-    """Number of distinct scalar operations in the body: a measure of its size."""
-    return sum(1 for s in walk(e.body) if children(s))
 
 
 def identity(t: TensorType) -> TensorExpr:

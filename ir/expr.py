@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
 from typing import Any, Union
 
 from .errors import TypeRuleError
 from .index import Axis, Index, IndexLike
+from .lazy import lazy
 from .scalars import COMBINERS, scalar
 from .types import TensorType
 
@@ -43,7 +44,7 @@ class _Ops:
     def __neg__(self) -> Scalar:
         return apply("neg", self)
 
-    @cached_property
+    @lazy
     def _hash(self) -> int:
         return hash((type(self).__name__, *(getattr(self, f) for f in self.__dataclass_fields__)))  # type: ignore[attr-defined]
 
@@ -89,7 +90,7 @@ class Const(_Ops):
     dtype: str
     __hash__ = _Ops.__hash__
 
-    @cached_property
+    @lazy
     def _hash(self) -> int:
         return hash(("Const", repr(self.value), self.dtype))
 
@@ -272,15 +273,22 @@ class TensorExpr:
         scalar_body = body(*operands)(*(Index.of(a) for a in axes))
         return TensorExpr(tuple(inputs), axes, scalar_body).canonical
 
+    @lazy
+    def _hash(self) -> int:
+        return hash((self.inputs, self.axes, self.body))
+
+    def __hash__(self) -> int:
+        return self._hash
+
     @property
     def shape(self) -> tuple[int, ...]:
         return tuple(a.extent for a in self.axes)
 
-    @property
+    @lazy
     def type(self) -> TensorType:
         return TensorType(self.shape, self.body.dtype)
 
-    @cached_property
+    @lazy
     def canonical(self) -> TensorExpr:
         """The same expression with axes renamed by position and order of appearance."""
         mapping = {a: Index.of(Axis(f"i{d}", a.extent)) for d, a in enumerate(self.axes)}
@@ -290,16 +298,21 @@ class TensorExpr:
         made.__dict__["canonical"] = made
         return made
 
-    @cached_property
+    @lazy
     def reduces(self) -> tuple[Reduce, ...]:
         """The distinct reductions in the body, outermost first."""
         return tuple(dict.fromkeys(s for s in walk(self.body) if isinstance(s, Reduce)))
 
-    @cached_property
+    @lazy
     def reads(self) -> tuple[Read, ...]:
         return tuple(dict.fromkeys(s for s in walk(self.body) if isinstance(s, Read)))
 
-    @cached_property
+    @lazy
+    def operations(self) -> int:
+        """Number of distinct scalar operations in the body: a measure of its size."""
+        return sum(1 for s in walk(self.body) if children(s))
+
+    @lazy
     def _text(self) -> str:
         head = ", ".join(f"{a}<{a.extent}" for a in self.axes)
         args = ", ".join(f"x{k}: {t}" for k, t in enumerate(self.inputs))
@@ -338,6 +351,7 @@ def walk(s: Scalar) -> Iterator[Scalar]:
         stack.extend(reversed(children(node)))
 
 
+@cache
 def cost(s: Scalar, tables: bool = False) -> float:
     """Cost of a scalar's arithmetic in fused multiply-adds, each distinct operation once, on a target with or without
     `Target.tables`. Bounds tests are not arithmetic: what they cost depends on the schedule."""
@@ -353,24 +367,38 @@ def _own_cost(s: Scalar, tables: bool) -> float:
 
 
 def rebuild(s: Scalar, f: Callable[[Scalar], Scalar], index: Callable[[Index], Index]) -> Scalar:
-    """`s` with each child replaced by `f(child)` and each index by `index(…)`; bounds are simplified again."""
+    """`s` with each child replaced by `f(child)` and each index by `index(…)`; bounds are simplified again. Where that
+    changes nothing, `s` itself."""
     if isinstance(s, Read):
-        return Read(s.input, tuple(index(i) for i in s.index), s.dtype)
+        places = tuple(index(i) for i in s.index)
+        return s if _same(places, s.index) else Read(s.input, places, s.dtype)
+    if isinstance(s, Apply):
+        args = tuple(f(a) for a in s.args)
+        return s if _same(args, s.args) else Apply(s.fn, args, s.dtype)
     if isinstance(s, ReadAt):
-        return ReadAt(s.input, index(s.base), f(s.offset), s.dtype)
+        base, offset = index(s.base), f(s.offset)
+        return s if base is s.base and offset is s.offset else ReadAt(s.input, base, offset, s.dtype)
     if isinstance(s, IndexValue):
         return IndexValue(index(s.index), s.dtype)
-    if isinstance(s, Apply):
-        return Apply(s.fn, tuple(f(a) for a in s.args), s.dtype)
     if isinstance(s, Cast):
-        return Cast(f(s.arg), s.dtype)
+        arg = f(s.arg)
+        return s if arg is s.arg else Cast(arg, s.dtype)
     if isinstance(s, Weighted):
-        return Weighted(s.table, index(s.index), f(s.arg), s.dtype)
+        place, arg = index(s.index), f(s.arg)
+        return s if place is s.index and arg is s.arg else Weighted(s.table, place, arg, s.dtype)
     if isinstance(s, When):
-        return when([(index(i), lo, hi) for i, lo, hi in s.bounds], f(s.then), f(s.otherwise))
+        places, parts = tuple(index(i) for i, _, _ in s.bounds), (f(s.then), f(s.otherwise))
+        if _same(places, tuple(i for i, _, _ in s.bounds)) and _same(parts, (s.then, s.otherwise)):
+            return s
+        return when([(i, lo, hi) for i, (_, lo, hi) in zip(places, s.bounds, strict=True)], *parts)
     if isinstance(s, Reduce):
-        return Reduce(s.kind, s.axes, f(s.body), s.dtype)
+        body = f(s.body)
+        return s if body is s.body else Reduce(s.kind, s.axes, body, s.dtype)
     return s
+
+
+def _same(new: tuple[Any, ...], old: tuple[Any, ...]) -> bool:
+    return all(n is o for n, o in zip(new, old, strict=True))
 
 
 def renumber(s: Scalar, number: Callable[[int], int]) -> Scalar:
@@ -378,7 +406,7 @@ def renumber(s: Scalar, number: Callable[[int], int]) -> Scalar:
 
     def go(n: Scalar) -> Scalar:
         if isinstance(n, Read):
-            return Read(number(n.input), n.index, n.dtype)
+            return n if number(n.input) == n.input else Read(number(n.input), n.index, n.dtype)
         if isinstance(n, ReadAt):
             return ReadAt(number(n.input), n.base, go(n.offset), n.dtype)
         return rebuild(n, go, lambda i: i)
@@ -403,7 +431,8 @@ def rename(s: Scalar, mapping: Mapping[Axis, Index], fresh: Callable[[Axis], Axi
             named = tuple(map(fresh, node.axes))
             pairs = tuple((a, Index.of(b)) for a, b in zip(node.axes, named, strict=True))
             body = go(node.body, _substitution(env | dict(pairs)), scope + pairs)
-            out: Scalar = Reduce(node.kind, named, body, node.dtype)
+            kept = named == node.axes and body is node.body
+            out: Scalar = node if kept else Reduce(node.kind, named, body, node.dtype)
         else:
             out = rebuild(node, lambda c: go(c, env, scope), lambda i: i.substitute(env))
         memo[key] = out

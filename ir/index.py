@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Union
+
+from .lazy import lazy
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Axis:
     name: str
     extent: int
 
-    @cached_property
+    @lazy
     def _hash(self) -> int:
         return hash((self.name, self.extent))
 
@@ -39,8 +40,19 @@ class Quotient:
     of: Index
     by: int
 
-    def __str__(self) -> str:
+    @lazy
+    def _hash(self) -> int:
+        return hash(("Quotient", self.of, self.by))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @lazy
+    def _text(self) -> str:
         return f"({self.of})//{self.by}"
+
+    def __str__(self) -> str:
+        return self._text
 
 
 @dataclass(frozen=True)
@@ -50,8 +62,19 @@ class Remainder:
     of: Index
     by: int
 
-    def __str__(self) -> str:
+    @lazy
+    def _hash(self) -> int:
+        return hash(("Remainder", self.of, self.by))
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @lazy
+    def _text(self) -> str:
         return f"({self.of})%{self.by}"
+
+    def __str__(self) -> str:
+        return self._text
 
 
 Atom = Union[Axis, Quotient, Remainder]  # noqa: UP007 (used at run time before all names exist)
@@ -69,7 +92,7 @@ class Index:
     terms: tuple[tuple[Atom, int], ...] = ()
     constant: int = 0
 
-    @cached_property
+    @lazy
     def _hash(self) -> int:
         return hash((self.terms, self.constant))
 
@@ -118,7 +141,7 @@ class Index:
 
     __rmul__ = __mul__
 
-    @cached_property
+    @lazy
     def range(self) -> tuple[int, int]:
         """Smallest and largest value (inclusive) over the ranges of the axes; exact for affine indices."""
         lo = hi = self.constant
@@ -178,14 +201,14 @@ class Index:
             constant += new.constant * c
         return Index._make(pairs, constant)
 
-    @cached_property
+    @lazy
     def axes(self) -> frozenset[Axis]:
         found: set[Axis] = set()
         for atom, _ in self.terms:
             found |= {atom} if isinstance(atom, Axis) else atom.of.axes
         return frozenset(found)
 
-    @cached_property
+    @lazy
     def is_affine(self) -> bool:
         return all(isinstance(a, Axis) for a, _ in self.terms)
 

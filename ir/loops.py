@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache
+from functools import lru_cache
 
 from .errors import UnsupportedError
 from .expr import (
@@ -37,6 +37,7 @@ from .expr import (
     walk,
 )
 from .index import Axis, Index, Quotient, Remainder
+from .lazy import lazy
 from .nest import Nest, text
 from .scalars import neutral
 from .stages import ACCUMULATOR, StageBody, needs_stages, own_indices, take_apart
@@ -78,7 +79,7 @@ class LoopKernel:
     def extents(self) -> tuple[int, ...]:
         return tuple(a.extent for a in self.axes)
 
-    @cached_property
+    @lazy
     def points(self) -> int:
         """Size of the iteration domain."""
         n = 1
@@ -91,33 +92,33 @@ class LoopKernel:
         assert self.update is not None
         return self.update.dtype
 
-    @cached_property
+    @lazy
     def is_long_sum(self) -> bool:
         """A sum in floating point of more terms than one accumulator may take: pieces of it are summed apart."""
         rounds = self.kind == "sum" and DTYPES[self.accumulator_dtype].kind == "float"
         return rounds and math.prod(a.extent for a in self.reduce) > CHAIN
 
-    @cached_property
+    @lazy
     def paddings(self) -> tuple[Bound, ...]:
         """Bounds tests that fail where the update is the reduction's neutral element, taking what a padding of 0 is
         multiplied with for finite: such points need not be computed."""
         return tuple(dict.fromkeys(_paddings(self.update, self.kind))) if self.update is not None else ()
 
-    @cached_property
+    @lazy
     def update_reads(self) -> tuple[Read, ...]:
         return _reads(self.update) if self.update is not None else ()
 
-    @cached_property
+    @lazy
     def epilogue_reads(self) -> tuple[Read, ...]:
         return tuple(r for r in _reads(self.epilogue) if r.input != ACCUMULATOR)
 
-    @cached_property
+    @lazy
     def gathers(self) -> tuple[ReadAt, ...]:
         """Reads at computed positions."""
         found = (n for s in (self.update, self.epilogue) if s is not None for n in walk(s))
         return tuple(dict.fromkeys(n for n in found if isinstance(n, ReadAt)))
 
-    @cached_property
+    @lazy
     def is_alias(self) -> bool:
         """The output is an input's buffer as it stands (a reshape): nothing is computed."""
         e = self.epilogue
@@ -174,18 +175,18 @@ class StagedKernel:
     def extents(self) -> tuple[int, ...]:
         return tuple(a.extent for a in self.shared)
 
-    @cached_property
+    @lazy
     def points(self) -> int:
         """Points of the stages that compute the kernel, in the first sequence."""
         return sum(self.stages[n].points for n in self.sequences[0])
 
-    @cached_property
+    @lazy
     def frame(self) -> LoopKernel:
         """The shared axes alone: what loops around all stages run over."""
         nothing = Const(0, self.out_type.dtype)
         return LoopKernel(self.inputs, self.shared, (), "", None, nothing, Index(), self.out_type, self.fill)
 
-    @cached_property
+    @lazy
     def results(self) -> tuple[LoopKernel, ...]:
         """The stages that write the output."""
         return tuple(self.stages[q[-1]] for q in self.sequences)

@@ -8,7 +8,6 @@ from functools import cache
 
 from ..ir.attrs import Attrs
 from ..ir.compose import (
-    arithmetic,
     compose,
     has_nested_reduce,
     is_filter,
@@ -24,6 +23,7 @@ from ..ir.compose import (
 )
 from ..ir.errors import UnsupportedError
 from ..ir.expr import TensorExpr, cost
+from ..ir.lazy import lazy
 from ..ir.loops import StagedKernel, lower
 from ..ir.operator import operator
 from ..ir.types import DTYPES, TensorType
@@ -71,6 +71,13 @@ class Kernel:
     moved: bool = field(default=False, compare=False)
     joins: int = field(default=0, compare=False)
 
+    @lazy
+    def _hash(self) -> int:
+        return hash((self.expr, self.op, self.operators, self.closed, self.kept, self.loss, self.unit))
+
+    def __hash__(self) -> int:
+        return self._hash
+
     @property
     def light(self) -> bool:
         """A map that is a unit, or one operator besides conversions and movement of its operands."""
@@ -96,7 +103,7 @@ def _fits(consumer: Kernel, i: int, producer: Kernel, most: int = MAX_INPUTS) ->
     if consumer.operators + producer.operators > MAX_OPERATORS:
         return False
     inputs = len(consumer.expr.inputs) + len(producer.expr.inputs) - 1
-    return inputs <= most and arithmetic(consumer.expr) + arithmetic(producer.expr) <= MAX_SCALARS
+    return inputs <= most and consumer.expr.operations + producer.expr.operations <= MAX_SCALARS
 
 
 def _inlining(k: Kernel) -> str:
