@@ -15,7 +15,7 @@ import uuid
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -24,7 +24,8 @@ import numpy as np
 from .cache import Cache, digest, source_digest, text_of
 from .codegen.memory import aligned_bytes
 from .codegen.program import Buffer, ConstantBlock, KernelCall, MachineCode, Program
-from .extract.search import KernelSchedule
+from .extract.search import Estimate, KernelSchedule
+from .ir.expr import TensorExpr
 from .ir.graph import Graph
 from .ir.loops import Lowered
 from .ir.serial import KERNELS, Codec
@@ -39,6 +40,8 @@ GRAPH_OPTIONS = ("graph_limits", "extraction", "time_limit", "accuracy_budget", 
 #: Bytes of constants up to which a loaded program has a copy. A file's pages are small: read from them, resnet50 and
 #: alexnet ran 4-5 % slower (bert_base not), but new memory takes 0.2 to 3.5 s a GB.
 COPIED = 192 << 20
+#: Estimates kept of a context: of the zoo's models there are some 20,000, of 130 bytes.
+MOST_ESTIMATES = 100_000
 PROGRAMS = KERNELS.extended(Buffer, KernelCall, Target)
 SCHEDULES = KERNELS.extended(KernelSchedule)
 TILINGS = Codec((Choice, Tiling))
@@ -156,7 +159,8 @@ class _Records(ABC, Generic[Key, Found]):
 
 
 class ScheduleStore(_Records[Lowered, KernelSchedule]):
-    """Schedules of kernels in the cache, under one context."""
+    """Schedules of kernels in the cache, under one context, and estimates of expressions' kernels: these all in one
+    entry, since a compilation asks for hundreds."""
 
     codec = SCHEDULES
 
@@ -166,6 +170,32 @@ class ScheduleStore(_Records[Lowered, KernelSchedule]):
 
     def _key(self, key: Lowered) -> Sequence[str]:
         return [self._digest, KERNELS.dumps(key)]
+
+    def estimates(self, exprs: Sequence[TensorExpr], /) -> list[Estimate | None]:
+        kept = self._estimates()
+        found = [kept.get(_expression(e)) for e in exprs]
+        return [None if values is None else Estimate(*values) for values in found]
+
+    def put_estimates(self, found: Mapping[TensorExpr, Estimate], /) -> None:
+        """Kept beside what others have put there; when there are too many, instead of it."""
+        new = {_expression(e): astuple(estimate) for e, estimate in found.items()}
+        kept = self._estimates()
+        whole = {**kept, **new} if len(kept) + len(new) <= MOST_ESTIMATES else new
+        self.cache.write(self._estimates_name, {"found": json.dumps(whole).encode()})
+
+    def _estimates(self) -> dict[str, tuple[str, bool, bool, float]]:
+        parts = self.cache.read(self._estimates_name)
+        return {} if parts is None else json.loads(text_of(parts["found"]))
+
+    @property
+    def _estimates_name(self) -> str:
+        name = digest([self._digest, "estimates"])
+        return f"kernels/{name[:2]}/{name[:40]}"
+
+
+def _expression(e: TensorExpr) -> str:
+    """The name of an expression among the estimates."""
+    return digest([KERNELS.dumps((e.inputs, e.axes, e.body))])[:32]
 
 
 class TilingStore(_Records[str, Choice]):

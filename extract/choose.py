@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol
@@ -20,14 +20,15 @@ import numpy as np
 from ..ir.compose import merge_inputs
 from ..ir.errors import UnsupportedError
 from ..ir.expr import Const, Read, ReadAt, Scalar, TensorExpr, inputs_read, rebuild, renumber
-from ..ir.loops import Lowered, StagedKernel, lower
+from ..ir.loops import Lowered, lower
 from ..ir.nest import Nest
 from ..ir.scalars import SCALARS
 from ..ir.types import DTYPES
-from ..rewrite.graph_egraph import CallNode, GraphEGraph
+from ..rewrite.graph_egraph import CallNode, EClass, GraphEGraph
 from . import KnownCuts, extract
 from .flat import EGraphBuilder
 from .result import Budget, Extraction
+from .search import Estimate
 
 #: A kernel not searched yet is taken to cost this much more than its bound. The bound leaves out the loops around the
 #: register tile; without the allowance, every near miss of the best program would be searched for a few per cent.
@@ -46,10 +47,10 @@ CALL_OVERHEAD = 5e-8
 
 
 class KernelCosts(Protocol):
-    """Where costs of kernels come from. Both give seconds."""
+    """Where costs of kernels come from, in seconds."""
 
-    def bound(self, kernel: Lowered) -> float:
-        """A lower bound, quick."""
+    def estimates(self, exprs: Sequence[TensorExpr]) -> list[Estimate]:
+        """What is known of each expression's kernel before it is searched, a lower bound among it: quick."""
         ...
 
     def search(self, kernels: Sequence[Lowered]) -> list[tuple[Nest, float] | None]:
@@ -89,14 +90,22 @@ class GraphChoice:
 @dataclass(frozen=True)
 class Candidate:
     """A kernel that may make the e-class `owner` from the e-classes `args`; `number` counts the distinct kernels.
-    `expr` is what it was lowered from."""
+
+    `alias`: it computes nothing. `least`: the seconds that it counts for before it is searched.
+    """
 
     owner: int
     number: int
-    kernel: Lowered
     args: tuple[int, ...]
     expr: TensorExpr
+    alias: bool
+    least: float
     loss: float = 0.0
+
+    @property
+    def kernel(self) -> Lowered:
+        """What `expr` is lowered to, when first asked for: most candidates are never searched."""
+        return lower(self.expr)
 
     @cached_property
     def reads(self) -> frozenset[int]:
@@ -117,9 +126,8 @@ def choose(
     `time_limit`: seconds for all rounds of exact extraction together. Raises `NesteggError` if an output cannot be
     computed.
     """
-    candidates = kernel_candidates(egraph)
-    kernels = {c.number: c.kernel for c in candidates}
-    seconds = {n: at_least(k, costs) for n, k in kernels.items()}
+    candidates = kernel_candidates(egraph, costs)
+    seconds = {c.number: c.least for c in candidates}
     found: dict[int, tuple[Nest, float]] = {}
     unusable: set[int] = set()
     rounds, left, cuts = 0, time_limit, KnownCuts()
@@ -140,8 +148,8 @@ def choose(
             rounds, most = rounds + 1, most - 1
             usable = [c for c in candidates if c.number not in unusable] if unusable else candidates
             extraction, chosen = best_of(usable, how)
-            todo = list(dict.fromkeys(c.number for c in chosen if not c.kernel.is_alias and c.number not in found))
-            for n, result in zip(todo, costs.search([kernels[n] for n in todo]), strict=True):
+            todo = {c.number: c.kernel for c in chosen if not c.alias and c.number not in found}
+            for n, result in zip(todo, costs.search(list(todo.values())), strict=True):
                 if result is None:
                     unusable.add(n)
                 else:
@@ -153,7 +161,7 @@ def choose(
     settle("greedy", GREEDY_ROUNDS)
     extraction, chosen, settled = settle(method, EXACT_ROUNDS)
     if not settled:  # the best program of the kernels searched so far
-        known = [c for c in candidates if c.kernel.is_alias or c.number in found]
+        known = [c for c in candidates if c.alias or c.number in found]
         extraction, chosen = best_of(known, method)
     steps = [
         Step(c.kernel, c.args, c.owner, *(found.get(c.number) or (None, 0.0))) for c in _ordered(chosen)
@@ -166,11 +174,9 @@ def choose(
     return GraphChoice(tuple(steps), extraction, rounds, len(found), len(unusable), greedy.cost, loss)
 
 
-def at_least(kernel: Lowered, costs: KernelCosts) -> float:
-    """What a kernel counts for before it is searched."""
-    if kernel.is_alias:
-        return 0.0
-    return costs.bound(kernel) * (1.0 if isinstance(kernel, StagedKernel) else SLACK)
+def at_least(known: Estimate) -> float:
+    """What a kernel counts for before it is searched, in seconds."""
+    return 0.0 if known.alias else known.bound * (1.0 if known.staged else SLACK)
 
 
 def _extract(
@@ -186,7 +192,7 @@ def _extract(
     losses: list[float] = []
     for k, c in undominated(candidates, seconds):
         losses.append(c.loss)
-        overhead = 0.0 if c.kernel.is_alias else CALL_OVERHEAD
+        overhead = 0.0 if c.alias else CALL_OVERHEAD
         b.node(f"c{c.owner}", f"kernel{k}", (seconds[c.number] + overhead) * 1e6, [f"c{a}" for a in c.args], str(k))
     have = {c.owner for c in candidates}
     needed = {a for c in candidates for a in c.args} | set(egraph.outputs)
@@ -255,46 +261,49 @@ def _ordered(chosen: Sequence[Candidate]) -> list[Candidate]:
     return out
 
 
-def kernel_candidates(egraph: GraphEGraph) -> list[Candidate]:
+def kernel_candidates(egraph: GraphEGraph, costs: KernelCosts) -> list[Candidate]:
     """The lowerable kernel calls of every e-class that is not known at compile time, each once."""
-    scalars, wanted = _uniform(egraph), _reachable(egraph)
-    numbers: dict[Lowered, int] = {}
-    # Repeated layers make the same kernels.
-    lowered: dict[Any, tuple[int, Lowered, TensorExpr, tuple[int, ...]] | None] = {}
+    calls = [(owner, call) for owner in sorted(_reachable(egraph)) for call in _computing(egraph.classes[owner], owner)]
+    canonical = _Canonical(_uniform(egraph))
+    forms = [canonical(call) for _, call in calls]
+    exprs = list(dict.fromkeys(expr for expr, _ in forms))
+    known = dict(zip(exprs, costs.estimates(exprs), strict=True))
+    numbers: dict[str, int] = {}
     out: dict[tuple[int, int, tuple[int, ...]], Candidate] = {}
-    for owner, e in enumerate(egraph.classes):
-        if owner not in wanted or e.const or e.input is not None:
+    for (owner, call), (expr, order) in zip(calls, forms, strict=True):
+        about = known[expr]
+        if not about.signature:
             continue
-        for call in e.calls:
-            if owner in call.args:
-                continue
-            same = tuple(call.args.index(a) for a in call.args)
-            literals = tuple((k, repr(scalars[a])) for k, a in enumerate(call.args) if a in scalars)
-            key = (replace(call.kernel, loss=0.0), same, literals)
-            if key not in lowered:
-                lowered[key] = _lowered(call, scalars, numbers)
-            made = lowered[key]
-            if made is None:
-                continue
-            number, kernel, expr, order = made
-            args = tuple(call.args[k] for k in order)
-            known = out.get((owner, number, args))
-            if known is None or call.kernel.loss < known.loss:
-                out[owner, number, args] = Candidate(owner, number, kernel, args, expr, call.kernel.loss)
+        number, args = numbers.setdefault(about.signature, len(numbers)), tuple(call.args[k] for k in order)
+        found = out.get((owner, number, args))
+        if found is None or call.kernel.loss < found.loss:
+            made = Candidate(owner, number, args, expr, about.alias, at_least(about), call.kernel.loss)
+            out[owner, number, args] = made
     return list(out.values())
 
 
-def _lowered(
-    call: CallNode, scalars: dict[int, float | int | bool], numbers: dict[Lowered, int]
-) -> tuple[int, Lowered, TensorExpr, tuple[int, ...]] | None:
-    """The kernel of a call with its number, if it has one, its expression, and the positions of the arguments it
-    reads."""
-    expr, args = canonical_call(call, scalars)
-    try:
-        kernel = lower(expr)
-    except UnsupportedError:
-        return None
-    return numbers.setdefault(kernel, len(numbers)), kernel, expr, tuple(call.args.index(a) for a in args)
+def _computing(e: EClass, owner: int) -> Iterator[CallNode]:
+    """The calls that compute a tensor when the program runs."""
+    if not e.const and e.input is None:
+        yield from (call for call in e.calls if owner not in call.args)
+
+
+class _Canonical:
+    """Canonical forms of calls: the expression, and the positions of the arguments it reads. Repeated layers make the
+    same kernels."""
+
+    def __init__(self, scalars: dict[int, float | int | bool]) -> None:
+        self.scalars = scalars
+        self.memo: dict[Any, tuple[TensorExpr, tuple[int, ...]]] = {}
+
+    def __call__(self, call: CallNode) -> tuple[TensorExpr, tuple[int, ...]]:
+        same = tuple(call.args.index(a) for a in call.args)
+        literals = tuple((k, repr(self.scalars[a])) for k, a in enumerate(call.args) if a in self.scalars)
+        key = (call.kernel.expr, same, literals)
+        if key not in self.memo:
+            expr, args = canonical_call(call, self.scalars)
+            self.memo[key] = expr, tuple(call.args.index(a) for a in args)
+        return self.memo[key]
 
 
 def _reachable(egraph: GraphEGraph) -> set[int]:

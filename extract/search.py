@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from ..ir.digest import digest
+from ..ir.errors import UnsupportedError
+from ..ir.expr import TensorExpr
 from ..ir.index import divisors
-from ..ir.loops import Lowered
+from ..ir.loops import Lowered, StagedKernel, lower
 from ..ir.nest import Nest, Vec
+from ..ir.serial import KERNELS
 from ..ir.target import Target
 from ..rewrite.loop_egraph import LOOP_LIMITS, LoopEGraph, build
 from ..rewrite.loop_language import LoopRule, Space, space
@@ -67,12 +71,30 @@ class KernelSchedule:
     gain: float = 1.0
 
 
+@dataclass(frozen=True)
+class Estimate:
+    """What is known of an expression's kernel before it is searched.
+
+    `signature`: expressions that are one computation have one; "" where there is no loop computation. `alias`: nothing
+    is computed. `staged`: it has several stages. `bound`: seconds that no nest of it is predicted to beat.
+    """
+
+    signature: str
+    alias: bool = False
+    staged: bool = False
+    bound: float = 0.0
+
+
 class Schedules(Protocol):
-    """Schedules that were found before, by earlier compilations."""
+    """What earlier compilations found: schedules of kernels, and estimates of expressions' kernels."""
 
     def get(self, kernel: Lowered, /) -> KernelSchedule | None: ...
 
     def put(self, kernel: Lowered, schedule: KernelSchedule, /) -> None: ...
+
+    def estimates(self, exprs: Sequence[TensorExpr], /) -> list[Estimate | None]: ...
+
+    def put_estimates(self, found: Mapping[TensorExpr, Estimate], /) -> None: ...
 
 
 class Measured(Protocol):
@@ -141,8 +163,24 @@ class KernelSearch:
         self._reported: set[Space] = set()
         self._spaces: dict[Space, LoopEGraph] = {}
 
-    def bound(self, kernel: Lowered) -> float:
-        return self.model.bound(kernel) if kernel.points else 0.0
+    def estimates(self, exprs: Sequence[TensorExpr]) -> list[Estimate]:
+        """Of each expression's kernel. What earlier compilations found is neither lowered nor bounded again."""
+        known = self.store.estimates(exprs) if self.store is not None else [None] * len(exprs)
+        fresh = {expr: self._estimate(expr) for expr, found in zip(exprs, known, strict=True) if found is None}
+        if fresh and self.store is not None:
+            self.store.put_estimates(fresh)
+        return [fresh[expr] if found is None else found for expr, found in zip(exprs, known, strict=True)]
+
+    def _estimate(self, expr: TensorExpr) -> Estimate:
+        try:
+            kernel = lower(expr)
+        except UnsupportedError:
+            return Estimate("")
+        signature = digest([KERNELS.dumps(kernel)])[:32]
+        if kernel.is_alias:
+            return Estimate(signature, alias=True)
+        bound = self.model.bound(kernel) if kernel.points else 0.0
+        return Estimate(signature, staged=isinstance(kernel, StagedKernel), bound=bound)
 
     def search(self, kernels: Sequence[Lowered]) -> list[tuple[Nest, float] | None]:
         groups = self._groups([k for k in dict.fromkeys(kernels) if not self._known(k)])

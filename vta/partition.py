@@ -21,7 +21,6 @@ from ..extract.choose import (
     Candidate,
     KernelCosts,
     Step,
-    at_least,
     kernel_candidates,
     loss_budgets,
     undominated,
@@ -293,9 +292,9 @@ class _Partitioning:
     timed: set[VtaKernel] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self.cpu = kernel_candidates(self.egraph)
+        self.cpu = kernel_candidates(self.egraph, self.costs)
         host = self.accelerator.host
-        self.cpu_seconds = {c.number: at_least(c.kernel, self.costs) * host for c in self.cpu}
+        self.cpu_seconds = {c.number: c.least * host for c in self.cpu}
         vta = self.accelerator
         made = offers(self.egraph, vta.config, vta.board, vta.effort, self.tilings)
         self.vta = [VtaKernel(c.owner, c.args, c.offer, c.loss) for c in made if c.offer is not None]
@@ -333,7 +332,7 @@ class _Partitioning:
     def price(self, a: Action) -> float:
         link, config = self.accelerator.transfers, self.accelerator.config
         if isinstance(a, CpuKernel):
-            called = 0.0 if a.candidate.kernel.is_alias else CALL_OVERHEAD * self.accelerator.host
+            called = 0.0 if a.candidate.alias else CALL_OVERHEAD * self.accelerator.host
             return self.cpu_seconds[a.candidate.number] + called
         if isinstance(a, VtaKernel):
             return self._vta_seconds(a) + self._packing(a)
@@ -355,7 +354,7 @@ class _Partitioning:
         todo = {
             a.candidate.number: a.candidate.kernel
             for a in chosen
-            if isinstance(a, CpuKernel) and not a.candidate.kernel.is_alias and a.candidate.number not in self.nests
+            if isinstance(a, CpuKernel) and not a.candidate.alias and a.candidate.number not in self.nests
         }
         for n, found in zip(todo, self.costs.search(list(todo.values())), strict=True):
             if found is None:
@@ -393,7 +392,7 @@ class _Partitioning:
         usable = [c for c in self.cpu if c.number not in self.unusable]
         vta = [k for k in self.vta if self.price(k) < float("inf")]
         if known:
-            usable = [c for c in usable if c.kernel.is_alias or c.number in self.nests]
+            usable = [c for c in usable if c.alias or c.number in self.nests]
             vta = [k for k in vta if k in self.timed]
         return [*(CpuKernel(c) for _, c in undominated(usable, self.cpu_seconds)), *vta, *self.others]
 
@@ -462,7 +461,7 @@ class _Partitioning:
 
 
 def _is_kernel(a: Action) -> bool:
-    return isinstance(a, VtaKernel) or (isinstance(a, CpuKernel) and not a.candidate.kernel.is_alias)
+    return isinstance(a, VtaKernel) or (isinstance(a, CpuKernel) and not a.candidate.alias)
 
 
 def _is_leaf(egraph: GraphEGraph, number: int) -> bool:
