@@ -25,7 +25,7 @@ class Host:
         self._values: list[Any] = []
         self._ids: dict[tuple[type, Hashable], int] = {}
         self._functions: list[tuple[str, Callable[..., Any]]] = []
-        self._results: dict[tuple[int, tuple[int, ...]], int | bool] = {}
+        self._results: dict[tuple[int, tuple[int, ...]], int | bool | str] = {}
         self.error: NesteggError | None = None
         for k in range(SMALL):
             self.intern(k)
@@ -41,7 +41,7 @@ class Host:
         return self._values[number]
 
     def function(self, name: str, f: Callable[..., Any]) -> int:
-        """Register a function of interned values; it returns a bool, or a value to intern."""
+        """Register a function of interned values; it returns a bool, a text, or a value to intern."""
         self._functions.append((name, f))
         return len(self._functions) - 1
 
@@ -50,13 +50,13 @@ class Host:
         """How many functions are registered."""
         return len(self._functions)
 
-    def call(self, function: int, numbers: tuple[int, ...]) -> int | bool:
+    def call(self, function: int, numbers: tuple[int, ...]) -> int | bool | str:
         key = (function, numbers)
         if key not in self._results:
             self._results[key] = self._compute(function, numbers)
         return self._results[key]
 
-    def _compute(self, function: int, numbers: tuple[int, ...]) -> int | bool:
+    def _compute(self, function: int, numbers: tuple[int, ...]) -> int | bool | str:
         name, f = self._functions[function]
         try:
             result = f(*(self._values[n] for n in numbers))
@@ -64,7 +64,7 @@ class Host:
             if self.error is None:
                 self.error = e if isinstance(e, NesteggError) else RuleError(f"{name}: {type(e).__name__}: {e}")
             return False
-        return result if isinstance(result, bool) else self.intern(result)
+        return result if isinstance(result, (bool, str)) else self.intern(result)
 
     def __enter__(self) -> Host:
         _current.append(self)
@@ -74,12 +74,12 @@ class Host:
         _current.pop()
 
 
-def dispatch(function: int, *numbers: int) -> int | bool:
+def dispatch(function: int, *numbers: int) -> int | bool | str:
     """Entry point of egglog's `py-call`."""
     return _current[-1].call(function, numbers)
 
 
-def bind(function: int) -> Callable[..., int | bool]:
+def bind(function: int) -> Callable[..., int | bool | str]:
     """`dispatch` of one function: what a global of egglog's holds."""
     return partial(dispatch, function)
 

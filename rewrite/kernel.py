@@ -321,3 +321,8 @@ TRAITS: dict[str, Callable[[Kernel], bool]] = {
     "map": lambda k: k.operators > 0 and is_map(k.expr),
     "reducing": lambda k: not is_map(k.expr),
 }
+
+
+def traits(k: Kernel) -> str:
+    """Which `TRAITS` a kernel has: a number with a bit for each, in decimal."""
+    return str(sum(1 << n for n, holds in enumerate(TRAITS.values()) if holds(k)))

@@ -17,7 +17,7 @@ from ..ir.operator import OPERATORS, operator
 from .folded import Folded
 from .fusion_rules import POSITIONS, FusionRule
 from .host import Host, call_text, merge_text, merger, test_text
-from .kernel import ANY, TRAITS, Kernel, fuse, fuse_unit, genus, merge_operands, of_operator, wider
+from .kernel import ANY, TRAITS, Kernel, fuse, fuse_unit, genus, merge_operands, of_operator, traits, wider
 from .pattern import (
     RESULT,
     Apply,
@@ -102,7 +102,7 @@ def declarations(host: Host, terms: Iterable[Term]) -> str:
         merger(wide),
         f"(function widest (T PyObject) PyObject :merge {merge_text(wide)})",
         *(f"(relation trait-{name} (PyObject))" for name in TRAITS),
-        "(function genus (PyObject) PyObject :merge old)",
+        "(function genus (PyObject) PyObject :merge old) (function traits (PyObject) BigInt :merge old)",
         f"(ruleset {ANALYSES})",
     ]
     lines += [f"(constructor {constructor(name, n)} ({'T ' * n}PyObject) T)" for name, n in terms]
@@ -124,9 +124,11 @@ def analyses(host: Host, terms: Sequence[Term], values: bool = False) -> str:
     )
     genus_of = call_text(host.function("genus", genus), ["k"])
     out.append(f"(rule ((kernel k)) ((set (genus k) {genus_of})) :ruleset {ANALYSES})")
-    for name, holds in TRAITS.items():
-        test = test_text(host.function(name, holds), ["k"])
-        out.append(f"(rule ((kernel k) {test}) ((trait-{name} k)) :ruleset {ANALYSES})")
+    traits_of = call_text(host.function("traits", traits), ["k"])  # one call for all: each takes as long as a query
+    out.append(f"(rule ((kernel k)) ((set (traits k) (from-string (py-to-string {traits_of})))) :ruleset {ANALYSES})")
+    for n, name in enumerate(TRAITS):
+        has = f"(!= {NONE} (& t (bigint {1 << n})))"
+        out.append(f"(rule ((= t (traits k)) {has}) ((trait-{name} k)) :ruleset {ANALYSES})")
     for name, n in terms:
         infer = host.function(f"type rule of {name}", lambda a, *t, _n=name: operator(_n).check(t, a))
         xs, ts = [f"x{k}" for k in range(n)], [f"t{k}" for k in range(n)]
