@@ -9,6 +9,7 @@ Layout operators are index maps, so composing with them renumbers indices and le
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 from .expr import (
     Const,
@@ -38,7 +39,7 @@ def compose(consumer: TensorExpr, position: int, producer: TensorExpr) -> Tensor
     """
     grown = len(producer.inputs) - 1
     number = {k: k if k < position else k + grown for k in range(len(consumer.inputs))}
-    fresh = _apart(producer)
+    fresh = _apart(producer) if consumer.reduces else producer
 
     def go(s: Scalar) -> Scalar:
         if isinstance(s, Read):
@@ -53,10 +54,9 @@ def compose(consumer: TensorExpr, position: int, producer: TensorExpr) -> Tensor
     return TensorExpr(inputs, consumer.axes, go(consumer.body)).canonical
 
 
+@lru_cache(1024)
 def _apart(e: TensorExpr) -> TensorExpr:
     """The expression with reduction axes that no consumer uses."""
-    if not e.reduces:
-        return e
     body = rename(e.body, {}, lambda a: Axis(f"{a.name}'", a.extent))
     return TensorExpr(e.inputs, e.axes, body)
 

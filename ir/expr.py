@@ -291,12 +291,21 @@ class TensorExpr:
     @lazy
     def canonical(self) -> TensorExpr:
         """The same expression with axes renamed by position and order of appearance."""
-        mapping = {a: Index.of(Axis(f"i{d}", a.extent)) for d, a in enumerate(self.axes)}
+        axes = tuple(Axis(f"i{d}", a.extent) for d, a in enumerate(self.axes))
+        if axes == self.axes and self._names_reductions_in_order:
+            return self
+        mapping = {a: Index.of(b) for a, b in zip(self.axes, axes, strict=True)}
         counter = iter(range(1 << 30))
-        body = rename(self.body, mapping, lambda a: Axis(f"r{next(counter)}", a.extent))
-        made = TensorExpr(self.inputs, tuple(Axis(f"i{d}", a.extent) for d, a in enumerate(self.axes)), body)
+        made = TensorExpr(self.inputs, axes, rename(self.body, mapping, lambda a: Axis(f"r{next(counter)}", a.extent)))
         made.__dict__["canonical"] = made
         return made
+
+    @property
+    def _names_reductions_in_order(self) -> bool:
+        """Reductions, none inside another, are named as `canonical` does."""
+        flat = not any(isinstance(s, Reduce) for r in self.reduces for s in walk(r.body))
+        names = [a.name for r in self.reduces for a in r.axes]
+        return flat and names == [f"r{k}" for k in range(len(names))]
 
     @lazy
     def reduces(self) -> tuple[Reduce, ...]:

@@ -141,7 +141,7 @@ def _saturated(
             _set_values(graph, engine, host)
         if ranges is not None:
             numbers = {k: host.intern(t) for k, t in ranges.tensors.items()}
-            engine.load(*(f"(set (calibrated $n{k}) (py-from-int {n}))" for k, n in numbers.items()))
+            engine.load(*(f"(set (calibrated (node {k})) (py-from-int {n}))" for k, n in numbers.items()))
         counted = {"Input", "Const", "Call"} | {constructor(*t) for t in terms}
 
         def raise_error() -> None:
@@ -167,22 +167,22 @@ def _encode(graph: Graph, engine: Engine, host: Host) -> list[np.ndarray]:
             term = f"(Const (py-from-int {len(constants)}))"
             constants.append(graph.constants[k])
         else:
-            term = _term(n.op, [f"$n{i}" for i in n.inputs], n.attrs, host)
+            term = _term(n.op, [f"(node {i})" for i in n.inputs], n.attrs, host)
         known.append(n.op == CONSTANT or (n.op != INPUT and bool(n.inputs) and all(known[i] for i in n.inputs)))
         own = NONE if n.op in (INPUT, CONSTANT) else f"(<< (bigint 1) {k})"
-        below = together([s for i in n.inputs for s in (f"(below $n{i})", f"(own $n{i})")])
-        lines.append(f"(let $n{k} {term})")
-        lines.append(f"(set (ty $n{k}) (py-from-int {host.intern(n.type)}))")
-        lines.append(f"(set (own $n{k}) {own}) (set (below $n{k}) {below})")
-        lines.append(f"(set (constness $n{k}) {int(known[k])}) {f'(is-const $n{k})' if known[k] else ''}")
-    lines += [f"(set (readers $n{k}) {SEVERAL})" for k in graph.outputs]
+        below = together([s for i in n.inputs for s in (f"(below (node {i}))", f"(own (node {i}))")])
+        lines.append(f"(set (node {k}) {term})")
+        lines.append(f"(set (ty (node {k})) (py-from-int {host.intern(n.type)}))")
+        lines.append(f"(set (own (node {k})) {own}) (set (below (node {k})) {below})")
+        lines.append(f"(set (constness (node {k})) {int(known[k])}) {f'(is-const (node {k}))' if known[k] else ''}")
+    lines += [f"(set (readers (node {k})) {SEVERAL})" for k in graph.outputs]
     engine.load(*lines)
     return constants
 
 
 def _set_values(graph: Graph, engine: Engine, host: Host) -> None:
     numbers = {k: host.intern(Folded(given=array)) for k, array in graph.constants.items()}
-    engine.load(*(f"(set (value $n{k}) (py-from-int {n}))" for k, n in numbers.items()))
+    engine.load(*(f"(set (value (node {k})) (py-from-int {n}))" for k, n in numbers.items()))
 
 
 def _term(op: str, args: list[str], attrs: Attrs, host: Host) -> str:
@@ -229,5 +229,5 @@ def _read_back(
             attrs = host.value(python(row.inputs[-1]))
             args = tuple(number[v] for v in row.inputs[:-1])
             classes[number[row.output]].ops.append(OpNode(name, attrs, args))
-    outputs = tuple(number[tables[f"$n{o}"].rows[0].output] for o in graph.outputs)
-    return GraphEGraph(classes, outputs, constants, report)
+    nodes = {egraph.value_to_i64(row.inputs[0]): number[row.output] for row in tables["node"].rows}
+    return GraphEGraph(classes, tuple(nodes[o] for o in graph.outputs), constants, report)

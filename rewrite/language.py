@@ -87,6 +87,7 @@ def declarations(host: Host, terms: Iterable[Term]) -> str:
     lines = [
         "(sort T) (sort TV (Vec T))",
         "(constructor Input (i64) T) (constructor Const (PyObject) T) (constructor Call (PyObject TV) T)",
+        "(function node (i64) T :merge old)",  # the program's tensors; a global each would be a table each
         "(function ty (T) PyObject :no-merge)",
         "(relation is-const (T)) (relation kernel (PyObject))",
         "(function constness (T) i64 :merge (max old new))",
