@@ -32,6 +32,7 @@ from .stages import free
 from .types import TensorType
 
 
+@lru_cache(8192)
 def compose(consumer: TensorExpr, position: int, producer: TensorExpr) -> TensorExpr:
     """`consumer` with input `position` computed by `producer`, whose inputs take that place in the list.
 

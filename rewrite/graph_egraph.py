@@ -156,9 +156,9 @@ def _saturated(
 
 
 def _encode(graph: Graph, engine: Engine, host: Host) -> list[np.ndarray]:
-    """The graph as terms, each with what the analyses would find out: in a deep graph, round by round."""
+    """The graph as terms, each with its type and what it is computed from, which the analyses would find out too: one
+    layer after the other."""
     constants: list[np.ndarray] = []
-    known: list[bool] = []
     lines = []
     for k, n in enumerate(graph.nodes):
         if n.op == INPUT:
@@ -168,13 +168,15 @@ def _encode(graph: Graph, engine: Engine, host: Host) -> list[np.ndarray]:
             constants.append(graph.constants[k])
         else:
             term = _term(n.op, [f"(node {i})" for i in n.inputs], n.attrs, host)
-        known.append(n.op == CONSTANT or (n.op != INPUT and bool(n.inputs) and all(known[i] for i in n.inputs)))
         own = NONE if n.op in (INPUT, CONSTANT) else f"(<< (bigint 1) {k})"
         below = together([s for i in n.inputs for s in (f"(below (node {i}))", f"(own (node {i}))")])
         lines.append(f"(set (node {k}) {term})")
         lines.append(f"(set (ty (node {k})) (py-from-int {host.intern(n.type)}))")
         lines.append(f"(set (own (node {k})) {own}) (set (below (node {k})) {below})")
-        lines.append(f"(set (constness (node {k})) {int(known[k])}) {f'(is-const (node {k}))' if known[k] else ''}")
+        if n.op == INPUT:
+            lines.append(f"(set (constness (node {k})) 0)")
+        if n.op == CONSTANT:
+            lines.append(f"(is-const (node {k})) (set (constness (node {k})) 1)")
     lines += [f"(set (readers (node {k})) {SEVERAL})" for k in graph.outputs]
     engine.load(*lines)
     return constants
