@@ -15,7 +15,12 @@ from hypothesis import strategies as st
 import nestegg
 from nestegg.cache import Cache, digest
 from nestegg.compiler import Options, compile_graph, import_program
-from nestegg.extract.search import KernelSearch
+from nestegg.costmodel.roofline import Roofline
+from nestegg.extract.search import Estimate, KernelSearch
+from nestegg.ir.expr import TensorExpr
+from nestegg.ir.target import target as target_named
+from nestegg.ir.types import TensorType
+from nestegg.stored import ScheduleStore, context
 
 X = np.linspace(-1, 1, 32, dtype=np.float32).reshape(4, 8)
 
@@ -147,6 +152,30 @@ def test_schedules_found_again_are_those_found_before(folder):
         KernelSearch.searched = searched
     assert nests(second) == nests(first)
     assert second.found["loops"]["kernels_remembered"] == second.found["loops"]["kernels_searched"]
+
+
+def test_kernels_estimated_before_are_not_estimated_again(folder, monkeypatch):
+    first = nestegg.optimize(layer, X)
+    for entry in entries(folder, "programs"):
+        entry.unlink()
+    monkeypatch.setattr(Roofline, "bound", None)
+    second = nestegg.optimize(layer, X)
+    assert str(second.program) == str(first.program)
+    assert not second.cached["hit"]
+
+
+def test_estimates_are_kept_beside_those_of_others(monkeypatch):
+    machine = target_named("cpu")
+    store = ScheduleStore(Cache(), context(machine, 1, {}, [], []))
+    exprs = [TensorExpr.build([TensorType((n,))], (n,), lambda x: lambda i: x[i] * 2) for n in (3, 4, 5)]
+    made = [Estimate(f"{n}", staged=bool(n % 2), bound=n * 1e-6) for n in range(3)]
+    store.put_estimates({exprs[0]: made[0]})
+    store.put_estimates({exprs[1]: made[1]})
+    assert store.estimates(exprs) == [made[0], made[1], None]
+    assert ScheduleStore(Cache(), context(machine, 2, {}, [], [])).estimates(exprs) == [None] * 3
+    monkeypatch.setattr("nestegg.stored.MOST_ESTIMATES", 2)
+    store.put_estimates({exprs[2]: made[2]})
+    assert store.estimates(exprs) == [None, None, made[2]]
 
 
 def test_processes_at_once_leave_one_whole_entry(folder):

@@ -9,12 +9,15 @@ from hypothesis import strategies as st
 
 from nestegg.extract.constants import constant_values
 from nestegg.ir.attrs import Attrs
+from nestegg.ir.compose import streams
 from nestegg.ir.graph import Graph, GraphBuilder
 from nestegg.ir.operator import operator
 from nestegg.ir.reference import evaluate, evaluate_expr
 from nestegg.ir.types import TensorType, dtype_of
 from nestegg.rewrite.graph_egraph import CallNode, GraphEGraph, build
 from nestegg.rewrite.graph_rules import graph_rules
+from nestegg.rewrite.language import MAX_VARIADIC, reachable
+from nestegg.rewrite.rule import GraphRule
 from nestegg.rewrite.saturate import Limits
 from nestegg.testing import graphs, inputs_of
 
@@ -226,6 +229,65 @@ def test_operands_of_nested_concatenations_are_read_as_they_are_stored():
     calls = calls_of(build(b.finish([joined]), RULES))
     turned = [sum(t.shape[0] == 3 for t in c.kernel.expr.inputs) for c in calls]
     assert max(turned) == 1 and max(len(c.args) for c in calls) == 4
+
+
+def test_what_reads_an_alias_reads_what_it_is_an_alias_of():
+    b = GraphBuilder()
+    x = b.input(TensorType((4, 6)))
+    flat = b.op("reshape", x, shape=(24,))
+    egraph = build(b.finish([b.op("reduce", flat, kind="sum", axes=(0,)), chain(b, flat, "exp")]), RULES)
+    (source,) = (k for k, c in enumerate(egraph.classes) if c.input is not None)
+    assert {call.args for k in (0, 1) for call in calls_of(egraph, k)} == {(source,)}
+
+
+def test_a_layout_of_an_alias_is_still_that_layout():
+    """A reader goes through both, as through the layout alone."""
+    b = GraphBuilder()
+    x = b.input(TensorType((24,)))
+    turned = b.op("transpose", b.op("reshape", x, shape=(4, 6)), perm=(1, 0))
+    egraph = build(b.finish([chain(b, turned, "exp")]), RULES)
+    (source,) = (k for k, c in enumerate(egraph.classes) if c.input is not None)
+    assert (source,) in {call.args for call in calls_of(egraph)}
+
+
+def test_readers_of_aliases_are_readers():
+    """A map is not computed in each of several readers because they see it under another shape."""
+    b = GraphBuilder()
+    shared = b.op("reshape", chain(b, b.input(TensorType((4, 6))), "neg"), shape=(24,))
+    egraph = build(b.finish([chain(b, shared, "exp"), chain(b, shared, "sin")]), RULES)
+    assert {call.kernel.operators for call in calls_of(egraph)} == {1, 2}
+
+
+def test_tensors_that_are_aliases_of_each_other_are_computed():
+    b = GraphBuilder()
+    x = b.input(TensorType((4, 6)))
+    row = b.op("reshape", chain(b, x, "exp"), shape=(24,))
+    back = b.op("reshape", row, shape=(4, 6))
+    graph = b.finish([back + x, chain(b, row, "tanh")])
+    rng = np.random.default_rng(1)
+    check(graph, [rng.standard_normal((4, 6))], build(graph, RULES), rng, times=5)
+
+
+def test_no_reduction_is_computed_again_beside_an_operand_that_needs_its_result():
+    b = GraphBuilder()
+    x, w = b.input(TensorType((4, 6))), b.input(TensorType((6, 3)))
+    product = b.op("dot", x, w, contract=((1,), (0,)), batch=((), ()))
+    greatest = b.op("reduce", product, kind="max", axes=(1,))
+    below = product - b.op("broadcast", greatest, shape=(4, 3), dims=(0,))
+    egraph = build(b.finish([below, product - b.input(TensorType((4, 3)))]), RULES)
+    contracts = [any(not streams(c.kernel.expr) for c in calls_of(egraph, k)) for k in (0, 1)]
+    assert contracts == [False, True]
+
+
+def test_only_what_a_graph_can_reach_is_looked_for():
+    b = GraphBuilder()
+    parts = [chain(b, b.input(TensorType((2, 3))), "exp") for _ in range(9)]
+    graph = b.finish([b.op("concat", *parts, axis=1)])
+    terms, rules = reachable(graph, [r for r in RULES if isinstance(r, GraphRule)])
+    assert {("exp", 1), ("concat", MAX_VARIADIC), ("concat", 4)} <= set(terms)  # of six, then of that and three
+    assert not {op for op, _ in terms} & {"conv", "dot", "erf"}
+    assert not any("conv" in str(w.left) for r in rules for w in r.rewrites)
+    assert build(graph, RULES).report.stopped_by == "saturated"
 
 
 @pytest.mark.parametrize(("reader", "exact"), [("round", True), ("floor", True), ("exp", False)])
