@@ -279,7 +279,10 @@ def genus(k: Kernel) -> int:
 
 def wider(a: Kernel, b: Kernel) -> Kernel:
     """Of two kernels of one tensor, the one that fuses more operators (the one of less work, if they are equal)."""
-    return max(a, b, key=lambda k: (k.operators, -cost(k.expr.body), -len(k.expr.inputs), str(k.expr)))
+    ranks = [(k.operators, -cost(k.expr.body), -len(k.expr.inputs)) for k in (a, b)]
+    if ranks[0] != ranks[1]:
+        return a if ranks[0] > ranks[1] else b
+    return max(a, b, key=lambda k: str(k.expr))
 
 
 @cache
