@@ -1,7 +1,7 @@
 """The cache on disk: compiled programs and kernels' schedules, each an entry that is whole or is not read.
 
     FOLDER/programs/GRAPH/CONTEXT      machine code and packed constants of a graph
-    FOLDER/kernels/KE/KEY              the best nest of a kernel
+    FOLDER/kernels/KE/KEY              the best nest of a kernel, or estimates of many
 
 GRAPH is a digest of the imported graph with its constants; CONTEXT and KEY are digests of all else that decides the
 result: options, target, rules, and nestegg's own source. So nothing is ever stale, and what a change leaves behind is
