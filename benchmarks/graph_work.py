@@ -38,7 +38,7 @@ def measured(model: str, folder: Path) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Seconds of graph work with kernel costs known.")
     parser.add_argument("models", nargs="*")
     parser.add_argument("--folder", type=Path, help="of the cache: kept, so that costs are known the next time")
     parser.add_argument("--once", metavar="MODEL", help="measure a model whose kernels' costs the folder holds")
