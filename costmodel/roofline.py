@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from functools import cache, cached_property
+from functools import cache, cached_property, reduce
 
 import numpy as np
 
@@ -130,9 +130,14 @@ def missing(kernel: Lowered, target: Target) -> float:
 
 def seconds(t: Target, state: np.ndarray) -> np.ndarray:
     """Time of (cycles, bytes into L1, into L2, into L3, …) on the last axis: the greatest, and a share of the rest."""
-    costs = np.stack([state[..., 0], *(state[..., k + 1] / b for k, b in enumerate(t.bandwidth))], axis=-1)
-    most = costs.max(axis=-1)
-    return (most + OVERLAP * (costs.sum(axis=-1) - most)) / (t.ghz * 1e9)
+    return _seconds(t, *(state[..., k] for k in range(4)))
+
+
+def _seconds(t: Target, cycles: np.ndarray, *moved: np.ndarray) -> np.ndarray:
+    """`seconds` of cycles and of bytes into L1, L2 and L3."""
+    costs = [cycles, *(m / b for m, b in zip(moved, t.bandwidth, strict=True))]
+    most = reduce(np.maximum, costs)
+    return (most + OVERLAP * (reduce(np.add, costs) - most)) / (t.ghz * 1e9)
 
 
 class Rates:
@@ -604,29 +609,25 @@ class Scorer:
         return out
 
     def score(self, owners: np.ndarray, states: np.ndarray) -> np.ndarray:
-        return seconds(self.t, self._warm(states, self.whole[owners, None]) + self._waiting(states))
+        return _seconds(self.t, *self._warm(states, self.whole[owners, None]))
 
     def total(self, state: np.ndarray) -> float:
         """Seconds of a whole nest whose operands lie in the smallest cache that holds them."""
-        return float(seconds(self.t, self._warm(state, self.whole[self.g.root]) + self._waiting(state)))
+        return float(_seconds(self.t, *self._warm(state, self.whole[self.g.root])))
 
-    def _waiting(self, states: np.ndarray) -> np.ndarray:
-        """What waiting for memory adds to states."""
-        waiting = np.zeros_like(states)
-        if self.streams is not None:
-            begun = np.minimum(START * states[..., STATE:].sum(axis=-1), BROKEN * states[..., 3])
-            waiting[..., 3] = self.missing * (begun + self.stored * states[..., -1])
-        return waiting
-
-    def _warm(self, states: np.ndarray, touched: np.ndarray) -> np.ndarray:
-        """States of nests over blocks that touch so many bytes, without the traffic of operands that a cache holds
-        already, because it holds those of the whole kernel."""
-        warm, whole = states.copy(), float(self.whole[self.g.root])
+    def _warm(self, states: np.ndarray, touched: np.ndarray) -> list[np.ndarray]:
+        """(cycles, bytes into L1, into L2, into L3) of nests over blocks that touch so many bytes: without the traffic
+        of operands that a cache holds, as it holds those of the whole kernel; with what waiting for memory adds."""
+        warm, whole = [states[..., k] for k in range(4)], float(self.whole[self.g.root])
         threads = np.maximum(states[..., 4], 1.0)  # the rows of nests not found yet are zero
         for level, sharing in ((1, threads), (2, np.minimum(threads, SHARED_MEMORY))):
             if whole <= self.t.caches[level] * 1.5:
                 missing = touched * cold(whole, self.t.caches[level]) / sharing
-                warm[..., level + 1] = np.minimum(warm[..., level + 1], missing)
+                warm[level + 1] = np.minimum(warm[level + 1], missing)
+        if self.streams is not None:
+            streams = reduce(np.add, (states[..., k] for k in range(STATE, states.shape[-1])))
+            begun = np.minimum(START * streams, BROKEN * states[..., 3])
+            warm[3] = warm[3] + self.missing * (begun + self.stored * states[..., -1])
         return warm
 
 

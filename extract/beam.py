@@ -104,14 +104,18 @@ class Sweep:
                 }[op]  # fmt: skip
                 keep(n, step(n, self.state[child]), alive, rank)
         self._select(
-            np.concatenate(who), np.concatenate(costs), np.concatenate(states), np.concatenate(ranks)
+            nodes, np.concatenate(who), np.concatenate(costs), np.concatenate(states), np.concatenate(ranks)
         )
 
-    def _select(self, node: np.ndarray, cost: np.ndarray, state: np.ndarray, rank: np.ndarray) -> None:
-        live = np.isfinite(cost)
-        node, cost, state, rank = node[live], cost[live], state[live], rank[live]
+    def _select(
+        self, nodes: np.ndarray, node: np.ndarray, cost: np.ndarray, state: np.ndarray, rank: np.ndarray
+    ) -> None:
+        """Keep the best of partial nests that begin with the e-nodes `node`, for every class of `nodes`."""
         owner = self.egraph.owner[node]
-        order, place = _best(owner, cost, node, self.width * (SHORTLIST if self.noting else 1))
+        width = self.width * (SHORTLIST if self.noting else 1)
+        live = np.flatnonzero(np.isfinite(cost) & (cost <= self._enough(nodes, width)[owner]))
+        order, place = _best(owner[live], cost[live], node[live], width)
+        order = live[order]
         if self.noting is not None and len(order):
             node, state, rank, owner = node[order], state[order], rank[order], owner[order]
             notes = self._notes(self.noting, node, state, rank)
@@ -125,6 +129,16 @@ class Sweep:
         self.state[owner, place] = state[order]
         self.node[owner, place] = node[order]
         self.rank[owner, place] = rank[order]
+
+    def _enough(self, nodes: np.ndarray, width: int) -> np.ndarray:
+        """For every class, a cost that `width` partial nests of the nodes `nodes` do not exceed: the best of so many
+        nodes."""
+        owner, cost = self.egraph.owner[nodes], self.node_cost[nodes]
+        order, place = _best(owner, cost, nodes, width)
+        last = order[place == width - 1]
+        out = np.full(len(self.egraph.level), np.inf)
+        out[owner[last]] = cost[last]
+        return out
 
     def _notes(self, noting: NotingScorer, node: np.ndarray, state: np.ndarray, rank: np.ndarray) -> np.ndarray:
         child, other = self.egraph.child[node], self.egraph.other[node]
