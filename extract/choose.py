@@ -160,16 +160,17 @@ def choose(
     # Greedy extraction is quick and finds most kernels worth searching; the last rounds are the method asked for.
     settle("greedy", GREEDY_ROUNDS)
     extraction, chosen, settled = settle(method, EXACT_ROUNDS)
+    known = [c for c in candidates if c.alias or c.number in found]
     if not settled:  # the best program of the kernels searched so far
-        known = [c for c in candidates if c.alias or c.number in found]
         extraction, chosen = best_of(known, method)
+    greedy = extraction
+    if method != "greedy":
+        greedy, its = _extract(egraph, known, seconds, "greedy", time_limit, budget)
+        if greedy.cost < extraction.cost:  # its local search had more time
+            extraction, chosen = replace(extraction, choice=greedy.choice, cost=greedy.cost), its
     steps = [
         Step(c.kernel, c.args, c.owner, *(found.get(c.number) or (None, 0.0))) for c in _ordered(chosen)
     ]
-    usable = [c for c in candidates if c.number not in unusable]
-    greedy = extraction
-    if method != "greedy":
-        greedy, _ = _extract(egraph, usable, seconds, "greedy", time_limit, budget)
     loss = sum(c.loss for c in chosen)
     return GraphChoice(tuple(steps), extraction, rounds, len(found), len(unusable), greedy.cost, loss)
 
