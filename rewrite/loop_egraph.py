@@ -230,7 +230,8 @@ def build(
 
     If a limit stops it, the space is built again: the best blocks first, if there is a `guide`, with `GUIDED` e-nodes
     at most; and from few factors an axis, under the default limits, if no nest is complete. With a guide it is the one
-    of these spaces whose best nest is predicted to be the fastest. The report names the limit that was hit in any case.
+    of these spaces whose best nest is predicted to be the fastest. If there is none at all, long sums are not cut. The
+    report names the limit that was hit in any case.
     """
     egraph = _build(kernel, target, threads, rules, limits)
     stopped_by = egraph.report.stopped_by
@@ -242,6 +243,8 @@ def build(
         egraph = min(build_guided(kernel, target, guide, threads, rules, fewer), coarse(), key=guide.seconds)
     elif not egraph.size:
         egraph = coarse()
+    if not egraph.size:
+        egraph = coarse(whole_sums=True)
     egraph.report.stopped_by = stopped_by
     return egraph
 
@@ -266,8 +269,11 @@ def _build(
     limits: Limits,
     coarse: bool = False,
     guide: Guide | None = None,
+    whole_sums: bool = False,
 ) -> LoopEGraph:
     s = space(kernel, target, threads)
+    if whole_sums:
+        s = replace(s, chain=0, blocks_reduction=False)
     engine, guided = Engine(), guide is not None
     phases: list[list[Any]] = [
         [r.render(s, guided) for r in distinct(rules) if r.phase == p and r.instances(s)] for p in PHASES

@@ -157,6 +157,16 @@ def test_long_sums_are_cut_into_short_chains(terms: int):
     assert nests and max(extents(t.body, 3)[2] for n in nests for t in tiles(n)) <= CHAIN
 
 
+@pytest.mark.slow
+def test_a_long_sum_over_many_axes_has_a_schedule():
+    """A convolution of 5x5 in two groups (AlexNet): no space of it that cuts its sums fits the limit."""
+    lanes = 16
+    attrs = Attrs(strides=(1, 1), padding=((2, 2),) * 2, lhs_dilation=(1, 1), rhs_dilation=(1, 1), groups=2)
+    conv = operator("conv").expr((TensorType((1, 96, 26, 26)), TensorType((256, 48, 5, 5))), attrs)
+    blocks = operator("pack").expr((conv.type,), Attrs(axis=1, factor=lanes))
+    assert build(lower(compose(blocks, 0, conv)), TARGETS["x86-64-v4"]).size > 0
+
+
 def test_sums_of_integers_are_not_cut():
     attrs, x, w = Attrs(contract=((1,), (0,)), batch=((), ())), (8, 4096), (4096, 8)
     exact = lower(operator("dot").expr((TensorType(x, "i32"), TensorType(w, "i32")), attrs))
