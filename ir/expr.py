@@ -16,7 +16,7 @@ from typing import Any, Union
 
 from .errors import TypeRuleError
 from .index import Axis, Index, IndexLike
-from .lazy import lazy
+from .lazy import fields_of, hashed_once, lazy
 from .scalars import COMBINERS, scalar
 from .types import TensorType
 
@@ -50,6 +50,8 @@ class _Ops:
 
     def __hash__(self) -> int:
         return self._hash
+
+    __getstate__ = fields_of
 
 
 @dataclass(frozen=True, eq=True)
@@ -251,6 +253,7 @@ class Operand:
         return ReadAt(self.number, base, offset, self.type.dtype)
 
 
+@hashed_once
 @dataclass(frozen=True)
 class TensorExpr:
     """A tensor by its elements: `out[axes] = body`, over inputs of the given types.
@@ -272,13 +275,6 @@ class TensorExpr:
         operands = [Operand(k, t) for k, t in enumerate(inputs)]
         scalar_body = body(*operands)(*(Index.of(a) for a in axes))
         return TensorExpr(tuple(inputs), axes, scalar_body).canonical
-
-    @lazy
-    def _hash(self) -> int:
-        return hash((self.inputs, self.axes, self.body))
-
-    def __hash__(self) -> int:
-        return self._hash
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Union
 
-from .lazy import lazy
+from .lazy import hashed_once, lazy
 
 
+@hashed_once
 @dataclass(frozen=True)
 class Axis:
     """A named iteration axis over 0..extent-1. Two axes are the same if name and extent are."""
@@ -22,30 +23,17 @@ class Axis:
     name: str
     extent: int
 
-    @lazy
-    def _hash(self) -> int:
-        return hash((self.name, self.extent))
-
-    def __hash__(self) -> int:
-        return self._hash
-
     def __str__(self) -> str:
         return self.name
 
 
+@hashed_once
 @dataclass(frozen=True)
 class Quotient:
     """`floor(of / by)`, by > 0."""
 
     of: Index
     by: int
-
-    @lazy
-    def _hash(self) -> int:
-        return hash(("Quotient", self.of, self.by))
-
-    def __hash__(self) -> int:
-        return self._hash
 
     @lazy
     def _text(self) -> str:
@@ -55,19 +43,13 @@ class Quotient:
         return self._text
 
 
+@hashed_once
 @dataclass(frozen=True)
 class Remainder:
     """`of mod by` in 0..by-1, by > 0."""
 
     of: Index
     by: int
-
-    @lazy
-    def _hash(self) -> int:
-        return hash(("Remainder", self.of, self.by))
-
-    def __hash__(self) -> int:
-        return self._hash
 
     @lazy
     def _text(self) -> str:
@@ -85,19 +67,13 @@ def _order(atom: Atom) -> str:
     return "A" + atom.name if isinstance(atom, Axis) else f"{type(atom).__name__[0]}{atom}"
 
 
+@hashed_once
 @dataclass(frozen=True)
 class Index:
     """`sum(coefficient * atom) + constant`, terms in canonical order without zero coefficients."""
 
     terms: tuple[tuple[Atom, int], ...] = ()
     constant: int = 0
-
-    @lazy
-    def _hash(self) -> int:
-        return hash((self.terms, self.constant))
-
-    def __hash__(self) -> int:
-        return self._hash
 
     @staticmethod
     def of(value: IndexLike) -> Index:

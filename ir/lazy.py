@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any, Generic, TypeVar, overload
 
 T = TypeVar("T")
+C = TypeVar("C", bound=type)
 
 
 class lazy(Generic[T]):
@@ -26,3 +28,22 @@ class lazy(Generic[T]):
             return self
         value = instance.__dict__[self.name] = self.compute(instance)
         return value
+
+
+def hashed_once(cls: C) -> C:
+    """A frozen dataclass that computes its hash when first asked for."""
+    compute: Callable[[Any], int] = cls.__hash__  # of the class: it takes the value
+
+    def _hash(self: Any) -> int:
+        return compute(self)
+
+    made = {"_hash": lazy(_hash), "__hash__": lambda self: self._hash, "__getstate__": fields_of}
+    for name, value in made.items():
+        setattr(cls, name, value)
+    return cls
+
+
+def fields_of(self: Any) -> dict[str, Any]:
+    """The state of a dataclass to pickle: its fields. What is kept beside them is left out: another process hashes
+    strings otherwise."""
+    return {f.name: getattr(self, f.name) for f in fields(self)}

@@ -23,7 +23,7 @@ from ..ir.compose import (
 )
 from ..ir.errors import UnsupportedError
 from ..ir.expr import TensorExpr, cost
-from ..ir.lazy import lazy
+from ..ir.lazy import hashed_once
 from ..ir.loops import StagedKernel, lower
 from ..ir.operator import operator
 from ..ir.types import DTYPES, TensorType
@@ -50,6 +50,7 @@ MOST_LEFT = 2
 RECOMPUTED = 1.35
 
 
+@hashed_once
 @dataclass(frozen=True)
 class Kernel:
     """`expr`, and how far fusion has gone.
@@ -70,13 +71,6 @@ class Kernel:
     unit: bool = True
     moved: bool = field(default=False, compare=False)
     joins: int = field(default=0, compare=False)
-
-    @lazy
-    def _hash(self) -> int:
-        return hash((self.expr, self.op, self.operators, self.closed, self.kept, self.loss, self.unit))
-
-    def __hash__(self) -> int:
-        return self._hash
 
     @property
     def light(self) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -132,3 +134,24 @@ def test_a_softmax_of_large_scaled_numbers_is_finite() -> None:
     x = np.full((3, 1000), 1.2345678e12, np.float32)
     compiled = nestegg.optimize(lambda x: jax.nn.softmax(x.sum(axis=0) * np.float32(1 / 169)), x, threads=1)
     np.testing.assert_allclose(compiled(x), np.full(1000, 1e-3), rtol=1e-5)
+
+
+def test_a_greedy_program_that_is_better_is_taken(monkeypatch):
+    """Exact extraction that its time limit stops may find less than greedy extraction's longer local search."""
+    from nestegg import compiler
+    from nestegg.extract import choose
+
+    extract, chosen = choose._extract, []
+
+    def stopped(egraph, candidates, seconds, method, *rest):
+        found, its = extract(egraph, candidates, seconds, "greedy", *rest)
+        return (found if method == "greedy" else replace(found, cost=2 * found.cost, method="ilp")), its
+
+    def recorded(*args, **options):
+        chosen.append(choose.choose(*args, **options))
+        return chosen[-1]
+
+    monkeypatch.setattr(choose, "_extract", stopped)
+    monkeypatch.setattr(compiler, "choose", recorded)
+    nestegg.optimize("zoo:mlp", cache=False, threads=1)
+    assert chosen and all(c.extraction.cost == c.greedy_cost for c in chosen)

@@ -1,10 +1,13 @@
 """Tensor expressions as values: equal computations are equal, and what does not change stays the same object."""
 
+import pickle
+from dataclasses import fields
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from nestegg.ir.compose import compose
-from nestegg.ir.expr import Read, TensorExpr, apply, rebuild, reduce
+from nestegg.ir.expr import Const, Read, TensorExpr, apply, rebuild, reduce
 from nestegg.ir.index import Axis, Index
 from nestegg.ir.lazy import lazy
 from nestegg.ir.types import TensorType
@@ -58,3 +61,16 @@ def test_lazy_values_are_computed_once():
 
     counted = Counted()
     assert (counted.value, counted.value, counted.times) == (1, 1, 1)
+
+
+def test_what_is_kept_of_values_is_not_pickled():
+    """Another process hashes strings otherwise."""
+    i = Axis("i", 4)
+    values = i, Index.of(i) * 2, Read(0, (Index.of(i),), "f32"), Const(1.0, "f32")
+    for value in (*values, TensorExpr((TensorType((4,)),), (i,), values[2])):
+        hash(value), str(value)
+        again = pickle.loads(pickle.dumps(value))
+        assert again == value
+        assert "_hash" in vars(value)
+        assert set(vars(again)) == {f.name for f in fields(value)}
+        assert hash(again) == hash(value)
