@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import fields
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, Generic, TypeVar, cast, overload
 
 T = TypeVar("T")
 C = TypeVar("C", bound=type)
@@ -32,7 +32,7 @@ class lazy(Generic[T]):
 
 def hashed_once(cls: C) -> C:
     """A frozen dataclass that computes its hash when first asked for."""
-    compute: Callable[[Any], int] = cls.__hash__  # of the class: it takes the value
+    compute = cast("Callable[[Any], int]", cls.__hash__)  # of the class: it takes the value
 
     def _hash(self: Any) -> int:
         return compute(self)
