@@ -40,7 +40,7 @@ from .ir.target import Target, available_cpus, require_runnable
 from .ir.target import target as target_named
 from .ir.types import DTYPES, TensorType
 from .report import Accuracy, Report, Verification, found_by
-from .rewrite.fusion_rules import FusionRule
+from .rewrite.fusion_rules import KernelRule
 from .rewrite.graph_egraph import GRAPH_LIMITS, GraphEGraph, build
 from .rewrite.graph_rules import graph_rules
 from .rewrite.loop_egraph import LOOP_LIMITS
@@ -367,7 +367,7 @@ def _loaded_or_compiled(imported: ImportedProgram, options: Options, progress: P
     if isinstance(options.ranges, Ranges):
         options.ranges.require_of(imported.graph)
     extra = list(_load(options.rules))
-    mine = [r for r in extra if isinstance(r, (GraphRule, FusionRule))]
+    mine = [r for r in extra if isinstance(r, GraphRule | KernelRule)]
     loops = [r for r in extra if isinstance(r, LoopRule)]
     tuned = _tuned(options, machine)
     if not options.cache:
@@ -398,7 +398,7 @@ def _compile(
     imported: ImportedProgram,
     options: Options,
     machine: Target,
-    mine: Sequence[GraphRule | FusionRule],
+    mine: Sequence[GraphRule | KernelRule],
     loops: Sequence[LoopRule],
     progress: Progress,
     schedules: ScheduleStore | None,
@@ -435,7 +435,7 @@ def _compile(
 
 
 def _graph_egraph(
-    graph: Graph, options: Options, machine: Target, mine: Sequence[GraphRule | FusionRule]
+    graph: Graph, options: Options, machine: Target, mine: Sequence[GraphRule | KernelRule]
 ) -> GraphEGraph:
     """All programs of a graph by the shipped rules and the user's, integers among them if there are ranges."""
     ranges = options.calibration
@@ -501,7 +501,7 @@ def compile_partitioned(
     if ranges is not None:
         ranges.require_of(imported.graph)
     extra = list(_load(options.rules))
-    mine = [r for r in extra if isinstance(r, (GraphRule, FusionRule))]
+    mine = [r for r in extra if isinstance(r, GraphRule | KernelRule)]
     loops = [r for r in extra if isinstance(r, LoopRule)]
     tuned, begun = _tuned(options, machine), time.perf_counter()
     where = context(machine, options.workers, _deciding(options), mine, loops, tuned.state if tuned else "")

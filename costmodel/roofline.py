@@ -22,7 +22,7 @@ import numpy as np
 from ..ir.expr import Apply, Bound, Const, Read, Scalar, Weighted, When, cost, walk
 from ..ir.index import Axis
 from ..ir.intrinsic import intrinsic
-from ..ir.loops import LoopKernel, Lowered, StagedKernel
+from ..ir.loops import SCRATCH_BYTES, LoopKernel, Lowered, StagedKernel
 from ..ir.nest import AHEAD, CACHED, KINDS, PARALLEL, SERIAL, UNROLL, WAYS
 from ..ir.target import LINE, Target
 from ..rewrite.loop_egraph import FOR, INTRIN, TIPS, LoopEGraph
@@ -49,6 +49,7 @@ OVERLAP = 0.25  # share of the lesser costs that the greatest does not hide
 DISPLACED = 0.3  # share of what the last cache alone can hold that is gone when a program comes back to it
 HIDDEN = 0.25  # share of what is fetched ahead that is waited for (4 MB of weights from memory: 250 us, then 80)
 FETCH = 0.05  # cycles to ask for a line (beside multiply-adds: measured less than 0.5 % of them)
+PACKED = 0.25  # share of what comes from scratch into the first cache that is waited for: it lies in long runs
 LOOPED = 2.5  # cycles of straight-line code around loops, in those of straight-line code alone: measured 2 to 2.7
 # What is remembered of every partial nest: cycles, bytes into L1, L2 and L3, threads, whether it begins with a loop.
 STATE = 6
@@ -439,6 +440,8 @@ class Scorer:
         #: Accesses of the reduction that have neighbours along some axis of the results.
         loaded = [bool((a.strides[: len(k.spatial)] == a.size).any()) for a in self.rates.updates]
         self.in_vectors = np.array(loaded + [False] * (len(self.rates.accesses) - len(loaded)))
+        self.waited = np.ones((2, len(self.rates.accesses)))  # of the first cache, and the others
+        self.waited[0, : len(self.rates.buffers)] = [PACKED if n >= len(whole.inputs) else 1.0 for n in self.rates.buffers]
         self.whole = self.print.sum(axis=1)
         self.depth = np.prod(egraph.domain[:, len(k.spatial) :], axis=1)
         self.full_depth = int(np.prod([a.extent for a in k.reduce], initial=1))
@@ -538,7 +541,8 @@ class Scorer:
         """Bytes into a cache over `turns` rounds of the loops `nodes`, whose bodies move `inner` bytes each."""
         g = self.g
         owner, child = g.owner[nodes], g.child[nodes]
-        again = (self.print[child] * np.where(self.varies[g.axis[nodes]], turns[:, None], 1.0)).sum(axis=1)
+        touched = self.print[child] * self.waited[min(level, 1)]
+        again = (touched * np.where(self.varies[g.axis[nodes]], turns[:, None], 1.0)).sum(axis=1)
         whole = self.whole[owner]
         whole = np.where(turns == g.count[nodes], whole, np.minimum(again, whole))  # a thread's part of the block
         capacity = self.t.caches[level] * WARM
@@ -674,7 +678,7 @@ def shared_footprint(kernel: StagedKernel, rates: list[Rates], blocks: np.ndarra
         for number, a in r.by_buffer(kernel):
             out[:, number] = np.maximum(out[:, number], footprint(a, domain))
     points = blocks.prod(axis=1)
-    out[:, -1] = points * max(map(kernel.scratch_bytes, kernel.sequences))
+    out[:, -1] = np.minimum(points * max(map(kernel.scratch_bytes, kernel.sequences)), SCRATCH_BYTES)
     return out
 
 
@@ -688,6 +692,7 @@ class _FrameScorer(Scorer):
         super().__init__(replace(egraph, kernel=kernel.frame), target, threads, kernel)
         axes = self.shared
         self.print = shared_footprint(kernel, rates, egraph.domain[:, :axes])
+        self.waited = np.ones((2, self.print.shape[1]))
         self.varies = np.zeros((max(axes, 1), self.print.shape[1]), bool)
         for r in rates:
             for number, a in r.by_buffer(kernel):

@@ -13,6 +13,7 @@ from functools import lru_cache
 
 from .expr import (
     Const,
+    Kept,
     Operand,
     Read,
     ReadAt,
@@ -162,6 +163,17 @@ def visits_once(e: TensorExpr, position: int) -> bool:
         seen |= i.axes
     reduced = [a for r in e.reduces for a in r.axes]
     return all(a.extent == 1 or a in seen for a in (*e.axes, *reduced)) and all(i.is_affine for i in reads[0].index)
+
+
+def keep(e: TensorExpr, position: int) -> TensorExpr:
+    """The expression whose input `position` is copied before it is read, by a stage of its own."""
+
+    def go(s: Scalar) -> Scalar:
+        if isinstance(s, Read) and s.input == position:
+            return Kept(s, s.dtype)
+        return rebuild(s, go, lambda i: i)
+
+    return TensorExpr(e.inputs, e.axes, go(e.body))
 
 
 def identity(t: TensorType) -> TensorExpr:

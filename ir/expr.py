@@ -189,7 +189,19 @@ class Reduce(_Ops):
         return f"{self.kind}({', '.join(f'{a}<{a.extent}' for a in self.axes)}) {self.body}"
 
 
-Scalar = Union[Read, ReadAt, Const, IndexValue, Apply, Cast, Weighted, When, Reduce]  # noqa: UP007
+@dataclass(frozen=True, eq=True)
+class Kept(_Ops):
+    """`arg`, computed by a stage of its own and kept until it is read: a block of it at a time, where it is shared."""
+
+    arg: Scalar
+    dtype: str
+    __hash__ = _Ops.__hash__
+
+    def __str__(self) -> str:
+        return f"kept({self.arg})"
+
+
+Scalar = Union[Read, ReadAt, Const, IndexValue, Apply, Cast, Weighted, When, Reduce, Kept]  # noqa: UP007
 
 
 def apply(fn: str, *args: Any) -> Scalar:
@@ -330,9 +342,7 @@ class TensorExpr:
 def children(s: Scalar) -> tuple[Scalar, ...]:
     if isinstance(s, Apply):
         return s.args
-    if isinstance(s, Cast):
-        return (s.arg,)
-    if isinstance(s, Weighted):
+    if isinstance(s, (Cast, Weighted, Kept)):
         return (s.arg,)
     if isinstance(s, When):
         return (s.then, s.otherwise)
@@ -388,6 +398,9 @@ def rebuild(s: Scalar, f: Callable[[Scalar], Scalar], index: Callable[[Index], I
     if isinstance(s, Cast):
         arg = f(s.arg)
         return s if arg is s.arg else Cast(arg, s.dtype)
+    if isinstance(s, Kept):
+        arg = f(s.arg)
+        return s if arg is s.arg else Kept(arg, s.dtype)
     if isinstance(s, Weighted):
         place, arg = index(s.index), f(s.arg)
         return s if place is s.index and arg is s.arg else Weighted(s.table, place, arg, s.dtype)

@@ -44,7 +44,7 @@ from .stages import ACCUMULATOR, StageBody, needs_stages, own_indices, take_apar
 from .types import DTYPES, TensorType
 
 #: Bytes of results between stages that one block may keep: they stay in the first-level cache, on the stack.
-SCRATCH_BYTES = 64 * 1024
+SCRATCH_BYTES = 256 * 1024
 #: Terms that an accumulator takes one after the other at most, in floating point: the error of a chain grows with its
 #: length. What is longer is summed by pieces, which is what others do who cut for their caches (a sum over 4096 rows
 #: had an error of 3.3e-6, XLA's 2e-7; with this limit 1e-6).

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from .attrs import Attrs
-from .expr import Apply, Cast, Const, IndexValue, Read, ReadAt, Reduce, Scalar, TensorExpr, Weighted, When
+from .expr import Apply, Cast, Const, IndexValue, Kept, Read, ReadAt, Reduce, Scalar, TensorExpr, Weighted, When
 from .graph import CONSTANT, INPUT, Graph
 from .index import Axis, Index
 from .operator import operator
@@ -126,6 +126,8 @@ def _eval(s: Scalar, x: _Operands, env: Mapping[Axis, np.ndarray], rank: int) ->
         arg = _eval(s.arg, x, env, rank)
         keeps = DTYPES[s.dtype].kind == "float" and arg.dtype == np.float64
         return arg if keeps else arg.astype(x.dtype(s.dtype))
+    if isinstance(s, Kept):
+        return _eval(s.arg, x, env, rank)
     if isinstance(s, Weighted):
         weight = np.asarray(s.table, x.dtype(s.dtype))[np.asarray(s.index.evaluate(env))]
         return np.where(weight == 0, 0, weight * _eval(s.arg, x, env, rank))

@@ -60,7 +60,7 @@ class Codec:
 
 _EXPRESSIONS = (
     expr.Read, expr.ReadAt, expr.Const, expr.IndexValue, expr.Apply, expr.Cast, expr.Weighted, expr.When,
-    expr.Reduce,
+    expr.Reduce, expr.Kept,
 )  # fmt: skip
 _NESTS = (nest.Vec, nest.Intrin, nest.For, nest.Cat, nest.Tile, nest.Seq, nest.Stage, nest.Store)
 

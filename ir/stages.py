@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from .errors import UnsupportedError
-from .expr import IndexValue, Read, ReadAt, Reduce, Scalar, Weighted, When, children, cost, rebuild, walk
+from .expr import IndexValue, Kept, Read, ReadAt, Reduce, Scalar, Weighted, When, children, cost, rebuild, walk
 from .index import Axis, Index
 
 #: `Read(ACCUMULATOR, (), dtype)` in an epilogue is the finished reduction.
@@ -54,6 +54,8 @@ class Staging:
 
 def needs_stages(body: Scalar, axes: Sequence[Axis]) -> bool:
     """Several reductions, or one whose result several elements of the tensor share."""
+    if any(isinstance(s, Kept) for s in walk(body)):
+        return True
     found = list(dict.fromkeys(s for s in walk(body) if isinstance(s, Reduce)))
     if len(found) == 1 and not _guarded_reduction(body):
         return not set(axes) <= free(found[0])
@@ -65,7 +67,7 @@ def take_apart(body: Scalar, axes: Sequence[Axis], inputs: int) -> Staging:
     if _guarded_reduction(body):
         raise UnsupportedError("a reduction under a bounds test has no stage of its own: it may read out of bounds")
     body = _named_by_height(body)
-    reductions = [s for s in walk(body) if isinstance(s, Reduce)]
+    reductions = [s for s in walk(body) if isinstance(s, (Reduce, Kept))]
     shared = tuple(a for a in axes if all(a in free(r) for r in reductions))
     stager = _Stager(inputs, frozenset(shared))
     last = stager.add(body, tuple(a for a in axes if a not in shared))
@@ -105,7 +107,7 @@ def free(s: Scalar) -> frozenset[Axis]:
 
 @cache
 def _reduces(s: Scalar) -> bool:
-    return isinstance(s, Reduce) or any(map(_reduces, children(s)))
+    return isinstance(s, (Reduce, Kept)) or any(map(_reduces, children(s)))
 
 
 def _guarded_reduction(body: Scalar) -> bool:
@@ -198,7 +200,7 @@ class _Stager:
                 return finished
             if not _reduces(n):
                 return n
-            if isinstance(n, Reduce) or free(n) - self.shared < context:
+            if isinstance(n, (Reduce, Kept)) or free(n) - self.shared < context:
                 return self._from_stage(n)
             return rebuild(n, go, lambda i: i)
 
@@ -207,7 +209,7 @@ class _Stager:
     def _from_stage(self, s: Scalar) -> Scalar:
         body, parameters, here = _as_function(s, self.shared)
         if body not in self.numbers:
-            self.numbers[body] = self.add(body, parameters)
+            self.numbers[body] = self.add(body.arg if isinstance(body, Kept) else body, parameters)
         return self._read(self.numbers[body], here, s.dtype)
 
     def _read(self, stage: int, at: tuple[Axis, ...], dtype: str) -> Scalar:
@@ -217,7 +219,7 @@ class _Stager:
 def _outermost_reductions(s: Scalar) -> Iterator[Reduce]:
     if isinstance(s, Reduce):
         yield s
-    else:
+    elif not isinstance(s, Kept):
         for c in children(s):
             yield from _outermost_reductions(c)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ..ir.errors import UnknownNameError
 from ..ir.intrinsic import all_intrinsics
-from .fusion_rules import FusionRule
+from .fusion_rules import KernelRule
 from .graph_rules import graph_rules
 from .language import lowering_rules
 from .loop_language import LoopRule
@@ -39,7 +39,7 @@ class LoweringRule:
         return f"{self.name}: op(x…) -> Call(kernel of op, [x…])"
 
 
-Rule = GraphRule | FusionRule | LoweringRule | LoopRule
+Rule = GraphRule | KernelRule | LoweringRule | LoopRule
 
 
 def all_rules(lanes: int = 16) -> list[Rule]:

@@ -28,6 +28,7 @@ from .kernel import (
     prologue_widening,
     prologue_widening_integer,
     row_reduction,
+    shared_operand,
     whole_prologue,
 )
 
@@ -79,6 +80,34 @@ class FusionRule:
         return f"{self.name}: Call(k, [.. Call(p, ys) ..]) -> Call(fuse(k, i, p), [.. ys])  if {self.condition}"
 
 
+@dataclass(frozen=True)
+class StagingRule:
+    """`Call(k, xs) -> Call(k with operand i copied by a stage of its own, xs)` if `when(k, i)`, of a tensor that is not
+    known at compile time."""
+
+    name: str
+    when: Callable[[Kernel, int], bool]
+    kind: str = "staging"
+    level: str = "graph"
+
+    @property
+    def doc(self) -> str:
+        return " ".join((self.when.__doc__ or "").split())
+
+    @property
+    def condition(self) -> str:
+        return f"{self.when.__name__}(kernel, position) and the operand is not constant"
+
+    @property
+    def where(self) -> str:
+        return f"{self.when.__code__.co_filename}:{self.when.__code__.co_firstlineno}"
+
+    def __str__(self) -> str:
+        return f"{self.name}: Call(k, xs) -> Call(keep(k, i), xs)  if {self.condition}"
+
+
+STAGING_RULES = (StagingRule("keep_shared_operand", shared_operand),)
+
 FUSION_RULES = (
     FusionRule("fuse_alias", prologue_alias, "open", "alias", dominates=True, renamed=True),
     FusionRule("fuse_broadcast_prologue", prologue_broadcast, "open", "repeating", dominates=True),
@@ -94,6 +123,9 @@ FUSION_RULES = (
     FusionRule("fuse_whole_prologue", whole_prologue, ANY, "map", widest=True),
     FusionRule("fuse_stage", row_reduction, ANY, "reducing", widest=True),
 )
+
+#: Rules of kernels.
+KernelRule = FusionRule | StagingRule
 
 #: Operand positions at which fusion is tried.
 POSITIONS = range(MAX_STAGE_INPUTS)

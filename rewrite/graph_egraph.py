@@ -20,7 +20,7 @@ from ..ir.calibration import Ranges
 from ..ir.graph import CONSTANT, INPUT, Graph
 from ..ir.types import TensorType
 from .folded import Folded
-from .fusion_rules import FusionRule
+from .fusion_rules import FusionRule, KernelRule, StagingRule
 from .host import Host, prelude
 from .kernel import Kernel
 from .language import (
@@ -89,19 +89,20 @@ class GraphEGraph:
 
 
 def _phases(
-    rewrites: Sequence[GraphRule], fusions: Sequence[FusionRule], terms: Sequence[Term], host: Host
+    rewrites: Sequence[GraphRule], kernels: Sequence[KernelRule], terms: Sequence[Term], host: Host
 ) -> list[list[EggRule]]:
-    fusing = [(r, *render([r], host)) for r in fusions]
+    fusing = [(r, *render([r], host)) for r in kernels if isinstance(r, FusionRule)]
+    staging = render([r for r in kernels if isinstance(r, StagingRule)], host)
     merging = merging_rules(host)
     first = [*merging, *(egg for r, egg in fusing if r.dominates)]
     middle = [*merging, *(egg for r, egg in fusing if not r.widest and not r.sole)]
     last = [[*merging, widest_kernels(), egg] for r, egg in fusing if r.widest]
-    return [render(rewrites, host), lowering_rules(host, terms), [count_readers()], first, middle, *last]
+    return [render(rewrites, host), lowering_rules(host, terms), [count_readers()], first, middle, *last, staging]
 
 
 def build(
     graph: Graph,
-    rules: Sequence[GraphRule | FusionRule],
+    rules: Sequence[GraphRule | KernelRule],
     limits: Limits = GRAPH_LIMITS,
     ranges: Ranges | None = None,
 ) -> GraphEGraph:
@@ -109,9 +110,9 @@ def build(
 
     Raises `RuleError` if a rule's function fails or its sides differ in type.
     """
-    fusions = [r for r in distinct(rules) if isinstance(r, FusionRule)]
+    kernels = [r for r in distinct(rules) if isinstance(r, KernelRule)]
     terms, rewrites = reachable(graph, [r for r in rules if isinstance(r, GraphRule)])
-    phases = partial(_phases, rewrites, fusions, terms)
+    phases = partial(_phases, rewrites, kernels, terms)
     return _saturated(graph, terms, phases, limits, any(r.values for r in rewrites), ranges)
 
 

@@ -13,7 +13,7 @@ from ..ir.attrs import Attrs
 from ..ir.intrinsic import Intrinsic
 from ..ir.operator import Chooser
 from ..ir.types import DTYPES, TensorType
-from .fusion_rules import FUSION_RULES, FusionRule
+from .fusion_rules import FUSION_RULES, STAGING_RULES, KernelRule
 from .linear import is_matmul
 from .pattern import Environment, op
 from .quantization_rules import INTEGER_RULES
@@ -444,7 +444,7 @@ def graph_rules(
     integers: bool = True,
     gain: float = ROUNDING_GAIN,
     threads: int = 1,
-) -> tuple[GraphRule | FusionRule, ...]:
+) -> tuple[GraphRule | KernelRule, ...]:
     """All shipped graph rules that are equations, for vectors of `lanes` elements, a target's intrinsics and programs
     of so many threads; those on quantized tensors if there are `integers`; of those that amplify rounding errors, if by
     at most `gain`."""
@@ -452,4 +452,5 @@ def graph_rules(
     transposed = (transposed_conv_by_phases, transposed_conv_phase_by_phase)
     fast = (*winograd_rules(lanes, gain), *strassen_rules(lanes, gain))
     algorithms = (conv_of_padded, *transposed, *fast, pad_before_widening)
-    return (*ALGEBRA, *algorithms, *reduction_rules(threads), unpack_pack, pack_unpack, *layouts, *FUSION_RULES)
+    kernels = (*FUSION_RULES, *STAGING_RULES)
+    return (*ALGEBRA, *algorithms, *reduction_rules(threads), unpack_pack, pack_unpack, *layouts, *kernels)

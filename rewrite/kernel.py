@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -13,6 +14,7 @@ from ..ir.compose import (
     is_filter,
     is_map,
     is_movement,
+    keep,
     merge_inputs,
     reads_always,
     reads_at,
@@ -24,8 +26,9 @@ from ..ir.compose import (
 from ..ir.errors import UnsupportedError
 from ..ir.expr import TensorExpr, cost
 from ..ir.lazy import hashed_once
-from ..ir.loops import StagedKernel, lower
+from ..ir.loops import LoopKernel, StagedKernel, lower
 from ..ir.operator import operator
+from ..ir.stages import free
 from ..ir.types import DTYPES, TensorType
 
 MAX_INPUTS = 8
@@ -41,6 +44,10 @@ LITTLE_WORK = 4.0
 #: Points up to which stages are run one after the other although they share no axis: their operands stay in cache.
 SMALL_POINTS = 16384
 
+
+#: Elements that an operand has at least if copying it may pay, results that share each of them, and elements from one
+#: step of the reduction to the next (two of a packed operand's are at most so far apart).
+KEPT_SIZE, KEPT_USES, KEPT_ROW = 256, 8, 128
 
 #: Results of a reduction, over those of them that an epilogue takes: who takes a smaller part shares it with others.
 MOST_LEFT = 2
@@ -259,6 +266,46 @@ def row_reduction(consumer: Kernel, i: int, producer: Kernel) -> bool:
     if not isinstance(whole, StagedKernel) or whole.points > sum(k.points for k in apart):
         return False
     return bool(whole.shared) or whole.points <= SMALL_POINTS
+
+
+def shared_operand(k: Kernel, i: int) -> bool:
+    """An operand of a contraction that changes along the results' rows, and whose own rows lie apart or across, may be
+    copied before it is read, a block at a time: what many results share then lies together. Each of its elements is
+    copied once."""
+    e = k.expr
+    reads = [r for r in e.reads if i < len(e.inputs) and r.input == i]
+    if len(reads) != 1 or is_map(e) or streams(e) or e.inputs[i].size < KEPT_SIZE:
+        return False
+    used = free(reads[0])
+    repeats = math.prod(a.extent for a in e.axes if a not in used)
+    once = math.prod(a.extent for a in used) <= e.inputs[i].size
+    along = next(a for a in reversed(e.axes) if a.extent != 1) in used
+    return along and once and repeats >= KEPT_USES and _lies_apart(e, i) and _has_stages(keep(e, i))
+
+
+def _lies_apart(e: TensorExpr, i: int) -> bool:
+    """What steps of the reduction read of input i lies apart, or neighbouring results read it across."""
+    kernel = lower(e)
+    reads = [r for r in kernel.update_reads if r.input == i] if isinstance(kernel, LoopKernel) else []
+    rows = [a for a in kernel.spatial if kernel.out.coefficient(a) == 1] if reads else []
+    if len(reads) != 1 or not rows or not reads[0].index[0].is_affine:
+        return False
+    address = reads[0].index[0]
+    steps = [abs(address.coefficient(a)) for a in kernel.reduce]
+    return address.coefficient(rows[0]) > 1 or min((s for s in steps if s), default=0) > KEPT_ROW
+
+
+def _has_stages(e: TensorExpr) -> bool:
+    try:
+        return isinstance(lower(e), StagedKernel)
+    except UnsupportedError:
+        return False
+
+
+@cache
+def keep_operand(k: Kernel, i: int) -> Kernel:
+    """The kernel with a copy of operand i as a stage of its own. It is finished: nothing more is fused with it."""
+    return replace(k, expr=keep(k.expr, i), op="", closed=True, unit=False)
 
 
 def merge_operands(k: Kernel, i: int, j: int) -> Kernel:

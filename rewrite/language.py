@@ -15,9 +15,21 @@ from ..ir.errors import RuleError, TypeRuleError
 from ..ir.graph import Graph
 from ..ir.operator import OPERATORS, operator
 from .folded import Folded
-from .fusion_rules import POSITIONS, FusionRule
+from .fusion_rules import POSITIONS, FusionRule, KernelRule, StagingRule
 from .host import Host, call_text, merge_text, merger, test_text
-from .kernel import ANY, TRAITS, Kernel, fuse, fuse_unit, genus, merge_operands, of_operator, traits, wider
+from .kernel import (
+    ANY,
+    TRAITS,
+    Kernel,
+    fuse,
+    fuse_unit,
+    genus,
+    keep_operand,
+    merge_operands,
+    of_operator,
+    traits,
+    wider,
+)
 from .pattern import (
     RESULT,
     Apply,
@@ -239,6 +251,18 @@ def _fused(r: FusionRule, consumer: Kernel, i: int, producer: Kernel) -> Kernel 
     return (fuse_unit if r.dominates else fuse)(consumer, i, producer)
 
 
+def staging_rule(r: StagingRule, host: Host) -> EggRule:
+    """A rule that gives a kernel a stage, as egglog text."""
+
+    def staged(k: Kernel, i: int) -> Kernel | bool:
+        return r.when(k, i) and keep_operand(k, i)
+
+    made = call_text(host.function(r.name, staged), ["k", "(py-from-int i)"])
+    facts = f"(uses k xs i x before after) (= 0 (constness x)) (trait-reducing k) (= e (Call k xs)) (= kp {made})"
+    text = f"(ruleset {r.name})\n(rule ({facts} (!= kp $nothing)) ((union e (Call kp xs))) :ruleset {r.name})"
+    return EggRule(r.name, r.kind, r.name, text, ("trait-reducing",))
+
+
 def count_readers() -> EggRule:
     """How many tensors are made from each: 1, or `SEVERAL`; `SEVERAL` too if the tensor itself is made in several ways:
     what reads it must then stay, for the ways that do not fuse. And which are `made`: not aliases of others alone, and
@@ -366,5 +390,11 @@ def _attribute_function(p: Apply, names: Sequence[str]):
     return make
 
 
-def render(rules: Iterable[GraphRule | FusionRule], host: Host) -> list[EggRule]:
-    return [fusion_rule(r, host) if isinstance(r, FusionRule) else graph_rule(r, host) for r in rules]
+def render(rules: Iterable[GraphRule | KernelRule], host: Host) -> list[EggRule]:
+    return [_rendered(r, host) for r in rules]
+
+
+def _rendered(r: GraphRule | KernelRule, host: Host) -> EggRule:
+    if isinstance(r, FusionRule):
+        return fusion_rule(r, host)
+    return staging_rule(r, host) if isinstance(r, StagingRule) else graph_rule(r, host)

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from ..ir.errors import NesteggError, RuleError
-from .fusion_rules import FusionRule
+from .fusion_rules import FusionRule, KernelRule, StagingRule
 from .loop_language import LoopRule
 from .pattern import (
     RESULT,
@@ -216,7 +216,7 @@ def _make(
     )
 
 
-def load_rules(path: str | Path) -> list[GraphRule | FusionRule | LoopRule]:
+def load_rules(path: str | Path) -> list[GraphRule | KernelRule | LoopRule]:
     """The rules that a Python file declares at its top level, of any level, in the order of their lines.
 
     Rules that it merely imports do not count. Raises `RuleError` naming the file and line at fault.
@@ -233,7 +233,7 @@ def load_rules(path: str | Path) -> list[GraphRule | FusionRule | LoopRule]:
     except Exception as e:
         line = _line_in(e, str(path))
         raise RuleError(f"{path}:{line}: {type(e).__name__}: {e}") from None
-    rules = [v for v in names.values() if isinstance(v, (GraphRule, FusionRule, LoopRule))]
+    rules = [v for v in names.values() if isinstance(v, (GraphRule, FusionRule, StagingRule, LoopRule))]
     found = list({id(r): r for r in rules if Path(r.where.rpartition(":")[0]) == path}.values())
     if not found:
         raise RuleError(

@@ -20,6 +20,7 @@ KINDS = (
     "algorithm",
     "precision",
     "fusion",
+    "staging",
     "lowering",
     "tiling",
     "vectorize",

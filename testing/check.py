@@ -10,13 +10,14 @@ from typing import Any, Literal
 
 from ..ir.errors import RuleError
 from ..rewrite.catalogue import LoweringRule, Rule, all_rules, distinct, named
-from ..rewrite.fusion_rules import FusionRule
+from ..rewrite.fusion_rules import FusionRule, StagingRule
 from ..rewrite.loop_language import LoopRule
 from ..rewrite.rule import GraphRule, load_rules
 from .fusion_check import check_fusion_rule
 from .graph_check import check_graph_rule
 from .loop_check import check_loop_rule
 from .lowering_check import check_lowering
+from .staging_check import check_staging_rule
 
 Status = Literal["proved", "tested", "refuted", "vacuous"]
 
@@ -77,6 +78,9 @@ def _run(rule: Rule, examples: int, seed: int) -> tuple[int, str | None]:
     if isinstance(rule, FusionRule):
         pairs = check_fusion_rule(rule, examples, in_jax, seed)
         return pairs.examples, pairs.failure
+    if isinstance(rule, StagingRule):
+        cases = check_staging_rule(rule, examples, seed)
+        return cases.examples, cases.failure
     if isinstance(rule, LoweringRule):
         instances = check_lowering(examples, seed)
         return instances.examples, instances.failure

@@ -105,16 +105,16 @@ def draw_pair(c: Chooser) -> tuple[Tree, int, Tree]:
     """A consumer, a position and a producer; either may already be a fusion of two."""
     if c.integer(0, 1):
         consumer = retried(lambda c: one_operator(c, draw_op(c), "x"), c)
-        consumer = _with_prologue(c, consumer, "p")
+        consumer = with_prologue(c, consumer, "p")
         i = c.integer(0, len(consumer.names) - 1)
         return consumer, i, producer_for(c, consumer.kernel.expr.inputs[i], "y")
     producer = retried(lambda c: one_operator(c, draw_op(c), "y"), c)
-    producer = _with_prologue(c, producer, "q")
+    producer = with_prologue(c, producer, "q")
     consumer, i = retried(lambda c: consumer_of(c, producer.type, "x"), c)
     return consumer, i, producer
 
 
-def _with_prologue(c: Chooser, tree: Tree, prefix: str) -> Tree:
+def with_prologue(c: Chooser, tree: Tree, prefix: str) -> Tree:
     """Perhaps a producer inlined, if a fusion rule says so."""
     if not tree.names or c.integer(0, 1) == 0:
         return tree
@@ -130,7 +130,7 @@ def draw_tree(c: Chooser) -> Tree:
     """A kernel as fusion makes them: an operator, perhaps prologues, perhaps epilogues."""
     tree = _contraction(c) if c.integer(0, 2) == 0 else retried(lambda c: one_operator(c, draw_op(c), "x"), c)
     for k in range(c.integer(0, 2)):
-        tree = _with_prologue(c, tree, f"p{k}")
+        tree = with_prologue(c, tree, f"p{k}")
     for k in range(c.integer(0, 2)):
         try:
             consumer, i = consumer_of(c, tree.type, f"e{k}")
