@@ -22,7 +22,7 @@ import numpy as np
 from ..ir.expr import Apply, Bound, Const, Read, Scalar, Weighted, When, cost, walk
 from ..ir.index import Axis
 from ..ir.intrinsic import intrinsic
-from ..ir.loops import SCRATCH_BYTES, LoopKernel, Lowered, StagedKernel
+from ..ir.loops import LoopKernel, Lowered, StagedKernel
 from ..ir.nest import AHEAD, CACHED, KINDS, PARALLEL, SERIAL, UNROLL, WAYS
 from ..ir.target import LINE, Target
 from ..rewrite.loop_egraph import FOR, INTRIN, TIPS, LoopEGraph
@@ -49,7 +49,8 @@ OVERLAP = 0.25  # share of the lesser costs that the greatest does not hide
 DISPLACED = 0.3  # share of what the last cache alone can hold that is gone when a program comes back to it
 HIDDEN = 0.25  # share of what is fetched ahead that is waited for (4 MB of weights from memory: 250 us, then 80)
 FETCH = 0.05  # cycles to ask for a line (beside multiply-adds: measured less than 0.5 % of them)
-PACKED = 0.25  # share of what comes from scratch into the first cache that is waited for: it lies in long runs
+PACKED = 0.25  # share of what comes from scratch that is read over and over into the first cache and is waited for
+OVER_AND_OVER = 8  # readings of each of its elements
 LOOPED = 2.5  # cycles of straight-line code around loops, in those of straight-line code alone: measured 2 to 2.7
 # What is remembered of every partial nest: cycles, bytes into L1, L2 and L3, threads, whether it begins with a loop.
 STATE = 6
@@ -441,7 +442,9 @@ class Scorer:
         loaded = [bool((a.strides[: len(k.spatial)] == a.size).any()) for a in self.rates.updates]
         self.in_vectors = np.array(loaded + [False] * (len(self.rates.accesses) - len(loaded)))
         self.waited = np.ones((2, len(self.rates.accesses)))  # of the first cache, and the others
-        self.waited[0, : len(self.rates.buffers)] = [PACKED if n >= len(whole.inputs) else 1.0 for n in self.rates.buffers]
+        for n, buffer in enumerate(self.rates.buffers):
+            if buffer >= len(whole.inputs) and k.points >= OVER_AND_OVER * k.inputs[buffer].size:
+                self.waited[0, n] = PACKED
         self.whole = self.print.sum(axis=1)
         self.depth = np.prod(egraph.domain[:, len(k.spatial) :], axis=1)
         self.full_depth = int(np.prod([a.extent for a in k.reduce], initial=1))
@@ -678,7 +681,7 @@ def shared_footprint(kernel: StagedKernel, rates: list[Rates], blocks: np.ndarra
         for number, a in r.by_buffer(kernel):
             out[:, number] = np.maximum(out[:, number], footprint(a, domain))
     points = blocks.prod(axis=1)
-    out[:, -1] = np.minimum(points * max(map(kernel.scratch_bytes, kernel.sequences)), SCRATCH_BYTES)
+    out[:, -1] = np.minimum(points * max(map(kernel.scratch_bytes, kernel.sequences)), kernel.room)
     return out
 
 

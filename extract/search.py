@@ -9,7 +9,7 @@ from typing import Protocol
 
 from ..ir.digest import digest
 from ..ir.errors import UnsupportedError
-from ..ir.expr import TensorExpr
+from ..ir.expr import Kept, TensorExpr, walk
 from ..ir.index import divisors
 from ..ir.loops import Lowered, StagedKernel, lower
 from ..ir.nest import Nest, Vec
@@ -76,7 +76,7 @@ class Estimate:
     """What is known of an expression's kernel before it is searched.
 
     `signature`: expressions that are one computation have one; "" where there is no loop computation. `alias`: nothing
-    is computed. `staged`: it has several stages. `bound`: seconds that no nest of it is predicted to beat.
+    is computed. `staged`: it has several reductions. `bound`: seconds that no nest of it is predicted to beat.
     """
 
     signature: str
@@ -180,7 +180,8 @@ class KernelSearch:
         if kernel.is_alias:
             return Estimate(signature, alias=True)
         bound = self.model.bound(kernel) if kernel.points else 0.0
-        return Estimate(signature, staged=isinstance(kernel, StagedKernel), bound=bound)
+        staged = isinstance(kernel, StagedKernel) and not any(isinstance(s, Kept) for s in walk(expr.body))
+        return Estimate(signature, staged=staged, bound=bound)
 
     def search(self, kernels: Sequence[Lowered]) -> list[tuple[Nest, float] | None]:
         groups = self._groups([k for k in dict.fromkeys(kernels) if not self._known(k)])

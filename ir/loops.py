@@ -25,6 +25,7 @@ from .expr import (
     Cast,
     Const,
     IndexValue,
+    Kept,
     Read,
     ReadAt,
     Reduce,
@@ -44,7 +45,9 @@ from .stages import ACCUMULATOR, StageBody, needs_stages, own_indices, take_apar
 from .types import DTYPES, TensorType
 
 #: Bytes of results between stages that one block may keep: they stay in the first-level cache, on the stack.
-SCRATCH_BYTES = 256 * 1024
+SCRATCH_BYTES = 64 * 1024
+#: The same where operands are copied, which many rounds of a stage read: they stay in the second-level cache.
+KEPT_BYTES = 256 * 1024
 #: Terms that an accumulator takes one after the other at most, in floating point: the error of a chain grows with its
 #: length. What is longer is summed by pieces, which is what others do who cut for their caches (a sum over 4096 rows
 #: had an error of 3.3e-6, XLA's 2e-7; with this limit 1e-6).
@@ -158,7 +161,8 @@ class StagedKernel:
     A stage is a `LoopKernel` whose first spatial axes are the shared ones. Its input `len(inputs) + n` is the result
     of stage n, addressed within the block of the shared axes that the stages are run over (`in_block`): the shared
     axes outermost, or innermost (`across`) where the output is contiguous along one of them. `sequences`: the ways to
-    compute the kernel, each the numbers of its stages in order; the last one writes the output.
+    compute the kernel, each the numbers of its stages in order; the last one writes the output. `room`: bytes that the
+    results between the stages may take in a block.
     """
 
     inputs: tuple[TensorType, ...]
@@ -168,6 +172,7 @@ class StagedKernel:
     out_type: TensorType
     fill: Const | None = None
     across: bool = False
+    room: int = SCRATCH_BYTES
 
     is_alias = False
 
@@ -328,6 +333,7 @@ def _lower_stages(
     expr: TensorExpr, body: Scalar, axes: tuple[Axis, ...], out: Index, fill: Const | None
 ) -> Lowered:
     staging = take_apart(body, axes, len(expr.inputs))
+    room = KEPT_BYTES if any(isinstance(s, Kept) for s in walk(body)) else SCRATCH_BYTES
     flat_shared = _strides([a.extent for a in staging.shared])
     points = math.prod(a.extent for a in staging.shared)
     own = [math.prod(a.extent for a in s.own) for s in staging.stages]
@@ -363,12 +369,12 @@ def _lower_stages(
         return replace(stages[0], inputs=tuple(map(_flat_type, expr.inputs)), fill=fill)
     named = stages[0].spatial[: len(shared)]
     staged = StagedKernel(
-        tuple(map(_flat_type, expr.inputs)), named, stages, staging.sequences, _flat_type(expr.type), fill, across
+        tuple(map(_flat_type, expr.inputs)), named, stages, staging.sequences, _flat_type(expr.type), fill, across, room
     )
-    fitting = tuple(q for q in staging.sequences if staged.scratch_bytes(q) <= SCRATCH_BYTES)
+    fitting = tuple(q for q in staging.sequences if staged.scratch_bytes(q) <= room)
     if not fitting:
         least = min(map(staged.scratch_bytes, staging.sequences))
-        raise UnsupportedError(f"stages would keep {least} bytes between them, more than {SCRATCH_BYTES}: {expr}")
+        raise UnsupportedError(f"stages would keep {least} bytes between them, more than {room}: {expr}")
     crooked = [r for k in stages for r in _reads_of(k) if staged.is_scratch(r.input) and not r.index[0].is_affine]
     if crooked:
         raise UnsupportedError(f"a stage reads another's result at {crooked[0].index[0]}, not along its axes: {expr}")

@@ -45,9 +45,10 @@ LITTLE_WORK = 4.0
 SMALL_POINTS = 16384
 
 
-#: Elements that an operand has at least if copying it may pay, results that share each of them, and elements from one
-#: step of the reduction to the next (two of a packed operand's are at most so far apart).
-KEPT_SIZE, KEPT_USES, KEPT_ROW = 256, 8, 128
+#: Elements that an operand has at least if copying it may pay, and results that share each of them.
+KEPT_SIZE, KEPT_USES = 256, 8
+#: Bytes between rows, or a multiple of them, from which on they share few sets of the first cache (four of 64).
+SAME_SETS = 1024
 
 #: Results of a reduction, over those of them that an epilogue takes: who takes a smaller part shares it with others.
 MOST_LEFT = 2
@@ -269,9 +270,9 @@ def row_reduction(consumer: Kernel, i: int, producer: Kernel) -> bool:
 
 
 def shared_operand(k: Kernel, i: int) -> bool:
-    """An operand of a contraction that changes along the results' rows, and whose own rows lie apart or across, may be
-    copied before it is read, a block at a time: what many results share then lies together. Each of its elements is
-    copied once."""
+    """An operand of a contraction that changes along the results' rows, and whose own rows lie across or a power of two
+    apart, may be copied before it is read, a block at a time: what many results share then lies together. Each of its
+    elements is copied once."""
     e = k.expr
     reads = [r for r in e.reads if i < len(e.inputs) and r.input == i]
     if len(reads) != 1 or is_map(e) or streams(e) or e.inputs[i].size < KEPT_SIZE:
@@ -284,15 +285,17 @@ def shared_operand(k: Kernel, i: int) -> bool:
 
 
 def _lies_apart(e: TensorExpr, i: int) -> bool:
-    """What steps of the reduction read of input i lies apart, or neighbouring results read it across."""
+    """What the steps of the reduction read of input i competes for few sets of the caches, or neighbouring results read
+    it across."""
     kernel = lower(e)
     reads = [r for r in kernel.update_reads if r.input == i] if isinstance(kernel, LoopKernel) else []
     rows = [a for a in kernel.spatial if kernel.out.coefficient(a) == 1] if reads else []
     if len(reads) != 1 or not rows or not reads[0].index[0].is_affine:
         return False
     address = reads[0].index[0]
-    steps = [abs(address.coefficient(a)) for a in kernel.reduce]
-    return address.coefficient(rows[0]) > 1 or min((s for s in steps if s), default=0) > KEPT_ROW
+    steps = [s for a in kernel.reduce if (s := abs(address.coefficient(a)))]
+    apart = min(steps, default=1) * DTYPES[e.inputs[i].dtype].size % SAME_SETS == 0
+    return apart or address.coefficient(rows[0]) > 1
 
 
 def _has_stages(e: TensorExpr) -> bool:

@@ -311,7 +311,7 @@ def _staged_space(kernel: StagedKernel, target: Target, threads: int) -> Space:
     sequences = tuple((q, kernel.scratch_bytes(q)) for q in kernel.sequences)
     budgets = target.lanes(), target.registers, 8 * target.registers, threads
     distant = any(t.nbytes > target.caches[2] for t in kernel.inputs)
-    return Space(axes, *budgets, False, ALL, parts, sequences, distant=distant)
+    return Space(axes, *budgets, False, ALL, parts, sequences, kernel.room, distant=distant)
 
 
 def _contiguous(kernel: LoopKernel) -> set[Axis]:

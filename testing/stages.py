@@ -1,11 +1,12 @@
-"""Random expressions of several reductions: rows changed by what was reduced from them, and reduced again."""
+"""Random expressions of several stages: rows changed by what was reduced from them, and reduced again; and contractions
+of operands that are kept."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import count
 
-from ..ir.expr import Operand, Scalar, TensorExpr, apply, reduce
+from ..ir.expr import Kept, Operand, Scalar, TensorExpr, apply, reduce
 from ..ir.index import Axis, Index
 from ..ir.operator import Chooser
 from ..ir.types import TensorType
@@ -19,6 +20,37 @@ ROWS, COLUMNS = (1, 2, 3, 4, 5, 8, 13), (1, 2, 3, 5, 7, 8, 13, 16, 17, 24, 33, 3
 
 
 def draw_staged(c: Chooser) -> TensorExpr:
+    """Rows of several reductions, or a product of kept operands."""
+    return _draw_product(c) if c.integer(0, 3) == 3 else _draw_rows(c)
+
+
+def _draw_product(c: Chooser) -> TensorExpr:
+    """A product of matrices, perhaps of several pairs of them, either of which may be transposed; one or both are kept,
+    perhaps changed before."""
+    pairs = tuple(c.pick((1, 2, 3)) for _ in range(c.integer(0, 1)))
+    rows, columns, depth = c.pick(ROWS), c.pick(COLUMNS), c.pick(COLUMNS)
+    across = [bool(c.integer(0, 1)) for _ in range(2)]
+    keeps, changes = c.pick(((True, False), (False, True), (True, True))), bool(c.integer(0, 1))
+    shapes = [(depth, rows) if across[0] else (rows, depth), (columns, depth) if across[1] else (depth, columns)]
+
+    def element(x: Operand, k: int, pair: tuple[Index, ...], place: tuple[Index, Index]) -> Scalar:
+        value = x[(*pair, *(reversed(place) if across[k] else place))]
+        value = value * value + 0.5 if changes else value
+        return Kept(value, value.dtype) if keeps[k] else value
+
+    def body(x: Operand, y: Operand) -> Callable[..., Scalar]:
+        def at(*index: Index) -> Scalar:
+            *pair, i, j = index
+            step = Index.of(Axis("k", depth))
+            product = element(x, 0, tuple(pair), (i, step)) * element(y, 1, tuple(pair), (step, j))
+            return reduce("sum", [Axis("k", depth)], product)
+
+        return at
+
+    return TensorExpr.build([TensorType((*pairs, *s)) for s in shapes], (*pairs, rows, columns), body)
+
+
+def _draw_rows(c: Chooser) -> TensorExpr:
     """Rows of one or two axes, the reduced axis last or first; the result has the operand's shape, or one value a row.
 
     Values stay positive and of moderate size where operands are between a half and two.

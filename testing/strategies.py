@@ -73,7 +73,7 @@ def kernels() -> st.SearchStrategy[Lowered]:
 
 
 def staged_exprs() -> st.SearchStrategy[TensorExpr]:
-    """Tensor expressions of several reductions over the same rows, positive where their operands are."""
+    """Tensor expressions of several stages, positive where their operands are."""
     return drawn_by(draw_staged)
 
 

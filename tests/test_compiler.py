@@ -13,6 +13,7 @@ import nestegg
 from nestegg.compiler import Options, compile_graph
 from nestegg.ir.errors import CallError
 from nestegg.ir.imported import ImportedProgram
+from nestegg.ir.loops import StagedKernel
 from nestegg.ir.nest import parallel
 from nestegg.ir.reference import evaluate
 from nestegg.testing import graphs, inputs_of
@@ -155,3 +156,14 @@ def test_a_greedy_program_that_is_better_is_taken(monkeypatch):
     monkeypatch.setattr(compiler, "choose", recorded)
     nestegg.optimize("zoo:mlp", cache=False, threads=1)
     assert chosen and all(c.extraction.cost == c.greedy_cost for c in chosen)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_an_operand_that_is_read_across_or_a_power_of_two_apart_is_copied_first(transposed: bool) -> None:
+    a, b = (np.random.default_rng(k).standard_normal((512, 512), np.float32) for k in (0, 1))
+    y = b if transposed else np.ascontiguousarray(b.T)
+    compiled = nestegg.optimize(lambda a, b: a @ b.T if transposed else a @ b, a, y, threads=1, target="x86-64-v3")
+    (call,) = compiled.program.calls
+    assert isinstance(call.kernel, StagedKernel)
+    assert [k.kind for k in call.kernel.stages] == ["", "sum"]
+    np.testing.assert_allclose(compiled(a, y), a.astype(np.float64) @ b.T, rtol=1e-4, atol=1e-4)
