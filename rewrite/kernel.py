@@ -26,7 +26,7 @@ from ..ir.compose import (
 from ..ir.errors import UnsupportedError
 from ..ir.expr import TensorExpr, cost
 from ..ir.lazy import hashed_once
-from ..ir.loops import LoopKernel, StagedKernel, lower
+from ..ir.loops import LoopKernel, Lowered, StagedKernel, lower
 from ..ir.operator import operator
 from ..ir.stages import free
 from ..ir.types import DTYPES, TensorType
@@ -281,28 +281,31 @@ def shared_operand(k: Kernel, i: int) -> bool:
     repeats = math.prod(a.extent for a in e.axes if a not in used)
     once = math.prod(a.extent for a in used) <= e.inputs[i].size
     along = next(a for a in reversed(e.axes) if a.extent != 1) in used
-    return along and once and repeats >= KEPT_USES and _lies_apart(e, i) and _has_stages(keep(e, i))
+    if not (along and once and repeats >= KEPT_USES and _lies_apart(e, i)):
+        return False
+    return isinstance(_lowered(keep(e, i)), StagedKernel)
 
 
 def _lies_apart(e: TensorExpr, i: int) -> bool:
     """What the steps of the reduction read of input i competes for few sets of the caches, or neighbouring results read
     it across."""
-    kernel = lower(e)
-    reads = [r for r in kernel.update_reads if r.input == i] if isinstance(kernel, LoopKernel) else []
-    rows = [a for a in kernel.spatial if kernel.out.coefficient(a) == 1] if reads else []
-    if len(reads) != 1 or not rows or not reads[0].index[0].is_affine:
+    kernel = _lowered(e)
+    if not isinstance(kernel, LoopKernel):
         return False
-    address = reads[0].index[0]
-    steps = [s for a in kernel.reduce if (s := abs(address.coefficient(a)))]
+    reads = [r.index[0] for r in kernel.update_reads if r.input == i]
+    rows = [a for a in kernel.spatial if kernel.out.coefficient(a) == 1]
+    if len(reads) != 1 or not reads[0].is_affine or not rows:
+        return False
+    steps = [s for a in kernel.reduce if (s := abs(reads[0].coefficient(a)))]
     apart = min(steps, default=1) * DTYPES[e.inputs[i].dtype].size % SAME_SETS == 0
-    return apart or address.coefficient(rows[0]) > 1
+    return apart or reads[0].coefficient(rows[0]) > 1
 
 
-def _has_stages(e: TensorExpr) -> bool:
+def _lowered(e: TensorExpr) -> Lowered | None:
     try:
-        return isinstance(lower(e), StagedKernel)
+        return lower(e)
     except UnsupportedError:
-        return False
+        return None
 
 
 @cache

@@ -32,7 +32,7 @@ from ..ir.index import Index
 from ..ir.loops import lower
 from ..ir.reference import fold
 from ..ir.types import DTYPES, TensorType
-from ..rewrite.fusion_rules import FUSION_RULES, FusionRule
+from ..rewrite.fusion_rules import FUSION_RULES, FusionRule, KernelRule
 from ..rewrite.graph_egraph import GraphEGraph, build
 from ..rewrite.graph_rules import ALGEBRA
 from ..rewrite.kernel import MAX_STAGE_INPUTS, Kernel
@@ -86,7 +86,7 @@ WIDE_PROLOGUE = FusionRule("fuse_wide_prologue", wide_prologue, "any", "light")
 RULES = (*ALGEBRA, *FUSION_RULES, WIDE_PROLOGUE)
 
 
-def beside_the_cpu(rules: Iterable[GraphRule | FusionRule]) -> list[GraphRule | FusionRule]:
+def beside_the_cpu(rules: Iterable[GraphRule | KernelRule]) -> list[GraphRule | KernelRule]:
     """The CPU's rules for a graph of which the accelerator may compute a part, and the accelerator's own.
 
     Kernels that sum in integers end in integers: those that go on in floats, which multiply with every form that the
