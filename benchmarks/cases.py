@@ -1,6 +1,7 @@
 """The suites' cases: each computation once as JAX, as ONNX, for NumPy, and as nestegg is given it.
 
 matmul      squares, the shapes of BERT, odd shapes; weights are constants
+product     products of two inputs, the second as it is and transposed
 int8        the same of bytes: u8 activations, s8 weights, int32 results
 bf16        the same of bfloat16 operands, float32 results
 conv        the 12 distinct convolutions of ResNet-18 (Chen et al., "TVM", OSDI 2018), bias and relu
@@ -21,6 +22,8 @@ from peers import Case, Form, OnnxForm, Source
 SQUARES = (64, 128, 256, 512, 1024, 2048)
 BERT = ((128, 768, 768), (128, 768, 3072), (128, 3072, 768))
 ODD = ((509, 251, 127), (1, 1000, 2048), (100, 300, 200), (7, 13, 4099))
+
+PRODUCTS = ((256, 256, 256), (512, 512, 512), (1024, 1024, 1024), (32, 768, 768), *BERT)
 
 #: Name, extent, input channels, output channels, kernel, stride, padding.
 RESNET18 = (
@@ -102,6 +105,31 @@ def matmul(m: int, k: int, n: int) -> Case:
         forms=(Form("", fn, (x,)),),
         source=Source(lambda: fn, (x,)),
         onnx=(OnnxForm("", model, (x,)),),
+        numpy=in_numpy,
+    )
+
+
+def product(m: int, k: int, n: int, transposed: bool) -> Case:
+    x, y = random(m, k), random(*((n, k) if transposed else (k, n)), seed=1)
+
+    def fn(x: Any, y: Any) -> Any:
+        return x @ (y.T if transposed else y)
+
+    def in_numpy() -> tuple[Callable[[], Any], Callable[[], np.ndarray]]:
+        out = np.empty((m, n), np.float32)
+        return lambda: np.matmul(x, y.T if transposed else y, out=out), lambda: out
+
+    def model() -> Any:
+        return onnx_model({"a": x, "b": y}, (m, n), [("Gemm", ("a", "b"), "y", {"transB": int(transposed)})])
+
+    return Case(
+        name=(str(m) if m == k == n else f"{m}x{k}x{n}") + (" transposed" if transposed else ""),
+        flops=2.0 * m * k * n,
+        read=4.0 * (m * k + k * n),
+        written=4.0 * m * n,
+        forms=(Form("", fn, (x, y)),),
+        source=Source(lambda: fn, (x, y)),
+        onnx=(OnnxForm("", model, (x, y)),),
         numpy=in_numpy,
     )
 

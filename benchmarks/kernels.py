@@ -2,7 +2,7 @@
 
     python benchmarks/kernels.py matmul [--sizes 256,512,1024 | 100x300x200,...] [--threads 1] [--json]
     python benchmarks/kernels.py int8 | bf16 [--sizes 256,512]
-    python benchmarks/kernels.py conv | depthwise | memory [--only C2,C9]
+    python benchmarks/kernels.py product | conv | depthwise | memory [--only C2,C9]
 
 `ratio` is the best peer's time over nestegg's (above 1: nestegg is faster). `% limit` is against the greater
 of the time for the arithmetic at the best multiply-add rate of the run and the time to move the operands once
@@ -82,6 +82,22 @@ def _products(case: str, sizes: str) -> list[Callable[[], Case]]:
         *((n, n, n) for n in cases.SQUARES), *cases.BERT, *cases.ODD
     ]  # fmt: skip
     return [lambda s=s: getattr(cases, case)(*s) for s in shapes]
+
+
+@app.command()
+def product(
+    threads: Threads = 1, rounds: Rounds = 15, gap_us: Gap = 0, peers: Peers = ALL, only: Only = "",
+    as_json: Json = False, as_markdown: Markdown = False, plot: Png = None,
+) -> None:  # fmt: skip
+    """f32 matmul of two inputs, neither known before: the second as it is and transposed."""
+    suite = Suite("product", threads, rounds, gap_us, peers, only)
+
+    def build() -> list[Callable[[], Case]]:
+        import cases
+
+        return [lambda p=p, t=t: cases.product(*p, t) for p in cases.PRODUCTS for t in (False, True)]
+
+    suite.run(build, as_json, as_markdown, plot)
 
 
 @app.command()
