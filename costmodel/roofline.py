@@ -475,7 +475,7 @@ class Scorer:
     def loop(self, nodes: np.ndarray, body: np.ndarray) -> np.ndarray:
         g = self.g
         owner, trips = g.owner[nodes], g.count[nodes].astype(float)
-        out = body.copy()
+        out = body.copy(order="K")
         serial = (g.kind[nodes] == SERIAL_KIND) | (g.kind[nodes] == AHEAD_KIND)
         parallel = g.kind[nodes] == PARALLEL_KIND
         rounds = np.where(parallel, np.ceil(trips / self.threads), trips)
@@ -493,9 +493,11 @@ class Scorer:
             region[top] = self.rates.region(g.domain[at], v, g.inside[at], fit)
         straight = region[:, None] * np.where(body[:, :, 5] > 0, LOOPED, 1.0)
         out[:, :, 0] = np.where((serial | parallel)[:, None], looped, straight)
+        again = self._again(nodes, rounds)
         for level in (0, 1):
-            out[:, :, level + 1] = self._moved(nodes, body[:, :, level + 1], level, rounds)
-        out[:, :, 3] = self._moved(nodes, body[:, :, 3], 2, trips) / np.minimum(threads, SHARED_MEMORY)[:, None]
+            out[:, :, level + 1] = self._moved(nodes, body[:, :, level + 1], level, rounds, again)
+        again = self._again(nodes, trips) if parallel.any() else again
+        out[:, :, 3] = self._moved(nodes, body[:, :, 3], 2, trips, again) / np.minimum(threads, SHARED_MEMORY)[:, None]
         self._fetch_ahead(nodes, out)
         out[:, :, 4] *= threads[:, None]
         out[:, :, 5] = np.maximum(body[:, :, 5], (serial | parallel)[:, None])
@@ -534,11 +536,18 @@ class Scorer:
         results = self.print[self.g.owner[nodes], self.written]
         return np.where(apart, results / threads * (1 - 1 / threads) / BETWEEN_CORES, 0.0)
 
-    def _moved(self, nodes: np.ndarray, inner: np.ndarray, level: int, turns: np.ndarray) -> np.ndarray:
-        """Bytes into a cache over `turns` rounds of the loops `nodes`, whose bodies move `inner` bytes each."""
+    def _again(self, nodes: np.ndarray, turns: np.ndarray) -> np.ndarray:
+        """Bytes that `turns` rounds of the loops `nodes` touch, if what their bodies touch stays."""
+        touched, others = self.print[self.g.child[nodes]].T, self.varies[self.g.axis[nodes]].T
+        return reduce(np.add, (t * np.where(o, turns, 1.0) for t, o in zip(touched, others, strict=True)))
+
+    def _moved(
+        self, nodes: np.ndarray, inner: np.ndarray, level: int, turns: np.ndarray, again: np.ndarray
+    ) -> np.ndarray:
+        """Bytes into a cache over `turns` rounds of the loops `nodes`, whose bodies move `inner` bytes each, or `again`
+        all together where the cache holds what they touch."""
         g = self.g
         owner, child = g.owner[nodes], g.child[nodes]
-        again = (self.print[child] * np.where(self.varies[g.axis[nodes]], turns[:, None], 1.0)).sum(axis=1)
         whole = self.whole[owner]
         whole = np.where(turns == g.count[nodes], whole, np.minimum(again, whole))  # a thread's part of the block
         capacity = self.t.caches[level] * WARM
@@ -576,7 +585,7 @@ class Scorer:
         domain = g.domain[owner]
         partial = self.depth[owner] < self.full_depth
         again = self.rates.vectors(domain, v) * (1 / self.t.loads_per_cycle + 1 / self.t.stores_per_cycle)
-        out = body.copy()
+        out = body.copy(order="K")
         out[:, :, 5] = 0.0
         out[:, :, 0] += (self.rates.finish(domain, v, g.inside[owner]) + np.where(partial, again, 0.0))[:, None]
         return out
@@ -603,7 +612,7 @@ class Scorer:
 
     def store(self, nodes: np.ndarray, body: np.ndarray) -> np.ndarray:
         """Lines that are stored through the caches are brought in first."""
-        g, out = self.g, body.copy()
+        g, out = self.g, body.copy(order="K")
         cached = self.print[g.owner[nodes], self.written] * (g.kind[nodes] == THROUGH_CACHES)
         out[:, :, 3] += cached[:, None] / np.minimum(np.maximum(body[:, :, 4], 1.0), SHARED_MEMORY)
         return out

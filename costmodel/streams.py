@@ -77,10 +77,13 @@ class Streams:
         A loop goes on with its body's streams if its step is a run's length: with those of several rows, if few,
         and with a single run if the body walked it as one.
         """
-        jump = self.strides[:, axis].T * step[:, None]
-        follows = (jump <= np.maximum(self.run[child], LINE))[:, None, :]
-        followed = np.array([FOLLOWED] * (len(self.strides) - 1) + [self.written])
-        several = (self.rows[child] > 1) & (self.rows[child] <= followed)
-        follows = follows & (several[:, None, :] | (starts <= 1))
-        same = ((jump == 0) & kept[:, None])[:, None, :]
-        return np.where(follows & (jump > 0)[:, None, :] | same, starts, starts * trips[:, None, None])
+        jump = self.strides[:, axis] * step
+        begun = np.empty_like(starts)
+        for buffer, far in enumerate(jump):
+            before, rows = starts[:, :, buffer], self.rows[child, buffer]
+            several = (rows > 1) & (rows <= (self.written if buffer == len(jump) - 1 else FOLLOWED))
+            follows = (far > 0) & (far <= np.maximum(self.run[child, buffer], LINE))
+            same = (far == 0) & kept
+            goes_on = (follows & several)[:, None] | (follows[:, None] & (before <= 1)) | same[:, None]
+            begun[:, :, buffer] = np.where(goes_on, before, before * trips[:, None])
+        return begun
