@@ -27,14 +27,16 @@ from ..ir.nest import AHEAD, CACHED, KINDS, PARALLEL, SERIAL, UNROLL, WAYS
 from ..ir.target import LINE, Target
 from ..rewrite.loop_egraph import FOR, INTRIN, TIPS, LoopEGraph
 from ..rewrite.loop_language import ALL, Fit, LoopAxis, border, space
-from .access import Access, BoundsTest, access, footprint
+from .access import SCATTERED, Access, BoundsTest, access, footprint
 from .hoped import hoped_cycles, tiled_cycles
 from .streams import BROKEN, START, STORED, STORED_ROWS, Streams
 
 SPLIT = 1.6  # what a vector costs that lies across two cache lines, as many do where rows do not begin at one
-LOOP_OVERHEAD = 1.0  # cycles an iteration
+LOOP = 2.0  # cycles to enter a loop; its rounds count beside vector arithmetic (maps of 1 to 16 vectors: the same)
+#: What a map's straight-line code for several vectors takes, in terms of a loop over one: 1.06 gelu, 1.01 exp of 1M.
+SEVERAL = 1.01
 TILE_OVERHEAD = 6.0  # cycles to enter and leave a register tile
-LANES_COMBINED = 12.0  # cycles to combine the lanes of a vector
+LANES_COMBINED = 12.0  # cycles to combine the lanes of a vector; the last one's result is also waited for
 FORK_JOIN = 3000.0  # cycles to hand work to the pool and wait: measured 450 hot, and 20 us (70,000) after a pause
 TASK = 90.0  # cycles to claim one task, when threads contend
 BETWEEN_CORES = 4.0  # bytes a cycle out of another core's cache (layer norm 128x768: rows regrouped 43 us, else 24)
@@ -193,8 +195,8 @@ class Rates:
         with a single one, in full-width loads (arithmetic takes it from memory as part of the instruction).
         """
         count = self._others(domain, v, a.strides != 0)
-        free = self._free_of_tests(a, domain, inside)
-        once = np.where(free, self._shared(a, domain, v), 1.0) * count
+        tested = self._tested(a, domain, inside)
+        once = (tested + (1 - tested) * self._shared(a, domain, v)) * count
         along = self._along(domain, v)
         stride = np.where(v >= 0, a.strides[np.maximum(v, 0)], 0) if len(a.strides) else np.zeros(len(v))
         split = SPLIT if a.splits(self.t.vector_bytes) else 1.0
@@ -204,21 +206,21 @@ class Rates:
         cycles = np.where(stride == 0, broadcast, np.where(stride == a.size * unit, contiguous, gathered))
         if not a.affine:
             cycles = cycles + gathered
-        return np.where(free, cycles, cycles * 2 + 0.5 * count)
+        return cycles * (1 + tested) + 0.5 * count * tested
 
     def _tests(self, a: Access, domain: np.ndarray, v: np.ndarray, inside: np.ndarray) -> np.ndarray:
         """Cycles that the bounds tests of an access take beside everything else: of elements that fill vectors, as
         those of a vector are one mask."""
         count = self._others(domain, v, a.strides != 0)
         repeated = (v < 0) | (a.strides[np.maximum(v, 0)] == 0) if len(a.strides) else np.ones(len(v), bool)
-        return np.where(repeated & ~self._free_of_tests(a, domain, inside), TESTED * count, 0.0)
+        return np.where(repeated, TESTED * count * self._tested(a, domain, inside), 0.0)
 
-    def _free_of_tests(self, a: Access, domain: np.ndarray, inside: np.ndarray) -> np.ndarray:
-        """Blocks in which no bounds are tested for an access."""
-        out = np.ones(len(domain), bool)
+    def _tested(self, a: Access, domain: np.ndarray, inside: np.ndarray) -> np.ndarray:
+        """Share of the points of blocks at which bounds are tested for an access."""
+        free = np.ones(len(domain))
         for t in a.tests:
-            out &= t.free(domain, inside)
-        return out
+            free = free * (1 - t.made(domain, inside))
+        return 1 - free
 
     def _shared(self, a: Access, domain: np.ndarray, v: np.ndarray) -> np.ndarray:
         """Share of the vectors that results of a block read which is loaded: of overlapping windows each vector once,
@@ -317,13 +319,16 @@ class Rates:
         # The epilogue of a reduction waits for it; a map's loads run ahead of its arithmetic.
         waits = 1.0 if self.kernel.update is not None else OVERLAP
         work = np.maximum(work, loads) + waits * np.minimum(work, loads)
+        if self.kernel.update is None:
+            work = work * np.where(vectors > 1, SEVERAL, 1.0)
         stride = np.where(v >= 0, self.out.strides[np.maximum(v, 0)], 0) if domain.shape[1] else np.zeros(len(v))
         scattered = (stride != self.out.size) & (along > 1)
         split = SPLIT if self.out.splits(self.t.vector_bytes) else 1.0
         each = np.minimum(SINGLE, self._across(self.out, results, v, self.t.stores_per_cycle))
         store = np.where(scattered, rows * along * each, split * vectors / self.t.stores_per_cycle)
         overhead = TILE_OVERHEAD if self.kernel.update is not None else 0.0
-        overhead = overhead + np.where(v >= self.spatial, rows * LANES_COMBINED, 0.0)
+        waited = self.t.latency * math.log2(self.lanes)
+        overhead = overhead + np.where(v >= self.spatial, rows * LANES_COMBINED + waited, 0.0)
         return np.maximum(work, store) + 0.3 * np.minimum(work, store) + overhead
 
     def vectors(self, domain: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -435,6 +440,7 @@ class Scorer:
             self.streams, self.stored = replace(self.streams, written=STORED_ROWS), STORED
         self.width = STATE + (len(whole.inputs) + 1 if self.missing else 0)
         self.print = np.stack([footprint(a, egraph.domain) for a in self.rates.accesses], axis=1)
+        self.lines = np.stack([footprint(a, egraph.domain, 1.0) for a in self.rates.accesses], axis=1)
         self.varies = np.stack([a.strides != 0 for a in self.rates.accesses], axis=1)
         #: Accesses of the reduction that have neighbours along some axis of the results.
         loaded = [bool((a.strides[: len(k.spatial)] == a.size).any()) for a in self.rates.updates]
@@ -480,7 +486,7 @@ class Scorer:
         parallel = g.kind[nodes] == PARALLEL_KIND
         rounds = np.where(parallel, np.ceil(trips / self.threads), trips)
         threads = trips / rounds
-        each, once = np.where(parallel, TASK, LOOP_OVERHEAD), np.where(parallel, FORK_JOIN, 2.0)
+        each, once = np.where(parallel, TASK, 0.0), np.where(parallel, FORK_JOIN, LOOP)
         made = self.rates.rounds_made(g.axis[nodes], g.domain[g.child[nodes]], g.inside[owner])
         turns = rounds * made + np.where(parallel, WAITING, 0.0)
         looped = turns[:, None] * (body[:, :, 0] + each[:, None]) + (once + self._regrouped(nodes, threads))[:, None]
@@ -537,9 +543,14 @@ class Scorer:
         return np.where(apart, results / threads * (1 - 1 / threads) / BETWEEN_CORES, 0.0)
 
     def _again(self, nodes: np.ndarray, turns: np.ndarray) -> np.ndarray:
-        """Bytes that `turns` rounds of the loops `nodes` touch, if what their bodies touch stays."""
-        touched, others = self.print[self.g.child[nodes]].T, self.varies[self.g.axis[nodes]].T
-        return reduce(np.add, (t * np.where(o, turns, 1.0) for t, o in zip(touched, others, strict=True)))
+        """Bytes that `turns` rounds of the loops `nodes` bring in, if what their bodies touch stays until the next one:
+        lines that neighbouring rounds share (overlapping windows, parts of a line) come once."""
+        g = self.g
+        owner, child, others = g.owner[nodes], g.child[nodes], self.varies[g.axis[nodes]].T
+        new = np.minimum(1.0, self.lines[owner] / (self.lines[child] * g.count[nodes][:, None])).T
+        return reduce(
+            np.add, (t * np.where(o, turns * n, 1.0) for t, o, n in zip(self.print[child].T, others, new, strict=True))
+        )
 
     def _moved(
         self, nodes: np.ndarray, inner: np.ndarray, level: int, turns: np.ndarray, again: np.ndarray
@@ -664,7 +675,10 @@ def _test(kernel: LoopKernel, bound: Bound, padded: dict[Axis, LoopAxis]) -> Bou
     skips = bound in kernel.paddings
     looped = [k for k in axes if k >= len(kernel.spatial) and steps[k] > 0]
     extents = tuple(kernel.extents[k] for k in axes)
-    return BoundsTest(tuple(axes), extents, clear, looped[-1] if skips and looped else -1, share, skips)
+    return BoundsTest(
+        tuple(axes), extents, clear, looped[-1] if skips and looped else -1, share, skips,
+        tuple(steps.values()), index.constant, lo, hi,
+    )  # fmt: skip
 
 
 def over_blocks(stage: LoopKernel, blocks: np.ndarray) -> np.ndarray:
@@ -673,7 +687,9 @@ def over_blocks(stage: LoopKernel, blocks: np.ndarray) -> np.ndarray:
     return np.concatenate([blocks, np.broadcast_to(own, (len(blocks), len(own)))], axis=1)
 
 
-def shared_footprint(kernel: StagedKernel, rates: list[Rates], blocks: np.ndarray) -> np.ndarray:
+def shared_footprint(
+    kernel: StagedKernel, rates: list[Rates], blocks: np.ndarray, scattered: float = SCATTERED
+) -> np.ndarray:
     """Bytes of cache lines of every buffer (inputs, output, then all scratch) that the stages touch over blocks of the
     shared axes: of a buffer that several stages read, the most that one of them does."""
     buffers = len(kernel.inputs)
@@ -681,7 +697,7 @@ def shared_footprint(kernel: StagedKernel, rates: list[Rates], blocks: np.ndarra
     for k, r in zip(kernel.stages, rates, strict=True):
         domain = over_blocks(k, blocks)
         for number, a in r.by_buffer(kernel):
-            out[:, number] = np.maximum(out[:, number], footprint(a, domain))
+            out[:, number] = np.maximum(out[:, number], footprint(a, domain, scattered))
     points = blocks.prod(axis=1)
     out[:, -1] = points * max(map(kernel.scratch_bytes, kernel.sequences))
     return out
@@ -697,6 +713,7 @@ class _FrameScorer(Scorer):
         super().__init__(replace(egraph, kernel=kernel.frame), target, threads, kernel)
         axes = self.shared
         self.print = shared_footprint(kernel, rates, egraph.domain[:, :axes])
+        self.lines = shared_footprint(kernel, rates, egraph.domain[:, :axes], 1.0)
         self.varies = np.zeros((max(axes, 1), self.print.shape[1]), bool)
         for r in rates:
             for number, a in r.by_buffer(kernel):
