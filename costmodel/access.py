@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import cached_property, reduce
 from operator import or_
 from typing import NamedTuple
 
@@ -20,7 +22,8 @@ SCATTERED = 3.0  # what such rows cost: set by hand so that panels win where the
 
 @dataclass(frozen=True)
 class BoundsTest:
-    """A bounds test over the axes `axes` (their numbers), of these `extents`.
+    """A bounds test over the axes `axes` (their numbers), of these `extents`: of the index `constant` + `steps` times
+    their values, which is to be in `lo` to `hi - 1`.
 
     Blocks that keep clear of the ends `clear` (bits of `Block.inside`; None: there are none) need not make it. `share`:
     the part of all points that pass; `skips`: the others are not computed. `looped`: the reduction axis (-1: none) of
@@ -33,6 +36,10 @@ class BoundsTest:
     looped: int = -1
     share: float = 1.0
     skips: bool = False
+    steps: tuple[int, ...] = ()
+    constant: int = 0
+    lo: int = 0
+    hi: int = 0
 
     def known(self, domain: np.ndarray) -> np.ndarray:
         """Straight-line code over a block knows where each of its points is."""
@@ -46,9 +53,30 @@ class BoundsTest:
         """Blocks that keep clear of the ends at which it fails."""
         return np.zeros(len(inside), bool) if self.clear is None else (inside & self.clear) == self.clear
 
-    def free(self, domain: np.ndarray, inside: np.ndarray) -> np.ndarray:
-        """Blocks in which the test is not made."""
-        return self.inside(inside) | self.known(domain) | self.left_to_loop(domain)
+    def made(self, domain: np.ndarray, inside: np.ndarray) -> np.ndarray:
+        """Share of a block's points at which straight-line code makes the test; the others pass wherever it is."""
+        without = self.inside(inside) | self.known(domain) | self.left_to_loop(domain)
+        if not self.axes:
+            return np.where(without, 0.0, 1.0)
+        places = np.asarray(np.ravel_multi_index(tuple(domain[:, self.axes].T - 1), self.extents))
+        new = np.unique(places[np.isnan(self._exposed[places])])
+        for place, block in zip(new, np.stack(np.unravel_index(new, self.extents), axis=1) + 1, strict=True):
+            self._exposed[place] = self._may_fail(block.tolist())
+        return np.where(without, 0.0, self._exposed[places])
+
+    @cached_property
+    def _exposed(self) -> np.ndarray:
+        """Share of the points of a block that may fail, for all extents along the axes; NaN: not asked for yet."""
+        return np.full(math.prod(self.extents), np.nan)
+
+    def _may_fail(self, block: Sequence[int]) -> float:
+        """Share of the points of a block of these extents that fail at one of the places where it may be."""
+        least = furthest = np.full(1, self.constant)
+        for size, extent, step in zip(block, self.extents, self.steps, strict=True):
+            within, start = step * np.arange(size), step * (extent - size)
+            least = np.add.outer(least, within + min(start, 0)).reshape(-1)
+            furthest = np.add.outer(furthest, within + max(start, 0)).reshape(-1)
+        return float(((least < self.lo) | (furthest >= self.hi)).mean())
 
 
 @dataclass(frozen=True)
@@ -120,7 +148,8 @@ def runs(a: Access, domain: np.ndarray) -> Runs:
     return Runs(outer * rows, run, (pitch >= FAR_ROWS) & (rows > 1))
 
 
-def footprint(a: Access, domain: np.ndarray) -> np.ndarray:
-    """Bytes of whole cache lines that an access touches over blocks of the given extents; short far rows cost more."""
+def footprint(a: Access, domain: np.ndarray, scattered: float = SCATTERED) -> np.ndarray:
+    """Bytes of whole cache lines that an access touches over blocks of the given extents; short far rows cost
+    `scattered` times as much."""
     rows, length, far = runs(a, domain)
-    return rows * np.maximum(length, LINE) * np.where(far & (length <= 4 * LINE), SCATTERED, 1.0)
+    return rows * np.maximum(length, LINE) * np.where(far & (length <= 4 * LINE), scattered, 1.0)

@@ -27,14 +27,16 @@ from ..ir.nest import AHEAD, CACHED, KINDS, PARALLEL, SERIAL, UNROLL, WAYS
 from ..ir.target import LINE, Target
 from ..rewrite.loop_egraph import FOR, INTRIN, TIPS, LoopEGraph
 from ..rewrite.loop_language import ALL, Fit, LoopAxis, border, space
-from .access import Access, BoundsTest, access, footprint
+from .access import SCATTERED, Access, BoundsTest, access, footprint
 from .hoped import hoped_cycles, tiled_cycles
 from .streams import BROKEN, START, STORED, STORED_ROWS, Streams
 
 SPLIT = 1.6  # what a vector costs that lies across two cache lines, as many do where rows do not begin at one
-LOOP_OVERHEAD = 1.0  # cycles an iteration
+LOOP = 2.0  # cycles to enter a loop; its rounds count beside vector arithmetic (maps of 1 to 16 vectors: the same)
+#: What a map's straight-line code for several vectors takes, in terms of a loop over one: 1.06 gelu, 1.01 exp of 1M.
+SEVERAL = 1.01
 TILE_OVERHEAD = 6.0  # cycles to enter and leave a register tile
-LANES_COMBINED = 12.0  # cycles to combine the lanes of a vector
+LANES_COMBINED = 12.0  # cycles to combine the lanes of a vector; the last one's result is also waited for
 FORK_JOIN = 3000.0  # cycles to hand work to the pool and wait: measured 450 hot, and 20 us (70,000) after a pause
 TASK = 90.0  # cycles to claim one task, when threads contend
 BETWEEN_CORES = 4.0  # bytes a cycle out of another core's cache (layer norm 128x768: rows regrouped 43 us, else 24)
@@ -195,8 +197,8 @@ class Rates:
         with a single one, in full-width loads (arithmetic takes it from memory as part of the instruction).
         """
         count = self._others(domain, v, a.strides != 0)
-        free = self._free_of_tests(a, domain, inside)
-        once = np.where(free, self._shared(a, domain, v), 1.0) * count
+        tested = self._tested(a, domain, inside)
+        once = (tested + (1 - tested) * self._shared(a, domain, v)) * count
         along = self._along(domain, v)
         stride = np.where(v >= 0, a.strides[np.maximum(v, 0)], 0) if len(a.strides) else np.zeros(len(v))
         split = SPLIT if a.splits(self.t.vector_bytes) else 1.0
@@ -206,21 +208,21 @@ class Rates:
         cycles = np.where(stride == 0, broadcast, np.where(stride == a.size * unit, contiguous, gathered))
         if not a.affine:
             cycles = cycles + gathered
-        return np.where(free, cycles, cycles * 2 + 0.5 * count)
+        return cycles * (1 + tested) + 0.5 * count * tested
 
     def _tests(self, a: Access, domain: np.ndarray, v: np.ndarray, inside: np.ndarray) -> np.ndarray:
         """Cycles that the bounds tests of an access take beside everything else: of elements that fill vectors, as
         those of a vector are one mask."""
         count = self._others(domain, v, a.strides != 0)
         repeated = (v < 0) | (a.strides[np.maximum(v, 0)] == 0) if len(a.strides) else np.ones(len(v), bool)
-        return np.where(repeated & ~self._free_of_tests(a, domain, inside), TESTED * count, 0.0)
+        return np.where(repeated, TESTED * count * self._tested(a, domain, inside), 0.0)
 
-    def _free_of_tests(self, a: Access, domain: np.ndarray, inside: np.ndarray) -> np.ndarray:
-        """Blocks in which no bounds are tested for an access."""
-        out = np.ones(len(domain), bool)
+    def _tested(self, a: Access, domain: np.ndarray, inside: np.ndarray) -> np.ndarray:
+        """Share of the points of blocks at which bounds are tested for an access."""
+        free = np.ones(len(domain))
         for t in a.tests:
-            out &= t.free(domain, inside)
-        return out
+            free = free * (1 - t.made(domain, inside))
+        return 1 - free
 
     def _shared(self, a: Access, domain: np.ndarray, v: np.ndarray) -> np.ndarray:
         """Share of the vectors that results of a block read which is loaded: of overlapping windows each vector once,
@@ -319,13 +321,16 @@ class Rates:
         # The epilogue of a reduction waits for it; a map's loads run ahead of its arithmetic.
         waits = 1.0 if self.kernel.update is not None else OVERLAP
         work = np.maximum(work, loads) + waits * np.minimum(work, loads)
+        if self.kernel.update is None:
+            work = work * np.where(vectors > 1, SEVERAL, 1.0)
         stride = np.where(v >= 0, self.out.strides[np.maximum(v, 0)], 0) if domain.shape[1] else np.zeros(len(v))
         scattered = (stride != self.out.size) & (along > 1)
         split = SPLIT if self.out.splits(self.t.vector_bytes) else 1.0
         each = np.minimum(SINGLE, self._across(self.out, results, v, self.t.stores_per_cycle))
         store = np.where(scattered, rows * along * each, split * vectors / self.t.stores_per_cycle)
         overhead = TILE_OVERHEAD if self.kernel.update is not None else 0.0
-        overhead = overhead + np.where(v >= self.spatial, rows * LANES_COMBINED, 0.0)
+        waited = self.t.latency * math.log2(self.lanes)
+        overhead = overhead + np.where(v >= self.spatial, rows * LANES_COMBINED + waited, 0.0)
         return np.maximum(work, store) + 0.3 * np.minimum(work, store) + overhead
 
     def vectors(self, domain: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -437,17 +442,25 @@ class Scorer:
             self.streams, self.stored = replace(self.streams, written=STORED_ROWS), STORED
         self.width = STATE + (len(whole.inputs) + 1 if self.missing else 0)
         self.print = np.stack([footprint(a, egraph.domain) for a in self.rates.accesses], axis=1)
+        self.lines = np.stack([footprint(a, egraph.domain, 1.0) for a in self.rates.accesses], axis=1)
         self.varies = np.stack([a.strides != 0 for a in self.rates.accesses], axis=1)
         #: Accesses of the reduction that have neighbours along some axis of the results.
         loaded = [bool((a.strides[: len(k.spatial)] == a.size).any()) for a in self.rates.updates]
         self.in_vectors = np.array(loaded + [False] * (len(self.rates.accesses) - len(loaded)))
-        self.waited = np.ones((2, len(self.rates.accesses)))  # of the first cache, and the others
-        for n, buffer in enumerate(self.rates.buffers):
-            if buffer >= len(whole.inputs) and k.points >= OVER_AND_OVER * k.inputs[buffer].size:
-                self.waited[0, n] = PACKED
+        self.near = self._near(whole)
         self.whole = self.print.sum(axis=1)
         self.depth = np.prod(egraph.domain[:, len(k.spatial) :], axis=1)
         self.full_depth = int(np.prod([a.extent for a in k.reduce], initial=1))
+
+    def _near(self, whole: Lowered) -> np.ndarray | None:
+        """The share of each access's traffic into the first cache that is waited for; None: all of it."""
+        points, inputs = self.rates.kernel.points, self.rates.kernel.inputs
+        scratch = [
+            b >= len(whole.inputs) and points >= OVER_AND_OVER * inputs[b].size for b in self.rates.buffers
+        ]
+        if not any(scratch):
+            return None
+        return np.array([PACKED if s else 1.0 for s in scratch] + [1.0] * (len(self.rates.accesses) - len(scratch)))
 
     def _streams(self, whole: Lowered) -> Streams:
         return Streams.of(self.rates.by_buffer(whole), self.g.domain, len(whole.inputs) + 1)
@@ -481,12 +494,12 @@ class Scorer:
     def loop(self, nodes: np.ndarray, body: np.ndarray) -> np.ndarray:
         g = self.g
         owner, trips = g.owner[nodes], g.count[nodes].astype(float)
-        out = body.copy()
+        out = body.copy(order="K")
         serial = (g.kind[nodes] == SERIAL_KIND) | (g.kind[nodes] == AHEAD_KIND)
         parallel = g.kind[nodes] == PARALLEL_KIND
         rounds = np.where(parallel, np.ceil(trips / self.threads), trips)
         threads = trips / rounds
-        each, once = np.where(parallel, TASK, LOOP_OVERHEAD), np.where(parallel, FORK_JOIN, 2.0)
+        each, once = np.where(parallel, TASK, 0.0), np.where(parallel, FORK_JOIN, LOOP)
         made = self.rates.rounds_made(g.axis[nodes], g.domain[g.child[nodes]], g.inside[owner])
         turns = rounds * made + np.where(parallel, WAITING, 0.0)
         looped = turns[:, None] * (body[:, :, 0] + each[:, None]) + (once + self._regrouped(nodes, threads))[:, None]
@@ -499,9 +512,12 @@ class Scorer:
             region[top] = self.rates.region(g.domain[at], v, g.inside[at], fit)
         straight = region[:, None] * np.where(body[:, :, 5] > 0, LOOPED, 1.0)
         out[:, :, 0] = np.where((serial | parallel)[:, None], looped, straight)
-        for level in (0, 1):
-            out[:, :, level + 1] = self._moved(nodes, body[:, :, level + 1], level, rounds)
-        out[:, :, 3] = self._moved(nodes, body[:, :, 3], 2, trips) / np.minimum(threads, SHARED_MEMORY)[:, None]
+        again = self._again(nodes, rounds)
+        near = again if self.near is None else self._again(nodes, rounds, self.near)
+        for level, bytes_again in enumerate((near, again)):
+            out[:, :, level + 1] = self._moved(nodes, body[:, :, level + 1], level, rounds, bytes_again)
+        again = self._again(nodes, trips) if parallel.any() else again
+        out[:, :, 3] = self._moved(nodes, body[:, :, 3], 2, trips, again) / np.minimum(threads, SHARED_MEMORY)[:, None]
         self._fetch_ahead(nodes, out)
         out[:, :, 4] *= threads[:, None]
         out[:, :, 5] = np.maximum(body[:, :, 5], (serial | parallel)[:, None])
@@ -540,12 +556,23 @@ class Scorer:
         results = self.print[self.g.owner[nodes], self.written]
         return np.where(apart, results / threads * (1 - 1 / threads) / BETWEEN_CORES, 0.0)
 
-    def _moved(self, nodes: np.ndarray, inner: np.ndarray, level: int, turns: np.ndarray) -> np.ndarray:
-        """Bytes into a cache over `turns` rounds of the loops `nodes`, whose bodies move `inner` bytes each."""
+    def _again(self, nodes: np.ndarray, turns: np.ndarray, shares: np.ndarray | None = None) -> np.ndarray:
+        """Bytes that `turns` rounds of the loops `nodes` bring in, if what their bodies touch stays until the next one:
+        lines that neighbouring rounds share (overlapping windows, parts of a line) come once. Of every access its share
+        counts, if given."""
+        g = self.g
+        owner, child, others = g.owner[nodes], g.child[nodes], self.varies[g.axis[nodes]].T
+        new = np.minimum(1.0, self.lines[owner] / (self.lines[child] * g.count[nodes][:, None])).T
+        touched = (self.print[child] if shares is None else self.print[child] * shares).T
+        return reduce(np.add, (t * np.where(o, turns * n, 1.0) for t, o, n in zip(touched, others, new, strict=True)))
+
+    def _moved(
+        self, nodes: np.ndarray, inner: np.ndarray, level: int, turns: np.ndarray, again: np.ndarray
+    ) -> np.ndarray:
+        """Bytes into a cache over `turns` rounds of the loops `nodes`, whose bodies move `inner` bytes each, or `again`
+        all together where the cache holds what they touch."""
         g = self.g
         owner, child = g.owner[nodes], g.child[nodes]
-        touched = self.print[child] * self.waited[min(level, 1)]
-        again = (touched * np.where(self.varies[g.axis[nodes]], turns[:, None], 1.0)).sum(axis=1)
         whole = self.whole[owner]
         whole = np.where(turns == g.count[nodes], whole, np.minimum(again, whole))  # a thread's part of the block
         capacity = self.t.caches[level] * WARM
@@ -583,7 +610,7 @@ class Scorer:
         domain = g.domain[owner]
         partial = self.depth[owner] < self.full_depth
         again = self.rates.vectors(domain, v) * (1 / self.t.loads_per_cycle + 1 / self.t.stores_per_cycle)
-        out = body.copy()
+        out = body.copy(order="K")
         out[:, :, 5] = 0.0
         out[:, :, 0] += (self.rates.finish(domain, v, g.inside[owner]) + np.where(partial, again, 0.0))[:, None]
         return out
@@ -610,7 +637,7 @@ class Scorer:
 
     def store(self, nodes: np.ndarray, body: np.ndarray) -> np.ndarray:
         """Lines that are stored through the caches are brought in first."""
-        g, out = self.g, body.copy()
+        g, out = self.g, body.copy(order="K")
         cached = self.print[g.owner[nodes], self.written] * (g.kind[nodes] == THROUGH_CACHES)
         out[:, :, 3] += cached[:, None] / np.minimum(np.maximum(body[:, :, 4], 1.0), SHARED_MEMORY)
         return out
@@ -662,7 +689,10 @@ def _test(kernel: LoopKernel, bound: Bound, padded: dict[Axis, LoopAxis]) -> Bou
     skips = bound in kernel.paddings
     looped = [k for k in axes if k >= len(kernel.spatial) and steps[k] > 0]
     extents = tuple(kernel.extents[k] for k in axes)
-    return BoundsTest(tuple(axes), extents, clear, looped[-1] if skips and looped else -1, share, skips)
+    return BoundsTest(
+        tuple(axes), extents, clear, looped[-1] if skips and looped else -1, share, skips,
+        tuple(steps.values()), index.constant, lo, hi,
+    )  # fmt: skip
 
 
 def over_blocks(stage: LoopKernel, blocks: np.ndarray) -> np.ndarray:
@@ -671,7 +701,9 @@ def over_blocks(stage: LoopKernel, blocks: np.ndarray) -> np.ndarray:
     return np.concatenate([blocks, np.broadcast_to(own, (len(blocks), len(own)))], axis=1)
 
 
-def shared_footprint(kernel: StagedKernel, rates: list[Rates], blocks: np.ndarray) -> np.ndarray:
+def shared_footprint(
+    kernel: StagedKernel, rates: list[Rates], blocks: np.ndarray, scattered: float = SCATTERED
+) -> np.ndarray:
     """Bytes of cache lines of every buffer (inputs, output, then all scratch) that the stages touch over blocks of the
     shared axes: of a buffer that several stages read, the most that one of them does."""
     buffers = len(kernel.inputs)
@@ -679,7 +711,7 @@ def shared_footprint(kernel: StagedKernel, rates: list[Rates], blocks: np.ndarra
     for k, r in zip(kernel.stages, rates, strict=True):
         domain = over_blocks(k, blocks)
         for number, a in r.by_buffer(kernel):
-            out[:, number] = np.maximum(out[:, number], footprint(a, domain))
+            out[:, number] = np.maximum(out[:, number], footprint(a, domain, scattered))
     points = blocks.prod(axis=1)
     out[:, -1] = np.minimum(points * max(map(kernel.scratch_bytes, kernel.sequences)), kernel.room)
     return out
@@ -695,7 +727,8 @@ class _FrameScorer(Scorer):
         super().__init__(replace(egraph, kernel=kernel.frame), target, threads, kernel)
         axes = self.shared
         self.print = shared_footprint(kernel, rates, egraph.domain[:, :axes])
-        self.waited = np.ones((2, self.print.shape[1]))
+        self.lines = shared_footprint(kernel, rates, egraph.domain[:, :axes], 1.0)
+        self.near = None
         self.varies = np.zeros((max(axes, 1), self.print.shape[1]), bool)
         for r in rates:
             for number, a in r.by_buffer(kernel):

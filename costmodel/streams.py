@@ -8,6 +8,7 @@ row by row, 14 GB/s two to eight rows at a time; of a 4096x4096 one: 48 and 36; 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -74,13 +75,16 @@ class Streams:
         """Streams begun by loops: over `axis`, in `trips` steps of `step` indices, around nests of the e-classes
         `child` that begin `starts` (loops, beam, buffers). `kept`: a cache holds what the body touches.
 
-        A loop goes on with its body's streams if its step is a run's length: with those of several rows, if few,
-        and with a single run if the body walked it as one.
+        A loop goes on with its body's streams if its step is a run's length, if these are few, and if the body walked
+        each run as one; what it writes in several rows need not be, as no one waits for it.
         """
-        jump = self.strides[:, axis].T * step[:, None]
-        follows = (jump <= np.maximum(self.run[child], LINE))[:, None, :]
-        followed = np.array([FOLLOWED] * (len(self.strides) - 1) + [self.written])
-        several = (self.rows[child] > 1) & (self.rows[child] <= followed)
-        follows = follows & (several[:, None, :] | (starts <= 1))
-        same = ((jump == 0) & kept[:, None])[:, None, :]
-        return np.where(follows & (jump > 0)[:, None, :] | same, starts, starts * trips[:, None, None])
+        jump, last = self.strides[:, axis] * step, len(self.strides) - 1
+        begun = np.empty_like(starts)
+        for buffer, far in enumerate(jump):
+            before, rows = starts[:, :, buffer], self.rows[child, buffer]
+            several = (rows > 1) & (rows <= (self.written if buffer == last else FOLLOWED))
+            whole = np.where(several, math.inf if buffer == last else rows, 1.0)
+            follows = (far > 0) & (far <= np.maximum(self.run[child, buffer], LINE))
+            goes_on = follows[:, None] & (before <= whole[:, None]) | ((far == 0) & kept)[:, None]
+            begun[:, :, buffer] = np.where(goes_on, before, before * trips[:, None])
+        return begun

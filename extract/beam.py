@@ -18,6 +18,9 @@ from .costmodel import CostModel, NestScorer, NotingScorer
 #: Of so many times the beam's width, chosen by their scores, a `NotingScorer` refines every block's best.
 SHORTLIST = 2
 
+#: E-nodes that are scored at a time: so many that arrays of their states stay in the second cache.
+PORTION = 8192
+
 
 @dataclass(frozen=True)
 class ScoredNest:
@@ -48,13 +51,18 @@ def swept(egraph: LoopEGraph, model: CostModel, width: int = 6) -> Sweep:
 
 
 class Sweep:
-    """The best `width` partial nests of every block. `node_cost`: what the best that begins with each e-node costs."""
+    """The best `width` partial nests of every block. `node_cost`: what the best that begins with each e-node costs.
+
+    Of every block's best, `state` has the model's states, shape (e-classes, width, floats), `node` the e-nodes that
+    they begin with, and `rank` which of the best of their parts they are made of.
+    """
 
     def __init__(self, egraph: LoopEGraph, scorer: NestScorer, width: int) -> None:
         classes = len(egraph.level)
         self.egraph, self.scorer, self.width = egraph, scorer, width
         self.cost = np.full((classes, width), np.inf)
-        self.state = np.zeros((classes, width, scorer.width))
+        self._columns = np.zeros((scorer.width, classes, width))  # scorers compute with one float of many states
+        self.state = self._columns.transpose(1, 2, 0)
         self.node = np.full((classes, width), -1, np.int64)
         self.rank = np.zeros((classes, width, 2), np.int64)
         self.node_cost = np.full(egraph.enodes, np.inf)
@@ -65,86 +73,74 @@ class Sweep:
         g = self.egraph
         bounds = np.searchsorted(g.level[g.owner], np.arange(g.level.max() + 2))
         for lo, hi in zip(bounds[:-1], bounds[1:], strict=True):
-            if hi > lo:
-                self._level(np.arange(lo, hi))
+            nodes = lo + np.argsort(g.owner[lo:hi], kind="stable")
+            for some in _portions(nodes, g.owner[nodes]) if hi > lo else ():
+                self._fill(some)
 
-    def _level(self, nodes: np.ndarray) -> None:
-        g, k = self.egraph, self.width
-        states, costs, ranks, who = [], [], [], []
-
-        def keep(n: np.ndarray, s: np.ndarray, alive: np.ndarray, r: np.ndarray) -> None:
-            cost = np.where(alive, self.scorer.score(g.owner[n], s), np.inf)
-            self.node_cost[n] = cost.min(axis=1)
-            states.append(s.reshape(-1, self.scorer.width))
-            costs.append(cost.reshape(-1))
-            ranks.append(r.reshape(-1, 2))
-            who.append(np.repeat(n, s.shape[1]))
-
+    def _fill(self, nodes: np.ndarray) -> None:
+        """The best of classes, of which `nodes` are all e-nodes, one class after the other."""
+        cost = np.full((len(nodes), self.width), np.inf)
+        states = np.zeros((self.scorer.width, *cost.shape))
         for op in (VEC, INTRIN, UNOPENED, FOR, TILE, CAT, SEQ, STAGE, STORE):
-            n = nodes[g.op[nodes] == op]
-            if not len(n):
+            at = np.flatnonzero(self.egraph.op[nodes] == op)
+            if not len(at):
                 continue
-            if op in TIPS:
-                leaf = (self.scorer.unopened(n) if op == UNOPENED else self.scorer.leaf(n))[:, None, :]
-                keep(n, leaf, np.ones(leaf.shape[:2], bool), np.zeros((len(n), 1, 2), np.int64))
-                continue
-            child = g.child[n]
-            alive = np.isfinite(self.cost[child])
-            rank = np.zeros((len(n), k, 2), np.int64)
-            rank[:, :, 0] = np.arange(k)
-            if op in (CAT, SEQ):
-                other = g.other[n]
-                second = np.repeat(self.state[other][:, :1], k, axis=1)
-                alive &= np.isfinite(self.cost[other][:, :1])
-                join = self.scorer.cat if op == CAT else self.scorer.seq
-                keep(n, join(n, self.state[child], second), alive, rank)
-            else:
-                step = {
-                    FOR: self.scorer.loop, TILE: self.scorer.tile, STAGE: self.scorer.stage, STORE: self.scorer.store
-                }[op]  # fmt: skip
-                keep(n, step(n, self.state[child]), alive, rank)
-        self._select(
-            nodes, np.concatenate(who), np.concatenate(costs), np.concatenate(states), np.concatenate(ranks)
-        )
+            n = nodes[at]
+            state, alive = self._partial(op, n)
+            ranks = state.shape[1]
+            cost[at, :ranks] = np.where(alive, self.scorer.score(self.egraph.owner[n], state), np.inf)
+            states[:, at, :ranks] = state.transpose(2, 0, 1)
+        self.node_cost[nodes] = cost.min(axis=1)
+        self._select(nodes, cost, states)
 
-    def _select(
-        self, nodes: np.ndarray, node: np.ndarray, cost: np.ndarray, state: np.ndarray, rank: np.ndarray
-    ) -> None:
-        """Keep the best of partial nests that begin with the e-nodes `node`, for every class of `nodes`."""
-        owner = self.egraph.owner[node]
+    def _partial(self, op: int, n: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(states, which of them are of nests) of partial nests that begin with the e-nodes `n`, all of them `op`."""
+        if op in TIPS:
+            state = (self.scorer.unopened(n) if op == UNOPENED else self.scorer.leaf(n))[:, None, :]
+            return state, np.ones(state.shape[:2], bool)
+        child, other = self.egraph.child[n], self.egraph.other[n]
+        body, alive = self._states(child), np.isfinite(self.cost[child])
+        if op in (CAT, SEQ):
+            second = np.repeat(self._states(other)[:, :1], self.width, axis=1)
+            join = self.scorer.cat if op == CAT else self.scorer.seq
+            return join(n, body, second), alive & np.isfinite(self.cost[other][:, :1])
+        step = {
+            FOR: self.scorer.loop, TILE: self.scorer.tile, STAGE: self.scorer.stage, STORE: self.scorer.store
+        }[op]  # fmt: skip
+        return step(n, body), alive
+
+    def _states(self, classes: np.ndarray) -> np.ndarray:
+        return np.take(self._columns, classes, axis=1).transpose(1, 2, 0)
+
+    def _select(self, nodes: np.ndarray, costs: np.ndarray, states: np.ndarray) -> None:
+        """Keep the best partial nests of every class of `nodes`: of those that go on from an e-node with each of the
+        best of its (first) part."""
         width = self.width * (SHORTLIST if self.noting else 1)
-        live = np.flatnonzero(np.isfinite(cost) & (cost <= self._enough(nodes, width)[owner]))
-        order, place = _best(owner[live], cost[live], node[live], width)
-        order = live[order]
+        enough = _enough(self.egraph.owner[nodes], costs, width)
+        row, rank = np.nonzero(np.isfinite(costs) & (costs <= enough[:, None]))
+        node, cost = nodes[row], costs[row, rank]
+        owner = self.egraph.owner[node]
+        order, place = _best(owner, cost, node, width)
+        owner, node, cost, row, rank = owner[order], node[order], cost[order], row[order], rank[order]
+        state = states[:, row, rank]
         if self.noting is not None and len(order):
-            node, state, rank, owner = node[order], state[order], rank[order], owner[order]
-            notes = self._notes(self.noting, node, state, rank)
-            cost = self.noting.refine(owner, state, notes)
+            notes = self._notes(self.noting, node, state.T, rank)
+            cost = self.noting.refine(owner, state.T, notes)
             self.node_cost[node] = np.inf
             np.minimum.at(self.node_cost, node, cost)
             order, place = _best(owner, cost, node, self.width)
-            self.note[owner[order], place] = notes[order]
-        owner = owner[order]
-        self.cost[owner, place] = cost[order]
-        self.state[owner, place] = state[order]
-        self.node[owner, place] = node[order]
-        self.rank[owner, place] = rank[order]
-
-    def _enough(self, nodes: np.ndarray, width: int) -> np.ndarray:
-        """For every class, a cost that `width` partial nests of the nodes `nodes` do not exceed: the best of so many
-        nodes."""
-        owner, cost = self.egraph.owner[nodes], self.node_cost[nodes]
-        order, place = _best(owner, cost, nodes, width)
-        last = order[place == width - 1]
-        out = np.full(len(self.egraph.level), np.inf)
-        out[owner[last]] = cost[last]
-        return out
+            owner, node, cost, state, rank = owner[order], node[order], cost[order], state[:, order], rank[order]
+            self.note[owner, place] = notes[order]
+        self.cost[owner, place] = cost
+        self._columns[:, owner, place] = state
+        self.node[owner, place] = node
+        self.rank[owner, place, 0] = rank
 
     def _notes(self, noting: NotingScorer, node: np.ndarray, state: np.ndarray, rank: np.ndarray) -> np.ndarray:
         child, other = self.egraph.child[node], self.egraph.other[node]
-        below, beside = self.note[child, rank[:, 0]], self.note[other, 0]
+        below, beside = self.note[child, rank], self.note[other, 0]
         below[child < 0] = 0.0
-        dearer = (other < 0) | (self.cost[child, rank[:, 0]] >= self.cost[other, 0])
+        dearer = (other < 0) | (self.cost[child, rank] >= self.cost[other, 0])
         return noting.note(node, state, below, beside, dearer)
 
     def best(self, root: int) -> list[ScoredNest]:
@@ -160,11 +156,35 @@ class Sweep:
         return self.egraph.node(n, lambda child: self._nest(child, int(next(ranks))))
 
 
+def _starts(owner: np.ndarray) -> np.ndarray:
+    """Where each run of equal numbers begins."""
+    return np.flatnonzero(np.r_[True, owner[1:] != owner[:-1]]) if len(owner) else np.zeros(0, np.int64)
+
+
+def _portions(nodes: np.ndarray, owner: np.ndarray) -> list[np.ndarray]:
+    """Nodes in portions of about `PORTION`, none of which ends inside a class."""
+    starts = _starts(owner)
+    cuts = np.searchsorted(starts, np.arange(PORTION, len(nodes), PORTION))
+    return np.split(nodes, np.unique(starts[cuts[cuts < len(starts)]]))
+
+
+def _enough(owner: np.ndarray, costs: np.ndarray, width: int) -> np.ndarray:
+    """For every row of `costs` what the best `width` costs of its owner's rows do not exceed."""
+    starts = _starts(owner)
+    number = np.repeat(np.arange(len(starts)), np.diff(np.r_[starts, len(owner)]))
+    place = np.arange(len(owner)) - starts[number]
+    together = np.full((len(starts), place.max(initial=0) + 1, costs.shape[1]), np.inf)
+    together[number, place] = costs
+    together = together.reshape(len(starts), -1)
+    if together.shape[1] <= width:
+        return np.full(len(owner), np.inf)
+    return np.partition(together, width - 1, axis=1)[number, width - 1]
+
+
 def _best(owner: np.ndarray, cost: np.ndarray, node: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
     """(which, place): the best `width` partial nests of every owner, and what place each has among them."""
     order = np.lexsort((node, cost, owner))
-    owner = owner[order]
-    starts = np.flatnonzero(np.r_[True, owner[1:] != owner[:-1]]) if len(owner) else np.zeros(0, np.int64)
+    starts = _starts(owner[order])
     place = np.arange(len(owner)) - np.repeat(starts, np.diff(np.r_[starts, len(owner)]))
     top = place < width
     return order[top], place[top]

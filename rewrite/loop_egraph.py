@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from itertools import chain
+from operator import attrgetter
 from types import MappingProxyType
 from typing import Any
 
@@ -38,7 +40,22 @@ BORDER_TILE = 14
 COARSE_TILE = 16
 
 FOR, CAT, TILE, VEC, SEQ, STAGE, INTRIN, STORE, UNOPENED = range(9)
-CONSTRUCTORS = ("For", "Cat", "Tile", "Vec", "Seq", "Stage", "Intrin", "Store")
+#: Columns of an e-node's row: after its class and operation, as the fields of `LoopEGraph`.
+AXIS, COUNT, KIND, CHILD, OTHER = range(2, 7)
+COLUMNS = 7
+#: The arguments of a leaf's constructor have `Block.inside` here, which is the class's and no column (-1).
+INSIDE = 1
+#: Of every constructor its operation, and the column of each argument.
+CONSTRUCTORS = {
+    "For": (FOR, (AXIS, COUNT, KIND, CHILD)),
+    "Cat": (CAT, (AXIS, COUNT, CHILD, OTHER)),
+    "Tile": (TILE, (AXIS, CHILD)),
+    "Vec": (VEC, (KIND, -1, AXIS, COUNT)),
+    "Intrin": (INTRIN, (KIND, -1, AXIS, COUNT)),
+    "Store": (STORE, (KIND, CHILD)),
+    "Stage": (STAGE, (KIND, CHILD)),
+    "Seq": (SEQ, (CHILD, OTHER)),
+}
 #: E-nodes without children that nests end in.
 LEAVES = (VEC, INTRIN)
 #: All e-nodes without children: while a guided saturation goes on, also the blocks that it has not opened.
@@ -299,41 +316,34 @@ def _read_back(
     tables = {name: f.rows for name, f in egraph.freeze().functions.items()}
     number, of = _Memo(egraph.value_to_i64), _Memo(lambda value: len(of))
     root = of[tables["$root"][0].output]
-    rows: list[tuple[int, ...]] = [
-        (of[r.output], FOR, number[axis], number[trips], number[kind], of[child], -1)
-        for r in tables["For"]
-        for axis, trips, kind, child in (r.inputs,)
-    ]
-    for r in tables["Cat"]:
-        axis, at, first, second = r.inputs
-        rows.append((of[r.output], CAT, number[axis], number[at], -1, of[first], of[second]))
-    for r in tables["Tile"]:
-        axis, child = r.inputs
-        rows.append((of[r.output], TILE, number[axis], -1, -1, of[child], -1))
-    known: dict[int, int] = {}
-    for op, name in ((VEC, "Vec"), (INTRIN, "Intrin")):
-        for r in tables[name]:
-            stage, inside, axis, lanes = r.inputs
-            known[of[r.output]] = number[inside]
-            rows.append((of[r.output], op, number[axis], number[lanes], number[stage], -1, -1))
-    for r in tables["Store"]:
-        how, child = r.inputs
-        rows.append((of[r.output], STORE, -1, -1, number[how], of[child], -1))
-    for r in tables["Stage"]:
-        stage, child = r.inputs
-        rows.append((of[r.output], STAGE, -1, -1, number[stage], of[child], -1))
-    for r in tables["Seq"]:
-        first, second = r.inputs
-        rows.append((of[r.output], SEQ, -1, -1, -1, of[first], of[second]))
+    parts = [_columns(name, tables[name], number, of) for name in CONSTRUCTORS]
+    leaves = [r for name in ("Vec", "Intrin") for r in tables[name]]
+    known = {of[r.output]: number[r.inputs[INSIDE]] for r in leaves}
     blocks: dict[int, tuple[int, ...]] = {}
     if unopened:
         opened = {of[r.inputs[0]] for r in tables["open"]}
+        waiting: list[tuple[int, ...]] = []
         for r in tables["Block"]:
             c, (stage, phase, inside, vector, *extents) = of[r.output], r.inputs
             if c not in opened and c not in blocks and number[phase] != STRAIGHT:
-                rows.append((c, UNOPENED, number[vector], number[phase], number[stage], -1, -1))
+                waiting.append((c, UNOPENED, number[vector], number[phase], number[stage], -1, -1))
                 known[c], blocks[c] = number[inside], tuple(number[e] for e in extents)
-    return _assembled(kernel, s, rows, len(of), root, known, report, blocks)
+        parts.append(np.array(waiting, np.int64).reshape(len(waiting), COLUMNS))
+    return _assembled(kernel, s, np.concatenate(parts), len(of), root, known, report, blocks)
+
+
+def _columns(name: str, rows: Sequence[Any], number: Mapping[Any, int], of: Mapping[Any, int]) -> np.ndarray:
+    """The rows of a constructor's table as e-nodes: a column for each of the fields of `LoopEGraph`."""
+    op, fields = CONSTRUCTORS[name]
+    nodes = np.full((len(rows), COLUMNS), -1, np.int64)
+    nodes[:, 0] = np.fromiter(map(of.__getitem__, map(attrgetter("output"), rows)), np.int64, len(rows))
+    nodes[:, 1] = op
+    cells = list(chain.from_iterable(map(attrgetter("inputs"), rows)))
+    for k, field in enumerate(fields):
+        if field >= 0:
+            meaning = of if field in (CHILD, OTHER) else number
+            nodes[:, field] = np.fromiter(map(meaning.__getitem__, cells[k :: len(fields)]), np.int64, len(rows))
+    return nodes
 
 
 def of_nests(
@@ -348,7 +358,8 @@ def of_nests(
     whole = tuple((0, a.extent) for a in s.axes)
     roots = [table.add(n, s.stage, whole) for n in nests]
     report = SaturationReport()
-    egraph = _assembled(kernel, s, table.rows, len(table.rows), roots[0] if roots else 0, table.inside, report)
+    rows = np.array(table.rows, np.int64).reshape(len(table.rows), COLUMNS)
+    egraph = _assembled(kernel, s, rows, len(rows), roots[0] if roots else 0, table.inside, report)
     return egraph, np.array(roots, np.int64)
 
 
@@ -415,7 +426,7 @@ NO_BLOCKS: Mapping[int, tuple[int, ...]] = MappingProxyType({})
 def _assembled(
     kernel: Lowered,
     s: Space,
-    rows: list[tuple[int, ...]],
+    nodes: np.ndarray,
     classes: int,
     root: int,
     known: dict[int, int],
@@ -424,12 +435,11 @@ def _assembled(
 ) -> LoopEGraph:
     """Rows (owner, op, axis, count, kind, child, other) as a `LoopEGraph`, children first. `known`: `inside` of the
     tips; `blocks`: extents of those that were not opened."""
-    nodes = np.array(rows, np.int64).reshape(len(rows), 7)
     level = _levels(nodes, classes)
     nodes = nodes[np.argsort(level[nodes[:, 0]], kind="stable")]
     nodes, domain, stage = _fillable(nodes, level, classes, s, blocks)
     inside = _inside(nodes, level, classes, known)
-    owner, op, axis, count, kind, child, other = (np.ascontiguousarray(nodes[:, k]) for k in range(7))
+    owner, op, axis, count, kind, child, other = (np.ascontiguousarray(nodes[:, k]) for k in range(COLUMNS))
     straight = _in_registers(nodes, classes)
     return LoopEGraph(
         kernel, s, root, straight, domain, inside, stage, level, owner, op, axis, count, kind, child, other, report
@@ -463,7 +473,7 @@ def _fillable(
         part = nodes[lo:hi]
         op, child, other = (part[:, k] for k in (1, 5, 6))
         part = part[np.isin(op, TIPS) | (filled[child] & ((other < 0) | filled[other]))]
-        owner, op, axis, count, kind, child, other = (part[:, k] for k in range(7))
+        owner, op, axis, count, kind, child, other = (part[:, k] for k in range(COLUMNS))
         leaf = np.isin(op, TIPS)
         shape = np.where(leaf[:, None], whole[owner], domain[child])
         axis = np.where((op == INTRIN) | (op == UNOPENED), -1, axis)
@@ -515,12 +525,14 @@ def _in_registers(nodes: np.ndarray, classes: int) -> np.ndarray:
 
 def _levels(nodes: np.ndarray, classes: int) -> np.ndarray:
     """Longest path to a leaf; the e-graph is acyclic because phases only go forward and blocks only shrink."""
-    level = np.zeros(classes, np.int64)
-    owner, child, other = nodes[:, 0], nodes[:, 5], nodes[:, 6]
-    while True:
-        below = np.maximum(np.where(child >= 0, level[child], -1), np.where(other >= 0, level[other], -1))
-        new = level.copy()
-        np.maximum.at(new, owner, below + 1)
-        if (new == level).all():
-            return level
-        level = new
+    nodes = nodes[np.argsort(nodes[:, 0], kind="stable")]
+    owner, child, other = (np.ascontiguousarray(nodes[:, k]) for k in (0, CHILD, OTHER))
+    starts = np.flatnonzero(np.r_[True, owner[1:] != owner[:-1]])
+    level = np.zeros(classes + 1, np.int64)
+    level[-1] = -1  # where there is no child
+    while len(nodes):
+        new = np.maximum.reduceat(np.maximum(level[child], level[other]), starts) + 1
+        if (new == level[owner[starts]]).all():
+            break
+        level[owner[starts]] = new
+    return level[:-1]

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from nestegg.costmodel.access import BoundsTest
 from nestegg.costmodel.features import describe
 from nestegg.costmodel.roofline import Rates, Roofline
 from nestegg.extract.beam import extract_nests
@@ -56,3 +57,18 @@ def test_the_bound_is_no_greater_than_the_best_nest(padding: int) -> None:
     kernel, model = convolution(padding), Roofline(MACHINE)
     best = extract_nests(build(kernel, MACHINE), model)[0]
     assert model.bound(kernel) <= best.seconds
+
+
+@pytest.mark.parametrize(
+    ("columns", "taps", "share"),
+    [
+        (14, 3, 1 / 42),  # only the first tap of a tile's first column can be to the left of the image
+        (14, 1, 1 / 14),  # whichever tap the loop around is at
+        (1, 3, 1 / 3),
+        (56, 3, 0),  # the code knows where its columns are
+    ],
+)
+def test_tests_are_made_where_they_may_fail(columns: int, taps: int, share: float) -> None:
+    """56 columns of stride 2 of an image of 112, in tiles: at the right nothing is padded."""
+    test = BoundsTest((0, 1), (56, 3), clear=1, steps=(2, 1), constant=-1, lo=0, hi=112)
+    assert np.allclose(test.made(np.array([[columns, taps]] * 2), np.array([0, 1])), [share, 0])

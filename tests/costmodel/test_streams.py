@@ -74,3 +74,17 @@ def test_loops_begin_streams_unless_they_go_on_with_those_of_their_bodies():
     assert loop(1, child=4, trips=16, begun=16) == 256  # more rows than the prefetchers follow
     streams = replace(streams, written=STORED_ROWS)
     assert loop(1, child=4, trips=16, begun=16) == 16  # but not more than are stored side by side
+
+
+def test_what_is_read_goes_on_if_each_run_was_walked_as_one():
+    # Blocks of 2x4x256 (two slices, rows of 256): 2x1x256.
+    domain = np.array([[2, 1, 256]])
+    slices = Access(np.array([1 << 20, 1024, 4]), 4, True)
+    streams = Streams.of([(0, slices), (1, slices)], domain, 2)
+
+    def rows(begun: float) -> list[float]:
+        arrays = (np.array([v]) for v in (1, 1, 64, 0, True))
+        return streams.loop(*arrays, np.full((1, 1, 2), begun)).reshape(-1).tolist()
+
+    assert rows(begun=2) == [2, 2]
+    assert rows(begun=4) == [256, 4], "no one waits for what is written"
