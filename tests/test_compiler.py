@@ -155,3 +155,11 @@ def test_a_greedy_program_that_is_better_is_taken(monkeypatch):
     monkeypatch.setattr(compiler, "choose", recorded)
     nestegg.optimize("zoo:mlp", cache=False, threads=1)
     assert chosen and all(c.extraction.cost == c.greedy_cost for c in chosen)
+
+
+def test_a_convolution_of_no_images():
+    x, w = np.zeros((0, 3, 5, 5), np.float32), np.ones((4, 3, 3, 3), np.float32)
+    import jax.lax
+
+    y = nestegg.optimize(lambda x, w: jax.lax.conv(x, w, (1, 1), "SAME"), x, w)(x, w)
+    assert y.shape == (0, 4, 5, 5)
