@@ -126,21 +126,21 @@ def import_program(source: Any, *example_args: Any, shapes: Any = None, constant
     """
     if isinstance(source, ImportedProgram):
         return source
-    if isinstance(source, (str, Path)):
-        text = str(source)
-        if text.startswith("zoo:"):
-            from .ir import zoo
-            from .ir.jax_frontend import from_jax
-
-            fn, args = zoo.jax_model(text[4:])
-            return from_jax(fn, *args)
+    named = isinstance(source, (str, Path))
+    of_zoo = named and str(source).startswith("zoo:")
+    if hasattr(source, "SerializeToString") or (named and not of_zoo):
         from .ir.onnx_frontend import from_onnx
 
         return from_onnx(source, shapes, constants)
-    if hasattr(source, "SerializeToString"):
-        from .ir.onnx_frontend import from_onnx
+    if shapes or constants:
+        what = f"{source} is" if of_zoo else "this model is"
+        raise ImportFailure(f"shapes (--shape) and constants are for ONNX models, {what} none: leave them out")
+    if of_zoo:
+        from .ir import zoo
+        from .ir.jax_frontend import from_jax
 
-        return from_onnx(source, shapes, constants)
+        fn, args = zoo.jax_model(str(source)[4:])
+        return from_jax(fn, *args)
     if callable(source):
         from .ir.jax_frontend import from_jax
 

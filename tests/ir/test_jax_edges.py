@@ -98,9 +98,13 @@ def test_windows_of_nothing():
 def test_a_mask_of_infinities_is_no_damaged_weight():
     mask = np.triu(np.full((3, 3), -INF, np.float32), 1)
     assert_same(lambda x: jax.nn.softmax(x + mask), array(3, 3))
-    for damaged in ([1, 2, INF], [NAN, 0, 0]):
-        with pytest.raises(ImportFailure, match="not finite"):
-            from_jax(lambda x, w=np.array(damaged, np.float32): x + w, array(3))
+
+
+@pytest.mark.parametrize("values", [[1, 2, INF], [NAN, 0, 0]])
+def test_weights_that_are_not_finite_are_refused(values):
+    weights = np.array(values, np.float32)
+    with pytest.raises(ImportFailure, match="not finite"):
+        from_jax(lambda x: x + weights, array(3))
 
 
 def test_random_numbers_drawn_inside_are_refused():

@@ -318,5 +318,5 @@ def test_a_function_that_calls_itself():
     itself = helper.make_function("mine", "Loop", ["a"], ["b"], [call], [helper.make_opsetid("mine", 1)])
     model = model_of([helper.make_node("Loop", ["x"], ["y"], domain="mine")], {"x": X}, ["y"])
     model.functions.append(itself)
-    with pytest.raises(ImportFailure, match="mine.Loop calls itself"):
+    with pytest.raises(ImportFailure, match=r"mine\.Loop calls itself"):
         from_onnx(model)
