@@ -7,10 +7,11 @@ GRAPH is a digest of the imported graph with its constants; CONTEXT and KEY are 
 result: options, target, rules, and nestegg's own source. So nothing is ever stale, and what a change leaves behind is
 removed when the folder outgrows its limit, the least recently used first.
 
-An entry is one file: a line with the format and the header's size and digest, the header (JSON: the entry's
-name, sizes and digests of the parts), the parts, each at a multiple of 64 bytes. It is written under another name and then renamed.
-Whatever does not agree with its digests is not used, and a warning names it. Parts are bytes: reading an entry runs
-nothing in it. They are mapped, not copied: constants are the pages of the file that the system has in memory already.
+An entry is one file: a line with the format and the header's size and digest, the header (JSON: the entry's name,
+sizes and digests of the parts), the parts, each at a multiple of 64 bytes. It is written under another name and then
+renamed. What does not agree with its digests is not used, and a warning names it. Parts are bytes: reading an entry
+runs nothing in it. They are mapped, not copied: constants are the pages of the file that the system has in memory
+already.
 
 The folder is `nestegg` in the user's cache folder (`XDG_CACHE_HOME`); `NESTEGG_CACHE_DIR` chooses another.
 """
