@@ -82,7 +82,7 @@ class Options:
 
     target: str = "cpu"
     threads: int | None = None
-    rules: tuple[GraphRule | LoopRule | str | Path, ...] = ()
+    rules: tuple[GraphRule | LoopRule | tuple[GraphRule, GraphRule] | str | Path, ...] = ()
     graph_limits: Limits = GRAPH_LIMITS
     loop_limits: Limits = LOOP_LIMITS
     extraction: str = "ilp"
@@ -323,7 +323,7 @@ def optimize(
     *example_args: Any,
     target: str = "cpu",
     threads: int | None = None,
-    rules: Sequence[GraphRule | LoopRule | str | Path] | str | Path = (),
+    rules: Sequence[GraphRule | LoopRule | tuple[GraphRule, GraphRule] | str | Path] | str | Path = (),
     cost_model: str = LEARNED,
     log: str | Path | None = None,
     options: Options | None = None,
@@ -559,9 +559,9 @@ def _useful(machine: Target, graph: Graph, quantizes: bool) -> list[Intrinsic]:
     return [i for i in machine.intrinsics if i.expr.inputs[-1].dtype in types]
 
 
-def _load(rules: Sequence[GraphRule | LoopRule | str | Path]) -> Sequence[Any]:
+def _load(rules: Sequence[GraphRule | LoopRule | tuple[GraphRule, GraphRule] | str | Path]) -> Sequence[Any]:
     out: list[Any] = []
-    for r in rules:
+    for r in (r for each in rules for r in (each if isinstance(each, tuple) else (each,))):  # equations are two
         if not isinstance(r, (str, Path, GraphRule, FusionRule, LoopRule)):
             raise RuleError(f"rules holds a {type(r).__name__}: give rules, or paths of files that declare some")
         out += load_rules(r) if isinstance(r, (str, Path)) else [r]
