@@ -648,7 +648,7 @@ def _copy(
 
 def _example(x: Any) -> Any:
     """The type of an array that is being traced; anything else as it is."""
-    import jax
+    import jax.core
 
     return jax.ShapeDtypeStruct(x.shape, x.dtype) if isinstance(x, jax.core.Tracer) else x
 
