@@ -26,8 +26,10 @@ def as_array(value: Any, want: TensorType, what: str) -> np.ndarray:
     array = _number(value, want) if type(value) in _KINDS_FOR else _viewed(value, want, what)
     dtype = DTYPES[want.dtype].numpy
     if array.shape != want.shape or array.dtype != dtype:
+        doubled = array.dtype.itemsize == 8 and array.dtype.kind in "fiu" and array.dtype.itemsize == 2 * dtype.itemsize
+        hint = " (without jax_enable_x64, JAX takes 64 bits for 32)" if doubled else ""
         raise CallError(
-            f"{what} is {array.dtype}{list(array.shape)}; this program was optimized for {want}: "
+            f"{what} is {array.dtype}{list(array.shape)}; this program was optimized for {want}{hint}: "
             "convert it, or optimize again for the new type"
         )
     return np.require(array, requirements=["C", "A"]).view(dtype)  # equal dtypes may still be two (long and long long)

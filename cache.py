@@ -7,10 +7,11 @@ GRAPH is a digest of the imported graph with its constants; CONTEXT and KEY are 
 result: options, target, rules, and nestegg's own source. So nothing is ever stale, and what a change leaves behind is
 removed when the folder outgrows its limit, the least recently used first.
 
-An entry is one file: a line with the format and the header's size and digest, the header (JSON: sizes and digests of
-the parts), the parts, each at a multiple of 64 bytes. It is written under another name and then renamed.
-Whatever does not agree with its digests is not used, and a warning names it. Parts are bytes: reading an entry runs
-nothing in it. They are mapped, not copied: constants are the pages of the file that the system has in memory already.
+An entry is one file: a line with the format and the header's size and digest, the header (JSON: the entry's name,
+sizes and digests of the parts), the parts, each at a multiple of 64 bytes. It is written under another name and then
+renamed. What does not agree with its digests is not used, and a warning names it. Parts are bytes: reading an entry
+runs nothing in it. They are mapped, not copied: constants are the pages of the file that the system has in memory
+already.
 
 The folder is `nestegg` in the user's cache folder (`XDG_CACHE_HOME`); `NESTEGG_CACHE_DIR` chooses another.
 """
@@ -36,9 +37,10 @@ from .codegen.memory import ALIGNMENT
 from .ir.digest import bytes_of, digest
 from .ir.errors import NesteggError
 
-FORMAT = "nestegg-entry-2"
+FORMAT = "nestegg-entry-3"
 #: The folder is kept below this many bytes.
 LIMIT = 4 << 30
+LARGEST_HEADER = 1 << 24  # bytes
 KINDS = ("programs", "kernels")
 
 
@@ -68,7 +70,7 @@ class Cache:
         try:
             _require_own(self.folder)
             with path.open("rb") as file:
-                parts = _read(file, until)
+                parts = _read(file, name, until)
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
@@ -87,7 +89,7 @@ class Cache:
             path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".", delete=False) as file:
                 try:
-                    self._written += _write(file, parts)
+                    self._written += _write(file, name, parts)
                     os.replace(file.name, path)
                 except BaseException:
                     os.unlink(file.name)
@@ -152,9 +154,10 @@ def _require_own(folder: Path) -> None:
         raise PermissionError(f"{folder} belongs to, or can be written by, others; run chmod go-w, or choose another")
 
 
-def _write(file: Any, parts: Mapping[str, bytes | np.ndarray]) -> int:
+def _write(file: Any, entry: str, parts: Mapping[str, bytes | np.ndarray]) -> int:
     views = {name: bytes_of(p) for name, p in parts.items()}
-    header = json.dumps({name: [len(v), digest([parts[name]])] for name, v in views.items()}).encode()
+    sizes = {name: [len(v), digest([parts[name]])] for name, v in views.items()}
+    header = json.dumps({"entry": entry, "parts": sizes}).encode()
     file.write(f"{FORMAT} {len(header)} {digest([header])}\n".encode() + header)
     for v in views.values():
         file.write(bytes(-file.tell() % ALIGNMENT))
@@ -163,17 +166,20 @@ def _write(file: Any, parts: Mapping[str, bytes | np.ndarray]) -> int:
     return sum(map(len, views.values()))
 
 
-def _read(file: Any, until: str) -> dict[str, np.ndarray]:
-    """The parts of an open entry. Raises `ValueError` saying what is wrong with it."""
+def _read(file: Any, entry: str, until: str) -> dict[str, np.ndarray]:
+    """The parts of the open file of an entry. Raises `ValueError` saying what is wrong with it."""
     first = file.readline(256).split()
     if len(first) != 3 or first[0] != FORMAT.encode():
         raise ValueError(f"it is not of the format {FORMAT}")
-    header = file.read(int(first[1]))
+    header = file.read(min(int(first[1]), LARGEST_HEADER))
     if digest([header]) != first[2].decode():
         raise ValueError("its header does not agree with its digest")
+    described = json.loads(header)
+    if described["entry"] != entry:
+        raise ValueError(f"it is the entry {described['entry']}, moved here")
     parts, end = {}, file.tell()
     whole = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
-    for name, (size, wanted) in json.loads(header).items():
+    for name, (size, wanted) in described["parts"].items():
         start = end + -end % ALIGNMENT
         parts[name], end = whole[start : start + size], start + size
         if parts[name].size != size or digest([parts[name]]) != wanted:

@@ -43,6 +43,9 @@ class _Group(TyperGroup):
         except NesteggError as e:
             typer.echo(f"nestegg: {' '.join(str(e).split())}", err=True)
             raise typer.Exit(BAD_INPUT) from None
+        except MemoryError as e:
+            typer.echo(f"nestegg: the memory does not suffice for this input ({e}): give smaller shapes", err=True)
+            raise typer.Exit(BAD_INPUT) from None
 
 
 app = typer.Typer(
@@ -285,11 +288,13 @@ def _shapes(options: list[str]) -> dict[str, tuple[int, ...]]:
     for option in options:
         name, found, sizes = option.rpartition("=")
         try:
-            shapes[name] = tuple(int(n) for n in sizes.split(",") if n)
+            given = tuple(int(n) for n in sizes.split(",") if n)
         except ValueError:
-            found = ""
-        if not found or min(shapes[name], default=1) < 1:
+            found, given = "", ()
+        if not found or min(given, default=1) < 1:
             raise NesteggError(f"--shape {option}: write it as name=1,3,224,224, with sizes of 1 or more")
+        if shapes.setdefault(name, given) != given:
+            raise NesteggError(f"--shape {option}: {name!r} is given another shape before; give one")
     return shapes
 
 

@@ -25,7 +25,7 @@ def imported_model(model: str, shapes: dict[str, tuple[int, ...]]) -> ImportedPr
     if not found:
         raise ImportFailure(f"{model}: no such model; give an .onnx file, zoo:NAME or package.module:factory")
     fn, example_args = _call_factory(module, factory)
-    return import_program(fn, *example_args)
+    return import_program(fn, *example_args, shapes=shapes)
 
 
 def _call_factory(module: str, name: str) -> tuple[Callable[..., Any], tuple[Any, ...]]:

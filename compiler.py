@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, overload
 
 import numpy as np
 
@@ -28,7 +28,7 @@ from .extract.constants import constant_values
 from .extract.search import LEARNED, ROOFLINE, KernelSearch
 from .ir.calibration import Ranges
 from .ir.compose import identity
-from .ir.errors import CalibrationError, ImportFailure, NesteggError, UnknownNameError
+from .ir.errors import CalibrationError, CallError, ImportFailure, NesteggError, RuleError, UnknownNameError
 from .ir.garbage import no_collection
 from .ir.graph import Graph
 from .ir.imported import ImportedProgram
@@ -82,7 +82,7 @@ class Options:
 
     target: str = "cpu"
     threads: int | None = None
-    rules: tuple[GraphRule | LoopRule | str | Path, ...] = ()
+    rules: tuple[GraphRule | LoopRule | tuple[GraphRule, GraphRule] | str | Path, ...] = ()
     graph_limits: Limits = GRAPH_LIMITS
     loop_limits: Limits = LOOP_LIMITS
     extraction: str = "ilp"
@@ -126,21 +126,21 @@ def import_program(source: Any, *example_args: Any, shapes: Any = None, constant
     """
     if isinstance(source, ImportedProgram):
         return source
-    if isinstance(source, (str, Path)):
-        text = str(source)
-        if text.startswith("zoo:"):
-            from .ir import zoo
-            from .ir.jax_frontend import from_jax
-
-            fn, args = zoo.jax_model(text[4:])
-            return from_jax(fn, *args)
+    named = isinstance(source, (str, Path))
+    of_zoo = named and str(source).startswith("zoo:")
+    if hasattr(source, "SerializeToString") or (named and not of_zoo):
         from .ir.onnx_frontend import from_onnx
 
         return from_onnx(source, shapes, constants)
-    if hasattr(source, "SerializeToString"):
-        from .ir.onnx_frontend import from_onnx
+    if shapes or constants:
+        what = f"{source} is" if of_zoo else "this model is"
+        raise ImportFailure(f"shapes (--shape) and constants are for ONNX models, {what} none: leave them out")
+    if of_zoo:
+        from .ir import zoo
+        from .ir.jax_frontend import from_jax
 
-        return from_onnx(source, shapes, constants)
+        fn, args = zoo.jax_model(str(source)[4:])
+        return from_jax(fn, *args)
     if callable(source):
         from .ir.jax_frontend import from_jax
 
@@ -216,6 +216,12 @@ class Compiled:
             if results is not None:
                 return self.imported.unflatten(results) if self._returns == "tree" else results
         return self._converting(args)
+
+    def __reduce__(self) -> NoReturn:
+        raise CallError(
+            "a compiled program cannot be pickled or copied, its machine code belongs to this process: optimize the "
+            "function there again, which loads it from the cache"
+        )
 
     def _converting(self, args: tuple[Any, ...]) -> Any:
         """A call whose arguments are not yet the arrays that the entry takes."""
@@ -317,7 +323,7 @@ def optimize(
     *example_args: Any,
     target: str = "cpu",
     threads: int | None = None,
-    rules: Sequence[GraphRule | LoopRule | str | Path] = (),
+    rules: Sequence[GraphRule | LoopRule | tuple[GraphRule, GraphRule] | str | Path] | str | Path = (),
     cost_model: str = LEARNED,
     log: str | Path | None = None,
     options: Options | None = None,
@@ -342,8 +348,9 @@ def optimize(
 
     Raises `NesteggError` (a subclass that says where and what to do) for what cannot be imported or compiled.
     """
+    given = (rules,) if isinstance(rules, (str, Path)) else tuple(rules)
     chosen = options or Options(
-        target, threads, tuple(rules), cache=cache, cost_model=cost_model, log=log,
+        target, threads, given, cache=cache, cost_model=cost_model, log=log,
         accuracy_budget=accuracy_budget, ranges=ranges,
     )  # fmt: skip
     progress("importing")
@@ -552,9 +559,11 @@ def _useful(machine: Target, graph: Graph, quantizes: bool) -> list[Intrinsic]:
     return [i for i in machine.intrinsics if i.expr.inputs[-1].dtype in types]
 
 
-def _load(rules: Sequence[GraphRule | LoopRule | str | Path]) -> Sequence[Any]:
+def _load(rules: Sequence[GraphRule | LoopRule | tuple[GraphRule, GraphRule] | str | Path]) -> Sequence[Any]:
     out: list[Any] = []
-    for r in rules:
+    for r in (r for each in rules for r in (each if isinstance(each, tuple) else (each,))):  # equations are two
+        if not isinstance(r, str | Path | GraphRule | KernelRule | LoopRule):
+            raise RuleError(f"rules holds a {type(r).__name__}: give rules, or paths of files that declare some")
         out += load_rules(r) if isinstance(r, (str, Path)) else [r]
     return out
 
@@ -637,8 +646,15 @@ def _copy(
     return KernelCall(f"kernel{number}", kernel, schedule.nest, (source,), result, schedule.seconds)
 
 
+def _example(x: Any) -> Any:
+    """The type of an array that is being traced; anything else as it is."""
+    import jax.core
+
+    return jax.ShapeDtypeStruct(x.shape, x.dtype) if isinstance(x, jax.core.Tracer) else x
+
+
 def jit(fn: Callable[..., Any] | None = None, **options: Any) -> Any:
-    """Decorator: optimize at the first call for each structure, shapes and dtypes of the arguments.
+    """Decorator: optimize at the first call for each structure, shapes and dtypes of the arguments (or tracers).
 
         @nestegg.jit
         def f(x): ...
@@ -654,9 +670,10 @@ def jit(fn: Callable[..., Any] | None = None, **options: Any) -> Any:
         import jax
 
         leaves, tree = jax.tree.flatten(args)
-        key = (tree, tuple((np.shape(x), str(np.asarray(x).dtype)) for x in leaves))
+        key = (tree, tuple((np.shape(x), str(x.dtype if hasattr(x, "dtype") else np.asarray(x).dtype)) for x in leaves))
         if key not in compiled:
-            compiled[key] = optimize(fn, *args, **options)
+            with jax.ensure_compile_time_eval():
+                compiled[key] = optimize(fn, *jax.tree.map(_example, args), **options)
         return compiled[key](*args)
 
     call.compiled = compiled  # type: ignore[attr-defined]

@@ -342,8 +342,10 @@ class Rates:
 
     def best_tile(self) -> float:
         """Cycles of the whole domain at the rate of the best register tile, whether or not its extents divide."""
-        shapes, update, finish = self.tiles(-1)
         results = float(np.prod([a.extent for a in self.kernel.spatial], initial=1.0))
+        if not results:
+            return 0.0
+        shapes, update, finish = self.tiles(-1)
         return float(((update + finish) / shapes.prod(axis=1)).min()) * results
 
     def tiles(self, clear: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -65,7 +65,7 @@ def _cheapest(part: Part, deadline: float) -> dict[int, int]:
     for component in _downwards(egraph):
         if len(states) > STATES or time.perf_counter() > deadline:
             raise _TooMany
-        states = _Component(egraph, component).settle(states)
+        states = _Component(egraph, component, deadline).settle(states)
         if len(states) > FEW:
             states = _undominated(states)
     _, chosen = states[0]
@@ -146,8 +146,8 @@ def _depth_first(below: Sequence[set[int]]) -> list[int]:
 class _Component:
     """Classes that need each other (or one that does not), and how they can be made."""
 
-    def __init__(self, egraph: FlatEGraph, classes: Sequence[int]) -> None:
-        self.egraph, self.inside = egraph, _bits(classes)
+    def __init__(self, egraph: FlatEGraph, classes: Sequence[int], deadline: float) -> None:
+        self.egraph, self.inside, self.deadline = egraph, _bits(classes), deadline
         self.needs = {n: _bits(egraph.child_sets[n]) for c in classes for n in egraph.nodes_of(c).tolist()}
         self._ways: dict[int, list[_Way]] = {}
 
@@ -185,7 +185,7 @@ class _Component:
         while stack:
             todo, made, way = stack.pop()
             tried += 1
-            if tried > WAYS:
+            if tried > WAYS or time.perf_counter() > self.deadline:
                 raise _TooMany
             if not todo:
                 out.append(way)

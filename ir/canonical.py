@@ -16,7 +16,7 @@ import numpy as np
 
 from .errors import TypeRuleError
 from .graph import CONSTANT, GraphBuilder, Node, Value
-from .operator import require
+from .operator import axis_in, require
 from .scalars import neutral
 from .types import DTYPES
 
@@ -153,11 +153,20 @@ def _is_power_of_two(number: float) -> bool:
 
 
 def _divide_integers(x: Operand, y: Operand, dtype: str) -> Value:
-    """By way of float64, which is exact for integers of at most 32 bits and has vector instructions."""
+    """By way of float64, which is exact for integers of at most 32 bits and has vector instructions.
+
+    As XLA does it: by 0 all bits are set, and the least integer by -1 is itself."""
     if DTYPES[dtype].size > 4:
         return binary("quotient", x, y)
     wide = [cast(v, "f64") if isinstance(v, Value) else v for v in (x, y)]
-    return cast(binary("div", *wide), dtype)
+    out = cast(binary("div", *wide), dtype)
+    divisors = constant_of(y) if isinstance(y, Value) else np.asarray(y)
+    if divisors is None or (divisors == 0).any():
+        ones = int(np.iinfo(DTYPES[dtype].numpy).max) if DTYPES[dtype].kind == "uint" else -1
+        out = select(binary("eq", y, full_like(out, 0)), full_like(out, ones), out)
+    if DTYPES[dtype].kind == "int" and (divisors is None or (divisors == -1).any()):
+        out = select(binary("eq", y, full_like(out, -1)), sub(full_like(out, 0), x), out)
+    return out
 
 
 def maximum(x: Operand, y: Operand) -> Value:
@@ -291,8 +300,10 @@ def concat(parts: Sequence[Value], axis: int) -> Value:
 
 
 def reduce(kind: str, x: Value, axes: Sequence[int], keepdims: bool = False) -> Value:
-    """sum, max, min or prod over axes; they disappear, or stay with extent 1."""
-    axes = tuple(sorted(d % x.type.rank for d in axes)) if x.type.rank else ()
+    """sum, max, min or prod over axes; they disappear, or stay with extent 1. Of bool, max is any and min is all."""
+    if x.dtype == "bool":
+        return cast(reduce(kind, cast(x, "u8"), axes, keepdims), "bool")
+    axes = tuple(sorted(axis_in(d, x.type.rank) for d in axes)) if x.type.rank else ()
     moving = tuple(d for d in axes if x.shape[d] != 1)
     shape = [1 if d in axes else n for d, n in enumerate(x.shape) if keepdims or d not in axes]
     if x.type.size == 0 and moving:

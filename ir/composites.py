@@ -40,8 +40,8 @@ from .canonical import (
 )
 from .composite import COMPOSITES, Composite, Sample, along_axis, declare, in_jax, one_tensor
 from .graph import Value
-from .operator import Chooser, require
-from .types import TensorType
+from .operator import Chooser, axis_in, require
+from .types import DTYPES, TensorType
 
 Pairs = Sequence[tuple[int, int]]
 
@@ -104,21 +104,29 @@ def softplus(x: Value) -> Value:
     return add(maximum(x, 0), unary("log1p", unary("exp", unary("neg", unary("abs", x)))))
 
 
+def erfc(x: Value) -> Value:
+    """1 - erf(x), to the precision of 1 (of halves, in float32): what is far smaller than that is lost."""
+    wide = cast(x, "f32") if DTYPES[x.dtype].size < 4 else x
+    return cast(sub(1, unary("erf", wide)), x.dtype)
+
+
 def expm1(x: Value) -> Value:
     """exp(x) - 1 = tanh(x/2) (exp(x) + 1), accurate near 0."""
     return mul(unary("tanh", mul(x, 0.5)), add(unary("exp", x), 1))
 
 
 def atan(x: Value) -> Value:
-    """Arc tangent: of 1/x beyond 1; the angle halved twice; then the series, of which 8 terms are exact to 1e-12."""
+    """Arc tangent: of 1/x beyond 1; the angle halved twice; then the series, whose 8 terms are exact to 3e-13, and 12
+    (for float64) to 1e-18."""
     size = unary("abs", x)
     far = binary("gt", size, 1)
     t = select(far, divide(full_like(x, 1), size), size)
     for _ in range(2):
         t = divide(t, add(unary("sqrt", add(mul(t, t), 1)), 1))
     square = mul(t, t)
-    series = full_like(x, 1 / 15)
-    for k in range(13, 0, -2):
+    last = 23 if x.dtype == "f64" else 15
+    series = full_like(x, 1 / last)
+    for k in range(last - 2, 0, -2):
         series = sub(1 / k, mul(square, series))
     angle = mul(mul(series, t), 4)
     return mul(select(far, sub(math.pi / 2, angle), angle), unary("sign", x))
@@ -132,18 +140,48 @@ def acos(x: Value) -> Value:
     return mul(atan(unary("sqrt", divide(sub(1, x), add(x, 1)))), 2)
 
 
+#: Where log(2x) is asinh(x) and acosh(x) to the precision of the type, and x * x is still finite.
+_FAR = {"f64": 1e8, "f32": 1e4, "bf16": 1e4, "f16": 1e2}
+
+
 def asinh(x: Value) -> Value:
     """sign(x) log(a + sqrt(a^2 + 1)) of a = |x|, accurate near 0"""
     a = unary("abs", x)
     square = mul(a, a)
     grown = add(a, divide(square, add(unary("sqrt", add(square, 1)), 1)))
-    return mul(unary("log1p", grown), unary("sign", x))
+    return mul(_log_of_twice(a, unary("log1p", grown)), unary("sign", x))
 
 
 def acosh(x: Value) -> Value:
-    """log(x + sqrt(x^2 - 1)), accurate near 1"""
+    """log(x + sqrt(x^2 - 1)), accurate near 1; no number below it"""
     t = sub(x, 1)
-    return unary("log1p", add(t, unary("sqrt", mul(t, add(t, 2)))))
+    root = mul(unary("sqrt", t), unary("sqrt", add(t, 2)))
+    return _log_of_twice(x, unary("log1p", add(t, root)))
+
+
+def _log_of_twice(x: Value, near: Value) -> Value:
+    """log(2x) where x is far from 1, `near` elsewhere."""
+    return select(binary("gt", x, _FAR[x.dtype]), add(unary("log", x), math.log(2)), near)
+
+
+def sinh(x: Value) -> Value:
+    """(exp(x) - exp(-x)) / 2, accurate near 0; infinite only where the result is"""
+    grown, shrunk = _halves_of_exp(x)
+    far = mul(sub(grown, shrunk), unary("sign", x))
+    near = mul(sub(expm1(x), expm1(unary("neg", x))), 0.5)
+    return select(binary("gt", unary("abs", x), 1), far, near)
+
+
+def cosh(x: Value) -> Value:
+    """(exp(x) + exp(-x)) / 2, infinite only where the result is"""
+    return add(*_halves_of_exp(x))
+
+
+def _halves_of_exp(x: Value) -> tuple[Value, Value]:
+    """exp(a) / 2 and exp(-a) / 2 of a = |x|, by way of exp(a / 2)."""
+    root = unary("exp", mul(unary("abs", x), 0.5))
+    half = mul(root, 0.5)
+    return mul(half, root), divide(divide(full_like(x, 0.5), root), root)
 
 
 def _hard_sigmoid_jax(x: Any, alpha: float, beta: float) -> Any:
@@ -176,12 +214,15 @@ declare(silu, in_jax("jax.nn.silu"), one_tensor)
 declare(hard_sigmoid, _hard_sigmoid_jax, lambda c: one_tensor(c, alpha=0.2, beta=0.5))
 declare(hard_swish, in_jax("jax.nn.hard_swish"), one_tensor)
 declare(softplus, in_jax("jax.nn.softplus"), one_tensor)
+declare(erfc, in_jax("jax.lax.erfc"), one_tensor)
 declare(expm1, in_jax("jax.lax.expm1"), one_tensor)
 declare(atan, in_jax("jax.numpy.arctan"), one_tensor)
 declare(asin, in_jax("jax.numpy.arcsin"), one_tensor)
 declare(acos, in_jax("jax.numpy.arccos"), one_tensor)
 declare(asinh, in_jax("jax.numpy.arcsinh"), one_tensor)
 declare(acosh, in_jax("jax.numpy.arccosh"), one_tensor)
+declare(sinh, in_jax("jax.numpy.sinh"), one_tensor)
+declare(cosh, in_jax("jax.numpy.cosh"), one_tensor)
 
 
 # --- rounding and powers --------------------------------------------------------------------------
@@ -189,6 +230,25 @@ declare(acosh, in_jax("jax.numpy.arccosh"), one_tensor)
 
 def trunc(x: Value) -> Value:
     return select(binary("lt", x, 0), unary("ceil", x), unary("floor", x))
+
+
+def round_away(x: Value) -> Value:
+    """To the nearest integer, ties away from zero. Exact: x less its integer part is."""
+    whole = trunc(x)
+    tie = binary("ge", unary("abs", sub(x, whole)), 0.5)
+    return select(tie, add(whole, unary("sign", x)), whole)
+
+
+def remainder(x: Value, y: Value) -> Value:
+    """What is left of x after y is taken away as often as it fits, with x's sign.
+
+    Of floats by way of float64, which is exact for float32 and less while x/y is below 2**28."""
+    if DTYPES[x.dtype].kind != "float":
+        return sub(x, mul(divide(x, y), y))
+    wide, by = cast(x, "f64"), cast(y, "f64")
+    times = trunc(divide(wide, by))
+    rest = select(binary("eq", times, 0), wide, sub(wide, mul(times, by)))
+    return cast(rest, x.dtype)
 
 
 def round_even(x: Value) -> Value:
@@ -224,6 +284,7 @@ def power(x: Value, y: Value) -> Value:
 
 declare(trunc, in_jax("jax.numpy.trunc"), one_tensor)
 declare(round_even, in_jax("jax.numpy.round"), one_tensor)
+declare(round_away, in_jax("jax.lax.round"), one_tensor)
 declare(
     integer_power,
     lambda x, exponent: in_jax("jax.lax.integer_pow")(x, exponent),
@@ -250,18 +311,22 @@ def log_softmax(x: Value, axis: int) -> Value:
 
 
 def arg_best(x: Value, kind: str, axis: int, last: bool = False) -> Value:
-    """i32 position of the first (or last) maximum or minimum (`kind`) along an axis, which disappears."""
-    axis %= x.type.rank
+    """i32 position of the first (or last) maximum or minimum (`kind`) along an axis, which disappears. NaN is both."""
+    axis = axis_in(axis, x.type.rank)
+    x = cast(x, "u8") if x.dtype == "bool" else x
     best = reduce(kind, x, (axis,), True)
     n = x.shape[axis]
     ramp = broadcast(index_ramp(x.builder, n, "i32"), x.shape, (axis,))
     none = full_like(ramp, -1 if last else n)
-    return reduce("max" if last else "min", select(binary("eq", x, best), ramp, none), (axis,))
+    hit = binary("eq", x, best)
+    if DTYPES[x.dtype].kind == "float":  # `best` is NaN if any element is
+        hit = binary("or", hit, binary("ne", x, x))
+    return reduce("max" if last else "min", select(hit, ramp, none), (axis,))
 
 
 def cumulative(x: Value, kind: str, axis: int, reverse: bool = False) -> Value:
     """Running sum, product, maximum or minimum: as a window (quadratic in the extent)."""
-    axis %= x.type.rank
+    axis = axis_in(axis, x.type.rank)
     n = x.shape[axis]
     window = tuple(n if d == axis else 1 for d in range(x.type.rank))
     edge = (0, n - 1) if reverse else (n - 1, 0)
@@ -272,7 +337,7 @@ def cumulative(x: Value, kind: str, axis: int, reverse: bool = False) -> Value:
 
 def layer_norm(x: Value, scale: Value, shift: Value | None, axis: int, epsilon: float) -> Value:
     """Zero mean and unit variance over the axes from `axis` on, then scale and shift (broadcast)."""
-    axes = tuple(range(axis % x.type.rank, x.type.rank))
+    axes = tuple(range(axis_in(axis, x.type.rank), x.type.rank))
     centred = sub(x, mean(x, axes, True))
     variance = mean(mul(centred, centred), axes, True)
     out = mul(mul(centred, unary("rsqrt", add(variance, epsilon))), scale)
@@ -496,7 +561,7 @@ def conv(
 
 def split(x: Value, axis: int, sizes: Sequence[int]) -> list[Value]:
     """Consecutive parts of the given sizes along an axis. Raises `TypeRuleError` if they do not add up."""
-    axis %= x.type.rank
+    axis = axis_in(axis, x.type.rank)
     require(sum(sizes) == x.shape[axis], f"sizes {tuple(sizes)} do not add up to axis {axis} of {x.type}")
     parts, begin = [], 0
     for n in sizes:
@@ -516,7 +581,7 @@ def tile(x: Value, times: Sequence[int]) -> Value:
 
 def take(x: Value, indices: np.ndarray, axis: int) -> Value:
     """Elements at constant positions along an axis, which the axes of `indices` replace (`numpy.take`)."""
-    axis %= x.type.rank
+    axis = axis_in(axis, x.type.rank)
     where = indices.reshape(-1).astype(int)
     require(bool(((where >= -x.shape[axis]) & (where < x.shape[axis])).all()), "an index is out of range")
     parts = []

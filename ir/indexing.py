@@ -29,9 +29,9 @@ from .canonical import (
 )
 from .composite import Sample, declare
 from .graph import Value
-from .operator import Chooser, require
+from .operator import Chooser, axis_in, require
 from .scalars import COMBINERS, neutral
-from .types import TensorType
+from .types import DTYPES, TensorType
 
 
 def from_end(where: Value, n: int) -> Value:
@@ -46,7 +46,7 @@ def gather(x: Value, where: Value, axes: Sequence[int], aligned: Sequence[tuple[
 
 def take_at(x: Value, where: Value, axis: int) -> Value:
     """Elements at computed positions along an axis, which the axes of `where` replace (`numpy.take`)."""
-    axis %= x.type.rank
+    axis = axis_in(axis, x.type.rank)
     out = gather(x, reshape(from_end(where, x.shape[axis]), (*where.shape, 1)), (axis,))
     n = where.type.rank
     before, after = range(n, n + axis), range(n + axis, out.type.rank)
@@ -55,7 +55,7 @@ def take_at(x: Value, where: Value, axis: int) -> Value:
 
 def take_along(x: Value, where: Value, axis: int) -> Value:
     """out[i, j] = x[where[i, j], j], for axis 0 (`numpy.take_along_axis`; other axes may be shorter than x's)."""
-    axis %= x.type.rank
+    axis = axis_in(axis, x.type.rank)
     require(where.type.rank == x.type.rank, f"positions of rank {where.type.rank} in {x.type}")
     places = reshape(from_end(where, x.shape[axis]), (*where.shape, 1))
     return gather(x, places, (axis,), [(d, d) for d in range(x.type.rank) if d != axis])
@@ -92,25 +92,30 @@ def window_at(x: Value, starts: Sequence[Value], sizes: Sequence[int]) -> Value:
 def scatter_rows(x: Value, where: Value, updates: Value, kind: str) -> Value:
     """x[n, r] with the rows updates[m, r] put at, or combined with those at, where[m].
 
-    `kind` is `replace` (positions are distinct) or a reduction. Positions out of range are left out.
+    `kind` is `replace` (the last of those at one position counts) or a reduction. Positions out of range are left out.
     """
     n, m = x.shape[0], where.shape[0]
     here = broadcast(index_ramp(x.builder, n, where.dtype), (n, m), (0,))
     hit = binary("eq", here, broadcast(where, (n, m), (1,)))
+    if kind == "replace":
+        return _replaced(x, hit, updates) if m else x
     shape = (n, m, x.shape[1])
     wide_hit, rows = broadcast(hit, shape, (0, 1)), broadcast(updates, shape, (1, 2))
-    if kind != "replace":
-        rest = full_like(rows, neutral(kind, x.dtype))
-        return binary(COMBINERS[kind], x, reduce(kind, select(wide_hit, rows, rest), (1,)))
-    reduction = "max" if x.dtype == "bool" else "sum"
-    placed = reduce(reduction, select(wide_hit, rows, full_like(rows, 0)), (1,))
-    any_hit = cast(reduce("max", cast(hit, "u8"), (1,)), "bool")
-    return select(broadcast(any_hit, x.shape, (0,)), placed, x)
+    rest = full_like(rows, neutral(kind, x.dtype))
+    return binary(COMBINERS[kind], x, reduce(kind, select(wide_hit, rows, rest), (1,)))
+
+
+def _replaced(x: Value, hit: Value, updates: Value) -> Value:
+    """Row i of x, or the last row j of the updates for which hit[i, j]."""
+    ramp = broadcast(index_ramp(x.builder, hit.shape[1], "i32"), hit.shape, (1,))
+    last = reduce("max", select(hit, ramp, full_like(ramp, -1)), (1,))
+    placed = take_at(updates, maximum(last, 0), 0)
+    return select(broadcast(binary("ge", last, 0), x.shape, (0,)), placed, x)
 
 
 def scatter_along(x: Value, where: Value, updates: Value, axis: int, kind: str) -> Value:
     """out[where[i, j], j] = updates[i, j], for axis 0, over x (ScatterElements)."""
-    axis %= x.type.rank
+    axis = axis_in(axis, x.type.rank)
     shape = where.shape
     places = from_end(cast(where, "i64"), x.shape[axis])
     flat = _flat(
@@ -158,12 +163,17 @@ def scatter_nd(x: Value, where: Value, updates: Value, kind: str) -> Value:
 
 
 def ranks(x: Value, largest: bool) -> Value:
-    """i32 place of each element of the last axis in sorted order; equal ones in the order they come."""
+    """i32 place of each element of the last axis in sorted order; equal ones in the order they come. NaN is largest."""
     n, shape = x.shape[-1], (*x.shape, x.shape[-1])
     last = len(shape) - 1
-    mine = broadcast(x, shape, range(last))
-    other = broadcast(x, shape, [*range(last - 1), last])
-    places = [broadcast(index_ramp(x.builder, n, "i32"), shape, (d,)) for d in (last - 1, last)]
+    place = broadcast(index_ramp(x.builder, n, "i32"), x.shape, (last - 1,))
+    if DTYPES[x.dtype].kind == "float":
+        nothing = binary("ne", x, x)
+        x = select(nothing, full_like(x, math.inf), x)
+        place = add(place, select(nothing, full_like(place, -n if largest else n), full_like(place, 0)))
+    one, two = range(last), [*range(last - 1), last]
+    mine, other = broadcast(x, shape, one), broadcast(x, shape, two)
+    places = broadcast(place, shape, one), broadcast(place, shape, two)
     before = binary("gt" if largest else "lt", other, mine)
     tie = binary("and", binary("eq", other, mine), binary("lt", places[1], places[0]))
     return reduce("sum", cast(binary("or", before, tie), "i32"), (last,))
@@ -171,7 +181,7 @@ def ranks(x: Value, largest: bool) -> Value:
 
 def best(x: Value, k: int, axis: int, largest: bool) -> tuple[Value, Value]:
     """The k largest (or smallest) elements along an axis, in order, and their i64 positions. Work is quadratic."""
-    axis %= x.type.rank
+    axis = axis_in(axis, x.type.rank)
     order = [*(d for d in range(x.type.rank) if d != axis), axis]
     moved = transpose(x, order)
     n, rank = moved.shape[-1], x.type.rank

@@ -16,7 +16,7 @@ import numpy as np
 from .errors import ImportFailure, NesteggError, TypeRuleError, UnsupportedError
 from .graph import GraphBuilder, Value
 from .imported import ImportedProgram
-from .types import TensorType, dtype_of, is_float
+from .types import TensorType, dtype_of, is_damaged
 
 Known = Value | np.ndarray
 """What a jaxpr variable stands for: a node of the graph, or an array known while importing."""
@@ -108,10 +108,8 @@ class JaxImporter:
         return [self.read(v) for v in jaxpr.outvars]
 
     def checked(self, array: np.ndarray) -> np.ndarray:
-        """Refuses weights that are not finite; a single infinity (the start of a maximum, a mask) is
-        legitimate.
-        """
-        if is_float(array) and array.size > 1 and not np.isfinite(array).all():
+        """Refuses weights that are not finite; a mask's infinities, or one (the start of a maximum), are legitimate."""
+        if array.size > 1 and is_damaged(array):
             raise ImportFailure(
                 f"{self.name}: a constant of shape {array.shape} holds values that are not finite; "
                 "repair the weights, or mask with a large finite number"
@@ -124,6 +122,8 @@ class JaxImporter:
         name = eqn.primitive.name
         if name in _CALLS:
             return self.call(eqn, ins)
+        if name.startswith(("random_", "threefry", "rng_")):
+            self.refuse(eqn, "draw random numbers outside of the function, and pass them as an argument")
         if all(isinstance(x, np.ndarray) for x in ins) and _is_small(eqn):
             return self.fold(eqn, ins)
         if name not in PRIMITIVES:

@@ -121,11 +121,16 @@ def scatter(x: Value, where: Value, updates: Value, p: Params, kind: str) -> Val
     require(sorted(numbers.inserted_window_dims) == sorted(mapped) and whole, "of parts of rows at computed positions")
     order = [*mapped, *rest]
     batch = [k for k in range(updates.type.rank) if k not in window]
-    # Positions from the end do not exist here; what is out of range is dropped.
-    out = indexing.scatter_nd(
-        ir.transpose(x, order), _beyond(where, x, mapped), ir.transpose(updates, [*batch, *window]), kind
-    )
+    # Positions from the end do not exist here; what is out of range is dropped, or moved inside.
+    place = _inside(where, x, mapped) if str(p["mode"]).endswith("CLIP") else _beyond(where, x, mapped)
+    out = indexing.scatter_nd(ir.transpose(x, order), place, ir.transpose(updates, [*batch, *window]), kind)
     return ir.transpose(out, [order.index(d) for d in range(x.type.rank)])
+
+
+def _inside(where: Value, x: Value, mapped: Sequence[int]) -> Value:
+    """Positions with those out of range moved to the nearest in x."""
+    last = x.builder.constant(np.array([x.shape[d] - 1 for d in mapped], np.int64))
+    return ir.minimum(ir.maximum(ir.cast(where, "i64"), 0), last)
 
 
 def _beyond(where: Value, x: Value, mapped: Sequence[int]) -> Value:

@@ -60,7 +60,7 @@ def _static(x: Any, what: str) -> np.ndarray:
 
 # --- elementwise ----------------------------------------------------------------------------------
 
-_UNARY = "neg abs sign floor ceil sqrt rsqrt exp log log1p tanh logistic erf sin cos not"
+_UNARY = "abs floor ceil sqrt rsqrt exp log log1p tanh logistic erf sin cos not"
 for _name in _UNARY.split():
     on_values(_name)(lambda p, x, op=_name: ir.unary(op, x))
 for _name in ["add", "sub", "mul", "max", "min", "eq", "ne", "lt", "le", "gt", "ge", "and", "or", "xor"]:
@@ -68,6 +68,8 @@ for _name in ["add", "sub", "mul", "max", "min", "eq", "ne", "lt", "le", "gt", "
 for _name in ["copy", "copy_p", "stop_gradient", "device_put", "sharding_constraint", "pvary", "mesh_cast"]:
     on_values(_name)(lambda p, *x: x[0] if len(x) == 1 else list(x))
 
+on_values("neg")(lambda p, x: ir.sub(0, x) if DTYPES[x.dtype].kind == "uint" else ir.unary("neg", x))
+on_values("sign")(lambda p, x: ir.minimum(x, 1) if DTYPES[x.dtype].kind == "uint" else ir.unary("sign", x))
 on_values("optimization_barrier")(lambda p, *x: list(x))
 on_values("add_any")(lambda p, x, y: ir.add(x, y))
 on_values("div")(lambda p, x, y: ir.divide(x, y))
@@ -76,12 +78,10 @@ on_values("integer_pow")(lambda p, x: nn.integer_power(x, p["y"]))
 on_values("square")(lambda p, x: ir.mul(x, x))
 on_values("expm1")(lambda p, x: nn.expm1(x))
 on_values("exp2")(lambda p, x: ir.unary("exp", ir.mul(x, math.log(2))))
-on_values("erfc")(lambda p, x: ir.sub(1, ir.unary("erf", x)))
+on_values("erfc")(lambda p, x: nn.erfc(x))
 on_values("tan")(lambda p, x: ir.divide(ir.unary("sin", x), ir.unary("cos", x)))
-on_values("cosh")(lambda p, x: ir.mul(ir.add(ir.unary("exp", x), ir.unary("exp", ir.unary("neg", x))), 0.5))
-on_values("sinh")(lambda p, x: ir.mul(ir.sub(nn.expm1(x), nn.expm1(ir.unary("neg", x))), 0.5))
-for _inverse in (nn.asin, nn.acos, nn.atan, nn.asinh, nn.acosh):
-    on_values(_inverse.__name__)(lambda p, x, f=_inverse: f(x))
+for _function in (nn.sinh, nn.cosh, nn.asin, nn.acos, nn.atan, nn.asinh, nn.acosh):
+    on_values(_function.__name__)(lambda p, x, f=_function: f(x))
 on_values("atanh")(
     lambda p, x: ir.mul(ir.sub(ir.unary("log1p", x), ir.unary("log1p", ir.unary("neg", x))), 0.5)
 )
@@ -94,14 +94,13 @@ on_values("clamp")(lambda p, low, x, high: ir.minimum(ir.maximum(x, low), high))
 def _round(p: Params, x: Value) -> Value:
     if int(p["rounding_method"]) == 1:
         return nn.round_even(x)
-    half = nn.trunc(ir.add(ir.unary("abs", x), 0.5))
-    return ir.mul(half, ir.unary("sign", x))
+    return nn.round_away(x)
 
 
 @on_values("rem")
 def _rem(p: Params, x: Value, y: Value) -> Value:
-    require(DTYPES[x.dtype].kind != "float", "of floats it is not supported")
-    return ir.sub(x, ir.mul(ir.divide(x, y), y))
+    require(x.dtype != "f64", "of float64 it is not supported")
+    return nn.remainder(x, y)
 
 
 on_values("shift_left")(lambda p, x, y: ir.binary("shl", x, y))
@@ -141,8 +140,8 @@ on_values("split")(lambda p, x: nn.split(x, p["axis"], p["sizes"]))
 
 @on_values("reshape")
 def _reshape(p: Params, x: Value) -> Value:
-    require(p.get("dimensions") is None, "with a permutation of dimensions")
-    return ir.reshape(x, p["new_sizes"])
+    order = p.get("dimensions")
+    return ir.reshape(x if order is None else ir.transpose(x, order), p["new_sizes"])
 
 
 @on_values("stack")
@@ -206,7 +205,7 @@ def _updated(x: Value, update: Value, low: Sequence[int], how: str) -> Value:
 
 
 def _scatter(importer: JaxImporter, p: Params, x: Any, indices: Any, updates: Any, how: str) -> Value:
-    """At constant positions, one update after the other; updates out of range are dropped."""
+    """At constant positions, one update after the other; updates out of range are dropped, or moved inside (clip)."""
     out, u = importer.value(x), importer.value(updates)
     if not isinstance(indices, np.ndarray) or math.prod(indices.shape[:-1]) > FEW:
         kind = {"replace": "replace", "add": "sum"}[how]
@@ -224,6 +223,8 @@ def _scatter(importer: JaxImporter, p: Params, x: Any, indices: Any, updates: An
         low = [0] * out.type.rank
         for d, s in zip(numbers.scatter_dims_to_operand_dims, row, strict=True):
             low[d] = int(s)
+        if str(p["mode"]).endswith("CLIP"):
+            low = [min(max(b, 0), n - m) for b, n, m in zip(low, out.shape, shape, strict=True)]
         if all(0 <= b <= n - m for b, n, m in zip(low, out.shape, shape, strict=True)):
             piece = ir.slice_(pieces, [k] + [0] * len(shape), [k + 1, *shape])
             out = _updated(out, ir.reshape(piece, shape), low, how)
@@ -232,6 +233,8 @@ def _scatter(importer: JaxImporter, p: Params, x: Any, indices: Any, updates: An
 
 on_importer("scatter")(lambda *operands: _scatter(*operands, how="replace"))
 on_importer("scatter-add", "scatter_add")(lambda *operands: _scatter(*operands, how="add"))
+for _name, _kind in {"scatter-mul": "prod", "scatter-min": "min", "scatter-max": "max"}.items():
+    on_values(_name)(lambda p, x, where, u, kind=_kind: jax_indexing.scatter(x, where, u, p, kind))
 
 
 @on_importer("gather")
@@ -242,7 +245,7 @@ def _gather(importer: JaxImporter, p: Params, x: Any, indices: Any) -> Value:
         return jax_indexing.gather(v, importer.value(indices), p)
     where = indices
     numbers, sizes = p["dimension_numbers"], p["slice_sizes"]
-    if getattr(numbers, "operand_batching_dims", ()):
+    if getattr(numbers, "operand_batching_dims", ()) or _fills(p, where, v.shape):
         return jax_indexing.gather(v, importer.value(indices), p)
     batch = where.shape[:-1]
     collapsed = set(numbers.collapsed_slice_dims)
@@ -264,6 +267,13 @@ def _gather(importer: JaxImporter, p: Params, x: Any, indices: Any) -> Value:
     return ir.transpose(out, perm)
 
 
+def _fills(p: Params, where: np.ndarray, shape: Sequence[int]) -> bool:
+    """Whether the gather yields a fill value for positions that lie outside, and some do."""
+    last = np.array([shape[d] - p["slice_sizes"][d] for d in p["dimension_numbers"].start_index_map])
+    outside = bool(((where < 0) | (where > last)).any())
+    return outside and str(p["mode"]).endswith("FILL_OR_DROP")
+
+
 @on_importer("iota")
 def _iota(importer: JaxImporter, p: Params) -> Value:
     dtype = dtype_of(p["dtype"])
@@ -280,12 +290,12 @@ for _kind in ("sum", "max", "min", "prod"):
 
 @on_values("reduce_and")
 def _reduce_and(p: Params, x: Value) -> Value:
-    return ir.cast(ir.reduce("min", ir.cast(x, "u8"), p["axes"]), "bool")
+    return ir.reduce("min", x, p["axes"])
 
 
 @on_values("reduce_or")
 def _reduce_or(p: Params, x: Value) -> Value:
-    return ir.cast(ir.reduce("max", ir.cast(x, "u8"), p["axes"]), "bool")
+    return ir.reduce("max", x, p["axes"])
 
 
 @on_values("argmax")
@@ -342,23 +352,33 @@ def _dot_general(p: Params, x: Value, y: Value) -> Value:
 
 @on_values("conv_general_dilated")
 def _conv(p: Params, x: Value, w: Value) -> Value:
-    require(p["batch_group_count"] == 1, "with batch groups (the gradient of a grouped convolution)")
     numbers = p["dimension_numbers"]
     require(x.type.rank > 2, "without spatial axes")
+    batches, features = p["batch_group_count"], p["feature_group_count"]
 
     def contract(x: Value, w: Value) -> Value:
         out = nn.conv(
-            ir.transpose(x, numbers.lhs_spec),
+            _batches_as_channels(ir.transpose(x, numbers.lhs_spec), batches),
             ir.transpose(w, numbers.rhs_spec),
             p["window_strides"],
             p["padding"],
             p["lhs_dilation"],
             p["rhs_dilation"],
-            p["feature_group_count"],
+            max(features, batches),
         )
         return ir.transpose(out, [numbers.out_spec.index(d) for d in range(len(numbers.out_spec))])
 
     return _contracted(p, contract, x, w)
+
+
+def _batches_as_channels(x: Value, groups: int) -> Value:
+    """(groups * n, c, …) -> (n, groups * c, …): what a group of output channels reads is then a group of channels."""
+    if groups == 1:
+        return x
+    batch, channels, *image = x.shape
+    apart = ir.reshape(x, (groups, batch // groups, channels, *image))
+    beside = ir.transpose(apart, (1, 0, *range(2, apart.type.rank)))
+    return ir.reshape(beside, (batch // groups, groups * channels, *image))
 
 
 from . import jax_control, jax_indexing  # noqa: E402, F401 (add their primitives)

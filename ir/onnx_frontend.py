@@ -20,7 +20,8 @@ from .graph import GraphBuilder, Value
 from .imported import ImportedProgram
 from .onnx_control import CONTROL, Body, ControlFlow
 from .onnx_ops import HANDLERS, Known, OnnxCall, widened
-from .types import DTYPES, TensorType, dtype_of
+from .operator import require
+from .types import DTYPES, TensorType, dtype_of, is_damaged
 
 OLDEST_OPSET = 6
 LARGEST_PROTOBUF = 2**31  # bytes; a limit of the format
@@ -29,6 +30,11 @@ _MOVEMENT = frozenset(
         *("Cast", "Concat", "Expand", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Tile"),
         *("Transpose", "Unsqueeze"),
     }
+)
+#: Not computed while importing: they are random, or ONNX' reference implementation knows their newest opset only, or
+#: not all of their attributes.
+_UNFAITHFUL = frozenset(
+    {"Bernoulli", "Multinomial", "Softmax", "LogSoftmax", "Hardmax", "LRN", "LSTM", "GRU", "RNN", "QuantizeLinear"}
 )
 Shapes = Mapping[str, Sequence[int]]
 
@@ -104,6 +110,7 @@ class _Importer:
         self.opset = self._opset()
         self.functions = {(f.domain, f.name): f for f in proto.functions}
         self.halves = _half_types(proto)
+        self.calling: list[tuple[str, str]] = []
 
     def fail(self, message: str) -> ImportFailure:
         return ImportFailure(f"{self.source}: {message}")
@@ -238,10 +245,8 @@ class _Importer:
             raise self.fail(
                 f"{what} does not fit its shape {tuple(tensor.dims)} ({_first_line(e)})"
             ) from None
-        if finite and array.dtype.kind == "f" and (np.isnan(array).any() or (array.size > 1 and np.isinf(array).any())):
-            raise self.fail(
-                f"{what} holds values that are not finite; repair the weights (for masks, use -1e30)"
-            )
+        if finite and is_damaged(array):
+            raise self.fail(f"{what} holds values that are not finite; repair the weights")
         return array
 
     # --- nodes ---
@@ -262,6 +267,7 @@ class _Importer:
         """
         known = set(env)
         produced = {name for n in nodes for name in n.output}
+        self._check_unique(nodes)
         rest, order = list(nodes), []
         while rest:
             ready = []
@@ -277,6 +283,14 @@ class _Importer:
             order += ready
             rest = waiting
         return order
+
+    def _check_unique(self, nodes: Sequence[Any]) -> None:
+        made: dict[str, Any] = {}
+        for n in nodes:
+            for name in n.output:
+                if name and made.setdefault(name, n) is not n:
+                    two = f"{_title(made[name])} and {_title(n)}"
+                    raise self.fail(f"{two} both define {name!r}; export the model again")
 
     def _report_unordered(self, waiting: Sequence[Any], known: set[str], produced: set[str]) -> None:
         for n in waiting:
@@ -307,6 +321,8 @@ class _Importer:
         self, node: Any, ins: list[Known | None], env: Mapping[str, Known | None], opset: int
     ) -> list[Known | None]:
         domain = "" if node.domain == "ai.onnx" else node.domain
+        if not domain:
+            _check_form(node, opset)
         attrs = {a.name: self._attribute(a, node) for a in node.attribute}
         if not domain and node.op_type in CONTROL:
             flow = ControlFlow(attrs, ins, len(node.output), self._subgraph(env, opset), self.builder)
@@ -314,7 +330,7 @@ class _Importer:
         if node.op_type == "Cast" and not domain and self.halves.get(node.input[0]) == attrs.get("to"):
             return [ins[0]]  # from float16 to float16: nothing to round
         if (local := self.functions.get((node.domain, node.op_type))) is not None:
-            return self._inline(local, node, ins, opset)
+            return self._call(local, node, ins, opset)
         if domain == "" and _is_foldable(node.op_type, ins):
             folded = self._fold(node, ins, opset)
             if folded is not None:
@@ -403,6 +419,16 @@ class _Importer:
             body.ParseFromString(text)
         return body
 
+    def _call(self, body: Any, node: Any, ins: Sequence[Known | None], opset: int) -> list[Known | None]:
+        """A local function of the model. Raises `ImportFailure` if it calls itself."""
+        name = (body.domain, body.name)
+        if name in self.calling:
+            raise self.fail(f"function {body.domain}.{body.name} calls itself; export the model again")
+        self.calling.append(name)
+        outs = self._inline(body, node, ins, opset)
+        self.calling.pop()
+        return outs
+
     def _inline(self, body: Any, node: Any, ins: Sequence[Known | None], opset: int) -> list[Known | None]:
         inner: dict[str, Known | None] = {"": None}
         inner |= dict.fromkeys(body.input) | dict(zip(body.input, ins, strict=False))
@@ -430,6 +456,22 @@ def _half_types(proto: Any) -> dict[str, int]:
         infos = graph
     types = {i.name: i.type.tensor_type.elem_type for i in (*infos.input, *infos.value_info, *infos.output)}
     return {name: t for name, t in types.items() if t in (TensorProto.FLOAT16, TensorProto.BFLOAT16)}
+
+
+def _check_form(node: Any, opset: int) -> None:
+    """Raises `TypeRuleError` for a node with fewer or more inputs than its operator takes, or without an attribute that
+    it needs."""
+    from onnx import defs
+
+    try:
+        schema: Any = defs.get_schema(node.op_type, opset, "")
+    except defs.SchemaError:
+        return
+    least, most, given = schema.min_input, schema.max_input, len(node.input)
+    require(least <= given <= most, f"{given} inputs given; it takes {least if given < least else most}")
+    names = {a.name for a in node.attribute}
+    missing = [a.name for a in schema.attributes.values() if a.required and a.name not in names]
+    require(not missing, f"its attribute {missing[0]!r} is missing" if missing else "")
 
 
 def _schema_defaults(node: Any, opset: int) -> list[Any]:
@@ -469,7 +511,7 @@ def _is_foldable(op: str, ins: Sequence[Known | None]) -> bool:
     """Small constants, index arithmetic and movement; arithmetic on weights stays in the graph, for the
     rules.
     """
-    if op == "Bernoulli" or op.startswith("Random"):
+    if op in _UNFAITHFUL or op.startswith("Random"):
         return False
     arrays = [x for x in ins if x is not None]
     if any(isinstance(x, Value) for x in arrays):

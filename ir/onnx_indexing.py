@@ -12,7 +12,7 @@ from . import composites as nn
 from . import indexing
 from .graph import Value
 from .onnx_ops import OnnxCall, onnx_op, widened
-from .operator import require
+from .operator import axis_in, require
 from .types import DTYPES, dtype_of
 
 FEW = 16  # constant positions up to which slices are joined; beyond, a gather
@@ -53,7 +53,7 @@ def _scatter_nd(c: OnnxCall) -> Value:
 @onnx_op("TensorScatter")
 def _tensor_scatter(c: OnnxCall) -> Value:
     """Updates of a cache: one window along an axis for each batch, from the position that operand 2 gives."""
-    x, updates, axis = c.value(0), c.value(1), c.attr("axis", -2) % c.value(0).type.rank
+    x, updates, axis = c.value(0), c.value(1), axis_in(c.attr("axis", -2), c.value(0).type.rank)
     n = x.shape[axis]
     ramp = ir.broadcast(ir.index_ramp(c.builder, updates.shape[axis], "i64"), updates.shape, (axis,))
     where = ramp

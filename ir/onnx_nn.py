@@ -13,7 +13,7 @@ from . import pooling
 from .errors import UnsupportedError
 from .graph import Value
 from .onnx_ops import OnnxCall, onnx_op
-from .operator import require
+from .operator import axis_in, require
 from .types import DTYPES
 
 Pairs = list[tuple[int, int]]
@@ -215,7 +215,7 @@ def _layer_norm(c: OnnxCall) -> list[Value]:
     out = nn.layer_norm(x, c.value(1), c.optional(2), axis, epsilon)
     if c.outputs == 1:
         return [out]
-    axes = tuple(range(axis % x.type.rank, x.type.rank))
+    axes = tuple(range(axis_in(axis, x.type.rank), x.type.rank))
     mean = nn.mean(x, axes, True)
     centred = ir.sub(x, mean)
     spread = ir.unary("rsqrt", ir.add(nn.mean(ir.mul(centred, centred), axes, True), epsilon))
@@ -225,7 +225,7 @@ def _layer_norm(c: OnnxCall) -> list[Value]:
 @onnx_op("RMSNormalization")
 def _rms_norm(c: OnnxCall) -> Value:
     x, axis = c.value(), c.attr("axis", -1)
-    axes = tuple(range(axis % x.type.rank, x.type.rank))
+    axes = tuple(range(axis_in(axis, x.type.rank), x.type.rank))
     square = ir.add(nn.mean(ir.mul(x, x), axes, True), c.attr("epsilon", 1e-5))
     return ir.mul(ir.mul(x, ir.unary("rsqrt", square)), c.value(1))
 
@@ -247,7 +247,7 @@ def _along(x: Value, parameter: Value, axis: int) -> Value:
     """A scale or zero point spread over x: one for all, one per position of `axis`, or one per block along it."""
     if parameter.type.size == 1:
         return ir.broadcast(ir.reshape(parameter, ()), x.shape, ())
-    axis %= x.type.rank
+    axis = axis_in(axis, x.type.rank)
     if parameter.type.rank == 1:
         return ir.broadcast(parameter, x.shape, (axis,))
     n, blocks = x.shape[axis], parameter.shape[axis]

@@ -19,7 +19,7 @@ from . import composites as nn
 from .canonical import constant_of
 from .errors import NotConstantError, UnsupportedError
 from .graph import GraphBuilder, Value
-from .operator import require
+from .operator import axis_in, require
 from .types import DTYPES, dtype_of
 
 Known = Value | np.ndarray
@@ -160,8 +160,8 @@ _SIMPLE: dict[str, Callable[[Value], Value]] = {
     "Reciprocal": lambda x: ir.divide(ir.full_like(x, 1), x),
     "Mish": lambda x: ir.mul(x, ir.unary("tanh", nn.softplus(x))),
     "Tan": lambda x: ir.divide(ir.unary("sin", x), ir.unary("cos", x)),
-    "Sinh": lambda x: ir.mul(ir.sub(nn.expm1(x), nn.expm1(ir.unary("neg", x))), 0.5),
-    "Cosh": lambda x: ir.mul(ir.add(ir.unary("exp", x), ir.unary("exp", ir.unary("neg", x))), 0.5),
+    "Sinh": nn.sinh,
+    "Cosh": nn.cosh,
     "Asin": nn.asin,
     "Acos": nn.acos,
     "Atan": nn.atan,
@@ -242,19 +242,13 @@ def _pow(c: OnnxCall) -> Value:
 
 @onnx_op("Mod")
 def _mod(c: OnnxCall) -> Value:
-    """Remainder with the divisor's sign, or (fmod) the dividend's; of floats by way of float64."""
+    """Remainder with the divisor's sign, or (fmod) the dividend's."""
     x, y = c.value(0), c.value(1)
-    dtype = x.dtype
-    if DTYPES[dtype].kind == "float":
-        x, y = ir.cast(x, "f64"), ir.cast(y, "f64")
-        times = nn.trunc(ir.divide(x, y))
-        rest = ir.select(ir.binary("eq", times, 0), x, ir.sub(x, ir.mul(times, y)))
-    else:
-        rest = ir.sub(x, ir.mul(ir.divide(x, y), y))
-    if not c.attr("fmod", 0) and DTYPES[dtype].kind != "uint":
+    rest = nn.remainder(x, y)
+    if not c.attr("fmod", 0) and DTYPES[x.dtype].kind != "uint":
         crossed = ir.binary("ne", ir.binary("lt", rest, 0), ir.binary("lt", y, 0))
         rest = ir.select(ir.binary("and", crossed, ir.binary("ne", rest, 0)), ir.add(rest, y), rest)
-    return ir.cast(rest, dtype)
+    return rest
 
 
 @onnx_op("Clip")
@@ -350,7 +344,7 @@ def _flatten(c: OnnxCall) -> Value:
 def _squeeze(c: OnnxCall) -> Value:
     x, axes = c.value(), c.ints(1, "axes", 13)
     gone = (
-        {a % x.type.rank for a in axes} if axes is not None else {d for d, n in enumerate(x.shape) if n == 1}
+        {axis_in(a, x.type.rank) for a in axes} if axes is not None else {d for d, n in enumerate(x.shape) if n == 1}
     )
     require(all(x.shape[d] == 1 for d in gone), f"axes {sorted(gone)} of {x.type} are not all of extent 1")
     return ir.reshape(x, [n for d, n in enumerate(x.shape) if d not in gone])
@@ -360,7 +354,7 @@ def _squeeze(c: OnnxCall) -> Value:
 def _unsqueeze(c: OnnxCall) -> Value:
     x, axes = c.value(), c.ints(1, "axes", 13) or []
     rank = x.type.rank + len(axes)
-    fresh = {a % rank for a in axes}
+    fresh = {axis_in(a, rank) for a in axes}
     rest = iter(x.shape)
     return ir.reshape(x, [1 if d in fresh else next(rest) for d in range(rank)])
 
@@ -386,7 +380,7 @@ def _tile(c: OnnxCall) -> Value:
 @onnx_op("Concat")
 def _concat(c: OnnxCall) -> Value:
     parts = c.values
-    return ir.concat(parts, c.attr("axis", 1) % parts[0].type.rank)
+    return ir.concat(parts, axis_in(c.attr("axis", 1), parts[0].type.rank))
 
 
 @onnx_op("Split")
@@ -423,7 +417,7 @@ def _slice(c: OnnxCall) -> Value:
 def _pad(c: OnnxCall) -> Value:
     x = c.value()
     pads = c.ints(1, "pads", 11) or []
-    axes = [a % x.type.rank for a in (c.ints(3, "axes", 18) or [])] if c.has(3) else list(range(x.type.rank))
+    axes = [axis_in(a, x.type.rank) for a in (c.ints(3, "axes", 18) or [])] if c.has(3) else list(range(x.type.rank))
     low, high = [0] * x.type.rank, [0] * x.type.rank
     for k, axis in enumerate(axes):
         low[axis], high[axis] = pads[k], pads[k + len(axes)]
@@ -492,7 +486,7 @@ def _trilu(c: OnnxCall) -> Value:
 def _one_hot(c: OnnxCall) -> Value:
     where, depth = c.value(0), int(c.static(1, "the depth").item())
     off, on = nn.split(c.value(2), 0, (1, 1))
-    axis = c.attr("axis", -1) % (where.type.rank + 1)
+    axis = axis_in(c.attr("axis", -1), where.type.rank + 1)
     shape = [*where.shape[:axis], depth, *where.shape[axis:]]
     index = ir.broadcast(where, shape, [d for d in range(len(shape)) if d != axis])
     wrapped = ir.select(ir.binary("lt", index, 0), ir.add(index, depth), index)
@@ -537,7 +531,7 @@ def _reduce(c: OnnxCall) -> Value:
         if c.attr("noop_with_empty_axes", 0):
             return _reduced(x, (), True, c.op)
         axes = list(range(x.type.rank))
-    return _reduced(x, sorted(a % x.type.rank for a in axes), bool(c.attr("keepdims", 1)), c.op)
+    return _reduced(x, sorted(axis_in(a, x.type.rank) for a in axes), bool(c.attr("keepdims", 1)), c.op)
 
 
 @onnx_op("ArgMax", "ArgMin")
@@ -545,13 +539,13 @@ def _arg(c: OnnxCall) -> Value:
     x, axis = c.value(), c.attr("axis", 0)
     best = nn.arg_best(x, c.op[3:].lower(), axis, bool(c.attr("select_last_index", 0)))
     out = ir.cast(best, "i64")
-    kept = [1 if d == axis % x.type.rank else n for d, n in enumerate(x.shape)]
+    kept = [1 if d == axis_in(axis, x.type.rank) else n for d, n in enumerate(x.shape)]
     return ir.reshape(out, kept) if c.attr("keepdims", 1) else out
 
 
 @onnx_op("CumSum", "CumProd")
 def _cumulative(c: OnnxCall) -> Value:
-    x, axis = c.value(), int(c.static(1, "the axis").item()) % c.value().type.rank
+    x, axis = c.value(), axis_in(int(c.static(1, "the axis").item()), c.value().type.rank)
     kind, backward = c.op[3:].lower(), bool(c.attr("reverse", 0))
     if c.attr("exclusive", 0):
         low = [int(d == axis and not backward) for d in range(x.type.rank)]
@@ -568,13 +562,13 @@ def _softmax(c: OnnxCall) -> Value:
     x, axis = c.value(), c.attr("axis", 1 if c.opset < 13 else -1)
     if c.opset >= 13 or axis in (-1, x.type.rank - 1):
         return functions[c.op](x, axis)
-    axis %= x.type.rank
+    axis = axis_in(axis, x.type.rank)
     flat = ir.reshape(x, (math.prod(x.shape[:axis]), math.prod(x.shape[axis:])))
     return ir.reshape(functions[c.op](flat, 1), x.shape)
 
 
 def _hardmax(x: Value, axis: int) -> Value:
-    axis %= x.type.rank
+    axis = axis_in(axis, x.type.rank)
     best = nn.arg_best(x, "max", axis)
     ramp = ir.broadcast(ir.index_ramp(x.builder, x.shape[axis], "i32"), x.shape, (axis,))
     where = ir.broadcast(best, x.shape, [d for d in range(x.type.rank) if d != axis])

@@ -17,7 +17,7 @@ from . import canonical as ir
 from . import composites as nn
 from .graph import Value
 from .onnx_ops import OnnxCall, onnx_op
-from .operator import require
+from .operator import axis_in, require
 from .types import DTYPES
 
 
@@ -68,7 +68,7 @@ def _joined(outside: np.ndarray | None, beyond: np.ndarray, axis: int, rank: int
 
 def _axes(c: OnnxCall, x: Value) -> list[tuple[int, Axis]]:
     """The axes named by the node, with the sizes or scales that it gives."""
-    axes = [a % x.type.rank for a in c.attr("axes") or range(x.type.rank)]
+    axes = [axis_in(a, x.type.rank) for a in c.attr("axes") or range(x.type.rank)]
     extents = [x.shape[d] for d in axes]
     scales, sizes = _wanted(c, extents)
     roi = [0.0] * len(axes) + [1.0] * len(axes)

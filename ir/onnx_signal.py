@@ -10,7 +10,7 @@ from . import canonical as ir
 from . import composites as nn
 from .graph import Value
 from .onnx_ops import OnnxCall, onnx_op
-from .operator import require
+from .operator import axis_in, require
 from .types import DTYPES
 
 
@@ -22,7 +22,7 @@ def _dft(c: OnnxCall) -> Value:
     else:
         axis = int(c.static(2, "the axis").item()) if c.has(2) else -2
     inverse, onesided = bool(c.attr("inverse", 0)), bool(c.attr("onesided", 0))
-    axis %= x.type.rank
+    axis = axis_in(axis, x.type.rank)
     default = 2 * (x.shape[axis] - 1) if inverse and onesided else x.shape[axis]
     length = int(c.static(1, "the length").item()) if c.has(1) else default
     return _transformed(x, axis, length, inverse, onesided)

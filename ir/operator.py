@@ -107,3 +107,9 @@ def require(condition: bool, message: str) -> None:
     """Raise `TypeRuleError(message)` unless the condition holds."""
     if not condition:
         raise TypeRuleError(message)
+
+
+def axis_in(axis: int, rank: int) -> int:
+    """An axis, which may count from the last one backwards (-1), counted from the first. Raises `TypeRuleError`."""
+    require(-rank <= axis < rank, f"axis {axis} of a tensor of rank {rank}")
+    return axis % rank

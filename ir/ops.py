@@ -616,8 +616,9 @@ def _window_type(t: Types, a: Attrs) -> TensorType:
     require(len(lengths) == 1, "window, strides, padding and dilation need one entry an axis")
     require(min((*a.window, *a.strides, *a.dilation, 1)) >= 1, "window, strides and dilation are >= 1")
     shape = tuple(map(_window_extent, x.shape, a.window, a.strides, a.padding, a.dilation))
-    require(min((*shape, 1)) >= 1, f"window {a.window} exceeds the padded input {x}")
-    return x.with_shape(shape)
+    fits = all(n >= 1 for n, given in zip(shape, x.shape, strict=True) if given)
+    require(fits, f"window {a.window} exceeds the padded input {x}")
+    return x.with_shape(tuple(max(n, 0) for n in shape))
 
 
 def _window_expr(t: Types, a: Attrs) -> TensorExpr:

@@ -63,6 +63,17 @@ def is_float(array: np.ndarray) -> bool:
     return array.dtype.kind == "f" or array.dtype.name == "bfloat16"
 
 
+def is_damaged(array: np.ndarray) -> bool:
+    """Whether an array of floats holds what weights never do: NaN, or infinities among different numbers.
+
+    A mask, which holds one number and infinities, is not damaged.
+    """
+    if not is_float(array) or (finite := np.isfinite(array)).all():
+        return False
+    numbers = array[finite]
+    return bool(np.isnan(array).any()) or bool((numbers != numbers[:1]).any())
+
+
 @dataclass(frozen=True)
 class TensorType:
     """Shape (sizes of the axes, outermost first) and element type of a tensor; prints as `f32[2,3]`."""

@@ -1,18 +1,28 @@
 """Values that live in Python while egglog reasons about them: types, attribute records, kernels.
 
 The e-graph holds small integers (`PyObject`s that pickle to the same bytes); a `Host` interns the values behind them
-and runs conditions and attribute functions when egglog calls back through `dispatch`. One host is current at a time.
+and runs conditions and attribute functions when egglog calls back through `dispatch`. One host is current at a time in
+a thread, as an e-graph belongs to one.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Hashable
 from functools import partial
 from typing import Any
 
 from ..ir.errors import NesteggError, RuleError
 
-_current: list[Host] = []
+
+class _Current(threading.local):
+    """The hosts of this thread, the current one last."""
+
+    def __init__(self) -> None:
+        self.hosts: list[Host] = []
+
+
+_current = _Current()
 
 #: The integers 0..SMALL-1 are interned as themselves, so that egglog can pass its own numbers.
 SMALL = 16
@@ -67,16 +77,16 @@ class Host:
         return result if isinstance(result, (bool, str)) else self.intern(result)
 
     def __enter__(self) -> Host:
-        _current.append(self)
+        _current.hosts.append(self)
         return self
 
     def __exit__(self, *_: object) -> None:
-        _current.pop()
+        _current.hosts.pop()
 
 
 def dispatch(function: int, *numbers: int) -> int | bool | str:
     """Entry point of egglog's `py-call`."""
-    return _current[-1].call(function, numbers)
+    return _current.hosts[-1].call(function, numbers)
 
 
 def bind(function: int) -> Callable[..., int | bool | str]:

@@ -233,7 +233,8 @@ def load_rules(path: str | Path) -> list[GraphRule | KernelRule | LoopRule]:
     except Exception as e:
         line = _line_in(e, str(path))
         raise RuleError(f"{path}:{line}: {type(e).__name__}: {e}") from None
-    rules = [v for v in names.values() if isinstance(v, (GraphRule, FusionRule, StagingRule, LoopRule))]
+    values = [v for each in names.values() for v in (each if isinstance(each, tuple) else (each,))]  # equations are two
+    rules = [v for v in values if isinstance(v, (GraphRule, FusionRule, StagingRule, LoopRule))]
     found = list({id(r): r for r in rules if Path(r.where.rpartition(":")[0]) == path}.values())
     if not found:
         raise RuleError(

@@ -357,3 +357,16 @@ def test_struct_layouts_are_those_of_the_header_that_jaxlib_ships(tmp_path: Path
     major, minor = map(int, lines[0].split()[1:])
     assert major == xla_handler.API_VERSION[0] and minor >= xla_handler.API_VERSION[1]
     assert {name: int(at) for name, at in (line.split() for line in lines[1:])} == fields
+
+
+def test_a_decorated_function_may_be_traced():
+    import jax
+
+    @nestegg.jit
+    def scaled(parameters, x):
+        return parameters["w"] * x + 2
+
+    x = np.arange(6, dtype=np.float32)
+    np.testing.assert_allclose(jax.jit(lambda a: scaled({"w": a}, a))(x), x * x + 2)
+    np.testing.assert_allclose(jax.grad(lambda a: scaled({"w": a}, a).sum())(x), 2 * x)
+    assert len(scaled.compiled) == 1

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -18,6 +19,7 @@ from nestegg.compiler import Options, compile_graph, import_program
 from nestegg.costmodel.roofline import Roofline
 from nestegg.extract.search import Estimate, KernelSearch
 from nestegg.ir.expr import TensorExpr
+from nestegg.ir.target import available_cpus
 from nestegg.ir.target import target as target_named
 from nestegg.ir.types import TensorType
 from nestegg.stored import ScheduleStore, context
@@ -72,7 +74,8 @@ def test_a_kernel_of_another_model_is_not_searched_again():
 
 def test_what_decides_the_program_decides_the_entry(tmp_path):
     nestegg.optimize(layer, X)
-    assert nestegg.optimize(layer, X, threads=1).cached["why"].startswith("other threads than")
+    others = available_cpus() % 2 + 1
+    assert nestegg.optimize(layer, X, threads=others).cached["why"].startswith("other threads than")
     rules = tmp_path / "mine.py"
     text = (
         "from nestegg import op, rule\n@rule('algebra')\ndef double(x):\n    '''x + x -> x + x'''\n"
@@ -102,7 +105,7 @@ def test_without_the_cache_nothing_is_read_or_written(folder):
     assert not folder.exists()
 
 
-@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "foreign"])
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "foreign", "endless", "moved"])
 def test_an_entry_that_is_not_whole_is_named_and_not_used(folder, damage):
     first = nestegg.optimize(layer, X)
     (entry,) = entries(folder, "programs")
@@ -114,6 +117,8 @@ def test_an_entry_that_is_not_whole_is_named_and_not_used(folder, damage):
             "flipped": data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :],
             "empty": b"",
             "foreign": b"\x80\x04 a pickle, perhaps",
+            "endless": re.sub(rb" \d+ ", b" 99999999999999 ", data, count=1),
+            "moved": entries(folder, "kernels")[0].read_bytes(),
         }[damage]
     )
     with pytest.warns(UserWarning, match=entry.name):
@@ -224,7 +229,7 @@ def test_the_least_recently_used_goes_first(folder):
         cache.write(name, {"x": bytes(1000)})
         os.utime(folder / name, (k, k))
     assert cache.read("programs/a/a"), "reading makes it recent"
-    assert Cache(folder, limit=2500).evict() == 1
+    assert Cache(folder, limit=2800).evict() == 1
     assert [p.name for p in entries(folder)] == ["c", "a"]
 
 

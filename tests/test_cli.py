@@ -239,6 +239,28 @@ def test_a_bad_file_of_rules_names_its_line(here):
     assert f"{rules}:3:" in refused(run("check-rules", "--rules", rules))
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [(["--shape", "x=1,2"], "for ONNX models"), (["--shape", "x=1,2", "--shape", "x=2,2"], "another shape before")],
+)
+def test_shapes_that_would_not_be_heeded_are_refused(options, message):
+    assert message in refused(run("optimize", "zoo:mlp", *options))
+
+
+def test_what_exceeds_the_memory_is_one_line(monkeypatch):
+    def exhausted(*_, **__):
+        raise MemoryError("Unable to allocate 2.18 TiB")
+
+    monkeypatch.setattr("nestegg.cli.imported_model", exhausted, raising=False)
+    monkeypatch.setattr("nestegg.cli_models.imported_model", exhausted)
+    assert "the memory does not suffice" in refused(run("optimize", "zoo:mlp"))
+
+
+def test_the_package_runs_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "nestegg", "--version"], capture_output=True, text=True)
+    assert done.stdout.strip() == f"nestegg {nestegg.__version__}"
+
+
 def test_a_call_with_the_wrong_shape_names_the_argument():
     compiled = nestegg.optimize(lambda x: x + 1, np.zeros((2, 3), np.float32))
     with pytest.raises(nestegg.NesteggError, match=r"argument 0 \(x0\) is float32\[3, 2\].*f32\[2,3\]"):

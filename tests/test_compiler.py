@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +14,7 @@ from hypothesis import strategies as st
 
 import nestegg
 from nestegg.compiler import Options, compile_graph
-from nestegg.ir.errors import CallError
+from nestegg.ir.errors import CallError, RuleError
 from nestegg.ir.imported import ImportedProgram
 from nestegg.ir.loops import StagedKernel
 from nestegg.ir.nest import parallel
@@ -167,3 +170,35 @@ def test_an_operand_that_is_read_across_or_a_power_of_two_apart_is_copied_first(
     assert isinstance(call.kernel, StagedKernel)
     assert [k.kind for k in call.kernel.stages] == ["", "sum"]
     np.testing.assert_allclose(compiled(a, y), a.astype(np.float64) @ b.T, rtol=1e-4, atol=1e-4)
+
+
+def test_a_convolution_of_no_images():
+    x, w = np.zeros((0, 3, 5, 5), np.float32), np.ones((4, 3, 3, 3), np.float32)
+    import jax.lax
+
+    y = nestegg.optimize(lambda x, w: jax.lax.conv(x, w, (1, 1), "SAME"), x, w)(x, w)
+    assert y.shape == (0, 4, 5, 5)
+
+
+def test_programs_are_compiled_in_several_threads_at_once():
+    x = np.linspace(-1, 1, 48, dtype=np.float32).reshape(6, 8)
+
+    def optimized(k: int) -> np.ndarray:
+        return nestegg.optimize(lambda a: (a @ a.T * k)[:, :k] + 1, x, threads=1, cache=False)(x)
+
+    with ThreadPoolExecutor(4) as pool:
+        for k, y in zip(range(1, 7), pool.map(optimized, range(1, 7)), strict=True):
+            np.testing.assert_allclose(y, (x @ x.T * k)[:, :k] + 1, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_program_is_not_copied_into_another_process(copied):
+    compiled = nestegg.optimize(lambda x: x + 1, np.zeros(3, np.float32))
+    with pytest.raises(CallError, match="optimize the function there again"):
+        copied(compiled)
+
+
+@pytest.mark.parametrize(("rules", "says"), [([3], "rules holds a int"), ("nosuch.py", "no such file of rules")])
+def test_what_is_no_rule_is_refused(rules, says):
+    with pytest.raises(RuleError, match=says):
+        nestegg.optimize(lambda x: x + 1, np.zeros(3, np.float32), rules=rules)

@@ -72,6 +72,13 @@ def test_the_deadline_is_obeyed() -> None:
     assert frontier_choice(simplified(layers(5)), time.perf_counter() - 1) is None
 
 
+def test_the_deadline_is_obeyed_inside_a_component() -> None:
+    egraph = stress(3, 60, 200, 0.3, 10)
+    component = frontier._Component(egraph, range(egraph.n_classes), time.perf_counter() - 1)
+    with pytest.raises(frontier._TooMany):
+        component.ways(1)
+
+
 def branches(count: int, depth: int, layouts: int) -> FlatEGraph:
     """`count` chains of `depth` tensors that a last one reads, each in one of `layouts`, the same in a whole chain."""
     b = EGraphBuilder()

@@ -277,3 +277,46 @@ def test_operands_that_do_not_fit():
         r"\(Conv\): conv.*4 channels against 3",
     )
     refused(one_node("Add", [X, array(7)]), UnsupportedError, r"\(Add\): .*do not broadcast")
+
+
+@pytest.mark.parametrize("op", ["Softmax", "LogSoftmax", "Hardmax"])
+def test_a_constant_softmax_is_that_of_the_models_opset(op):
+    nodes = [helper.make_node(op, ["w"], ["s"], axis=1), helper.make_node("Add", ["x", "s"], ["y"])]
+    folded = from_onnx(model_of(nodes, {"x": X}, ["y"], {"w": X}, opset=11))
+    computed = from_onnx(one_node(op, [X], opset=11, axis=1))
+    np.testing.assert_allclose(evaluate(folded.graph, [X])[0], X + evaluate(computed.graph, [X])[0], rtol=1e-6)
+
+
+def test_a_constant_mask_of_infinities():
+    mask = np.triu(np.full((4, 4), -np.inf, np.float32), 1)
+    nodes = [helper.make_node("Add", ["x", "m"], ["a"]), helper.make_node("Softmax", ["a"], ["y"])]
+    assert_same(model_of(nodes, {"x": array(4, 4)}, ["y"], {"m": mask}), array(4, 4))
+
+
+MALFORMED = {
+    "an axis beyond the rank": (helper.make_node("Concat", ["x", "x"], ["y"], axis=7), "axis 7 of a tensor of rank 3"),
+    "an attribute missing": (helper.make_node("Concat", ["x", "x"], ["y"]), "attribute 'axis' is missing"),
+    "too many inputs": (helper.make_node("Relu", ["x", "x"], ["y"]), "2 inputs given; it takes 1"),
+}
+
+
+@pytest.mark.parametrize("what", MALFORMED)
+def test_malformed_nodes_are_refused(what):
+    node, message = MALFORMED[what]
+    with pytest.raises(UnsupportedError, match=message):
+        from_onnx(model_of([node], {"x": X}, ["y"]))
+
+
+def test_a_name_defined_twice():
+    nodes = [helper.make_node("Relu", ["x"], ["y"]), helper.make_node("Neg", ["x"], ["y"])]
+    with pytest.raises(ImportFailure, match="both define 'y'"):
+        from_onnx(model_of(nodes, {"x": X}, ["y"]))
+
+
+def test_a_function_that_calls_itself():
+    call = helper.make_node("Loop", ["a"], ["b"], domain="mine")
+    itself = helper.make_function("mine", "Loop", ["a"], ["b"], [call], [helper.make_opsetid("mine", 1)])
+    model = model_of([helper.make_node("Loop", ["x"], ["y"], domain="mine")], {"x": X}, ["y"])
+    model.functions.append(itself)
+    with pytest.raises(ImportFailure, match=r"mine\.Loop calls itself"):
+        from_onnx(model)

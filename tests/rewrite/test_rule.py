@@ -330,3 +330,12 @@ def test_an_exception_in_a_condition_is_reported():
 
     with pytest.raises(RuleError, match=r"test_rule\.py:\d+: rule odd: IndexError"):
         build(negated(), [odd])
+
+
+def test_the_equations_of_a_file_are_two_rules_each(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from nestegg import equation, op\n\n@equation('algebra')\ndef turned(x, y):\n"
+        "    \"\"\"-(x - y) = y - x\"\"\"\n    return op.neg(op.sub(x, y)) >> op.sub(y, x)\n"
+    )
+    assert [r.name for r in load_rules(file)] == ["turned", "turned_back"]

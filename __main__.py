@@ -1,0 +1,5 @@
+"""`python -m nestegg`: the command line."""
+
+from .cli import main
+
+main()
