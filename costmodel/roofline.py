@@ -195,7 +195,7 @@ class Rates:
         with a single one, in full-width loads (arithmetic takes it from memory as part of the instruction).
         """
         count = self._others(domain, v, a.strides != 0)
-        tested = self._tested(a, domain, inside)
+        tested = self._tested(a, domain, v, inside)
         once = (tested + (1 - tested) * self._shared(a, domain, v)) * count
         along = self._along(domain, v)
         stride = np.where(v >= 0, a.strides[np.maximum(v, 0)], 0) if len(a.strides) else np.zeros(len(v))
@@ -213,13 +213,13 @@ class Rates:
         those of a vector are one mask."""
         count = self._others(domain, v, a.strides != 0)
         repeated = (v < 0) | (a.strides[np.maximum(v, 0)] == 0) if len(a.strides) else np.ones(len(v), bool)
-        return np.where(repeated, TESTED * count * self._tested(a, domain, inside), 0.0)
+        return np.where(repeated, TESTED * count * self._tested(a, domain, v, inside), 0.0)
 
-    def _tested(self, a: Access, domain: np.ndarray, inside: np.ndarray) -> np.ndarray:
-        """Share of the points of blocks at which bounds are tested for an access."""
+    def _tested(self, a: Access, domain: np.ndarray, v: np.ndarray, inside: np.ndarray) -> np.ndarray:
+        """Share of the vectors of blocks for which bounds are tested where an access is read."""
         free = np.ones(len(domain))
         for t in a.tests:
-            free = free * (1 - t.made(domain, inside))
+            free = free * (1 - t.made(domain, v, self.lanes, inside))
         return 1 - free
 
     def _shared(self, a: Access, domain: np.ndarray, v: np.ndarray) -> np.ndarray:
