@@ -43,6 +43,7 @@ BETWEEN_CORES = 4.0  # bytes a cycle out of another core's cache (layer norm 128
 WAITING = 0.05  # share of a task that threads wait for the last one: a thread gets several tasks where that is free
 SHARED_MEMORY = 1.25  # what all threads together draw from memory, in terms of one: measured 1.1 reading, 1.6 copying
 WARM = 0.8  # share of a cache that a working set may fill
+MASKED = 1.05  # what a vector takes that is not full (tails of matrix products run at 95 %)
 SINGLE = 1.5  # cycles of an element that is loaded or stored by itself, and put into a vector or taken out
 #: Cycles of an element that fills a vector and is loaded under bounds tests, which nothing hides: of 1 to 4, this has
 #: the least regret on the training family (ResNet-18's 56x56x64 of stride 2 takes 4.5 in a nest that keeps all tests).
@@ -305,7 +306,9 @@ class Rates:
         front_end = operations * 1.3 / 4.0
         spill = np.where(operations > 512, operations * 0.3, 0.0)  # falls out of the micro-op cache
         tests = sum((self._tests(a, domain, v, inside) for a in self.updates), np.zeros(len(v)))
-        return np.maximum(np.maximum(arithmetic, loads), np.maximum(latency, front_end)) + 0.1 * loads + spill + tests
+        most = np.maximum(np.maximum(arithmetic, loads), np.maximum(latency, front_end))
+        masked = np.where((along > 1) & (along % self.lanes != 0), MASKED, 1.0)
+        return masked * (most + 0.1 * loads + spill + tests)
 
     def finish(self, domain: np.ndarray, v: np.ndarray, inside: np.ndarray) -> np.ndarray:
         """Cycles of the epilogue and the stores of a register tile (the reduction axes of `domain` do not count)."""
