@@ -53,30 +53,41 @@ class BoundsTest:
         """Blocks that keep clear of the ends at which it fails."""
         return np.zeros(len(inside), bool) if self.clear is None else (inside & self.clear) == self.clear
 
-    def made(self, domain: np.ndarray, inside: np.ndarray) -> np.ndarray:
-        """Share of a block's points at which straight-line code makes the test; the others pass wherever it is."""
+    def made(self, domain: np.ndarray, v: np.ndarray, lanes: int, inside: np.ndarray) -> np.ndarray:
+        """Share of a block's vectors of `lanes` along the axes `v` (-1: single elements) for which straight-line code
+        makes the test; the others pass wherever the block is."""
         without = self.inside(inside) | self.known(domain) | self.left_to_loop(domain)
         if not self.axes:
             return np.where(without, 0.0, 1.0)
         places = np.asarray(np.ravel_multi_index(tuple(domain[:, self.axes].T - 1), self.extents))
-        new = np.unique(places[np.isnan(self._exposed[places])])
-        for place, block in zip(new, np.stack(np.unravel_index(new, self.extents), axis=1) + 1, strict=True):
-            self._exposed[place] = self._may_fail(block.tolist())
-        return np.where(without, 0.0, self._exposed[places])
+        out = np.zeros(len(domain))
+        for along in (-1, *self.axes):
+            rows = ~without & (v == along if along >= 0 else ~np.isin(v, self.axes))
+            exposed = self._exposed[along]
+            new = np.unique(places[rows][np.isnan(exposed[places[rows]])])
+            for place, block in zip(new, np.stack(np.unravel_index(new, self.extents), axis=1) + 1, strict=True):
+                exposed[place] = self._may_fail(block.tolist(), along, lanes)
+            out[rows] = exposed[places[rows]]
+        return out
 
     @cached_property
-    def _exposed(self) -> np.ndarray:
-        """Share of the points of a block that may fail, for all extents along the axes; NaN: not asked for yet."""
-        return np.full(math.prod(self.extents), np.nan)
+    def _exposed(self) -> dict[int, np.ndarray]:
+        """Share of the vectors along an axis that may fail, for blocks of all extents; NaN: not asked for yet."""
+        return {along: np.full(math.prod(self.extents), np.nan) for along in (-1, *self.axes)}
 
-    def _may_fail(self, block: Sequence[int]) -> float:
-        """Share of the points of a block of these extents that fail at one of the places where it may be."""
-        least = furthest = np.full(1, self.constant)
+    def _may_fail(self, block: Sequence[int], along: int, lanes: int) -> float:
+        """Share of the vectors along an axis, of a block of these extents, of which a lane fails at one of the places
+        where the block may be."""
+        least = furthest = np.full((), self.constant)
         for size, extent, step in zip(block, self.extents, self.steps, strict=True):
             within, start = step * np.arange(size), step * (extent - size)
-            least = np.add.outer(least, within + min(start, 0)).reshape(-1)
-            furthest = np.add.outer(furthest, within + max(start, 0)).reshape(-1)
-        return float(((least < self.lo) | (furthest >= self.hi)).mean())
+            least = np.add.outer(least, within + min(start, 0))
+            furthest = np.add.outer(furthest, within + max(start, 0))
+        fails = (least < self.lo) | (furthest >= self.hi)
+        if along >= 0:
+            axis = self.axes.index(along)
+            fails = np.logical_or.reduceat(fails, np.arange(0, fails.shape[axis], lanes), axis=axis)
+        return float(fails.mean())
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ BETWEEN_CORES = 4.0  # bytes a cycle out of another core's cache (layer norm 128
 WAITING = 0.05  # share of a task that threads wait for the last one: a thread gets several tasks where that is free
 SHARED_MEMORY = 1.25  # what all threads together draw from memory, in terms of one: measured 1.1 reading, 1.6 copying
 WARM = 0.8  # share of a cache that a working set may fill
+MASKED = 1.05  # what a vector takes that is not full (tails of matrix products run at 95 %)
 SINGLE = 1.5  # cycles of an element that is loaded or stored by itself, and put into a vector or taken out
 #: Cycles of an element that fills a vector and is loaded under bounds tests, which nothing hides: of 1 to 4, this has
 #: the least regret on the training family (ResNet-18's 56x56x64 of stride 2 takes 4.5 in a nest that keeps all tests).
@@ -197,7 +198,7 @@ class Rates:
         with a single one, in full-width loads (arithmetic takes it from memory as part of the instruction).
         """
         count = self._others(domain, v, a.strides != 0)
-        tested = self._tested(a, domain, inside)
+        tested = self._tested(a, domain, v, inside)
         once = (tested + (1 - tested) * self._shared(a, domain, v)) * count
         along = self._along(domain, v)
         stride = np.where(v >= 0, a.strides[np.maximum(v, 0)], 0) if len(a.strides) else np.zeros(len(v))
@@ -215,13 +216,13 @@ class Rates:
         those of a vector are one mask."""
         count = self._others(domain, v, a.strides != 0)
         repeated = (v < 0) | (a.strides[np.maximum(v, 0)] == 0) if len(a.strides) else np.ones(len(v), bool)
-        return np.where(repeated, TESTED * count * self._tested(a, domain, inside), 0.0)
+        return np.where(repeated, TESTED * count * self._tested(a, domain, v, inside), 0.0)
 
-    def _tested(self, a: Access, domain: np.ndarray, inside: np.ndarray) -> np.ndarray:
-        """Share of the points of blocks at which bounds are tested for an access."""
+    def _tested(self, a: Access, domain: np.ndarray, v: np.ndarray, inside: np.ndarray) -> np.ndarray:
+        """Share of the vectors of blocks for which bounds are tested where an access is read."""
         free = np.ones(len(domain))
         for t in a.tests:
-            free = free * (1 - t.made(domain, inside))
+            free = free * (1 - t.made(domain, v, self.lanes, inside))
         return 1 - free
 
     def _shared(self, a: Access, domain: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -307,7 +308,9 @@ class Rates:
         front_end = operations * 1.3 / 4.0
         spill = np.where(operations > 512, operations * 0.3, 0.0)  # falls out of the micro-op cache
         tests = sum((self._tests(a, domain, v, inside) for a in self.updates), np.zeros(len(v)))
-        return np.maximum(np.maximum(arithmetic, loads), np.maximum(latency, front_end)) + 0.1 * loads + spill + tests
+        most = np.maximum(np.maximum(arithmetic, loads), np.maximum(latency, front_end))
+        masked = np.where((along > 1) & (along % self.lanes != 0), MASKED, 1.0)
+        return masked * (most + 0.1 * loads + spill + tests)
 
     def finish(self, domain: np.ndarray, v: np.ndarray, inside: np.ndarray) -> np.ndarray:
         """Cycles of the epilogue and the stores of a register tile (the reduction axes of `domain` do not count)."""

@@ -71,4 +71,12 @@ def test_the_bound_is_no_greater_than_the_best_nest(padding: int) -> None:
 def test_tests_are_made_where_they_may_fail(columns: int, taps: int, share: float) -> None:
     """56 columns of stride 2 of an image of 112, in tiles: at the right nothing is padded."""
     test = BoundsTest((0, 1), (56, 3), clear=1, steps=(2, 1), constant=-1, lo=0, hi=112)
-    assert np.allclose(test.made(np.array([[columns, taps]] * 2), np.array([0, 1])), [share, 0])
+    blocks, inside = np.array([[columns, taps, 16]] * 2), np.array([0, 1])
+    assert np.allclose(test.made(blocks, np.array([2, 2]), 16, inside), [share, 0])
+
+
+def test_one_lane_that_may_fail_makes_the_test_of_its_vector() -> None:
+    test = BoundsTest((0, 1), (64, 3), clear=None, steps=(1, 1), constant=-1, lo=0, hi=64)
+    blocks, place = np.array([[16, 3], [48, 3], [48, 3]]), np.zeros(3, np.int64)
+    made = test.made(blocks, np.array([0, 0, -1]), 16, place)
+    assert np.allclose(made, [2 / 3, 2 / 9, 2 / 144])
