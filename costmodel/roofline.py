@@ -43,7 +43,7 @@ BETWEEN_CORES = 4.0  # bytes a cycle out of another core's cache (layer norm 128
 WAITING = 0.05  # share of a task that threads wait for the last one: a thread gets several tasks where that is free
 SHARED_MEMORY = 1.25  # what all threads together draw from memory, in terms of one: measured 1.1 reading, 1.6 copying
 WARM = 0.8  # share of a cache that a working set may fill
-MASKED = 1.05  # what a vector takes that is not full (tails of matrix products run at 95 %)
+MASKED = 1.01  # what a vector takes that is not full: of nests that are alike otherwise, those of full ones are faster
 SINGLE = 1.5  # cycles of an element that is loaded or stored by itself, and put into a vector or taken out
 #: Cycles of an element that fills a vector and is loaded under bounds tests, which nothing hides: of 1 to 4, this has
 #: the least regret on the training family (ResNet-18's 56x56x64 of stride 2 takes 4.5 in a nest that keeps all tests).
