@@ -30,6 +30,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("*",),  # compiler, testing, zoo, report, ...: they may know each other
     ("__init__",),
     ("cli",),
+    ("__main__",),
 )
 FLOOR = {room: level for level, row in enumerate(FLOORS) for room in row}
 TOP_FLOOR = FLOOR["*"]
