@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -93,14 +94,14 @@ class GraphChoice:
 class Candidate:
     """A kernel that may make the e-class `owner` from the e-classes `args`; `number` counts the distinct kernels.
 
-    `reads`: those of `args` that other kernels make; inputs and constants are there. `alias`: it computes nothing.
-    `least`: the seconds that it counts for before it is searched.
+    `needs`: those of `args` that other kernels make, each once; inputs and constants are there. `alias`: it computes
+    nothing. `least`: the seconds that it counts for before it is searched.
     """
 
     owner: int
     number: int
     args: tuple[int, ...]
-    reads: frozenset[int]
+    needs: tuple[int, ...]
     expr: TensorExpr
     alias: bool
     least: float
@@ -110,6 +111,11 @@ class Candidate:
     def kernel(self) -> Lowered:
         """What `expr` is lowered to, when first asked for: most candidates are never searched."""
         return lower(self.expr)
+
+    @cached_property
+    def reads(self) -> frozenset[int]:
+        """The e-classes of `needs`."""
+        return frozenset(self.needs)
 
 
 def choose(
@@ -193,10 +199,9 @@ def _extract(
     for k, c in undominated(candidates, seconds):
         losses.append(c.loss)
         overhead = 0.0 if c.alias else CALL_OVERHEAD
-        needed = [f"c{a}" for a in dict.fromkeys(c.args) if a in c.reads]
-        b.node(f"c{c.owner}", f"kernel{k}", (seconds[c.number] + overhead) * 1e6, needed, str(k))
+        b.node(f"c{c.owner}", f"kernel{k}", (seconds[c.number] + overhead) * 1e6, [f"c{a}" for a in c.needs], str(k))
     have = {c.owner for c in candidates}
-    for a in sorted({a for c in candidates for a in c.reads} | set(egraph.outputs)):
+    for a in sorted({a for c in candidates for a in c.needs} | set(egraph.outputs)):
         if _is_there(egraph.classes[a]):
             b.node(f"c{a}", "leaf", 0.0, [], "leaf")
             losses.append(0.0)
@@ -276,8 +281,8 @@ def kernel_candidates(egraph: GraphEGraph, costs: KernelCosts) -> list[Candidate
         number, args = numbers.setdefault(about.signature, len(numbers)), tuple(call.args[k] for k in order)
         found = out.get((owner, number, args))
         if found is None or call.kernel.loss < found.loss:
-            reads = frozenset(a for a in args if not _is_there(egraph.classes[a]))
-            made = Candidate(owner, number, args, reads, expr, about.alias, at_least(about), call.kernel.loss)
+            needs = tuple(a for a in dict.fromkeys(args) if not _is_there(egraph.classes[a]))
+            made = Candidate(owner, number, args, needs, expr, about.alias, at_least(about), call.kernel.loss)
             out[owner, number, args] = made
     return list(out.values())
 
