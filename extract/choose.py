@@ -42,6 +42,9 @@ EXACT_ROUNDS = 4
 #: Operators whose result holds its operand's elements and no others.
 REPEATS = ("broadcast", "reshape")
 
+#: Those, and the others whose result is one number throughout if their operands are.
+UNIFORM = frozenset({*REPEATS, *SCALARS, "cast"})
+
 #: Seconds to call a kernel, besides its work.
 CALL_OVERHEAD = 5e-8
 
@@ -91,12 +94,14 @@ class GraphChoice:
 class Candidate:
     """A kernel that may make the e-class `owner` from the e-classes `args`; `number` counts the distinct kernels.
 
-    `alias`: it computes nothing. `least`: the seconds that it counts for before it is searched.
+    `needs`: those of `args` that other kernels make, each once; inputs and constants are there. `alias`: it computes
+    nothing. `least`: the seconds that it counts for before it is searched.
     """
 
     owner: int
     number: int
     args: tuple[int, ...]
+    needs: tuple[int, ...]
     expr: TensorExpr
     alias: bool
     least: float
@@ -109,8 +114,8 @@ class Candidate:
 
     @cached_property
     def reads(self) -> frozenset[int]:
-        """The e-classes of `args`."""
-        return frozenset(self.args)
+        """The e-classes of `needs`."""
+        return frozenset(self.needs)
 
 
 def choose(
@@ -194,12 +199,10 @@ def _extract(
     for k, c in undominated(candidates, seconds):
         losses.append(c.loss)
         overhead = 0.0 if c.alias else CALL_OVERHEAD
-        b.node(f"c{c.owner}", f"kernel{k}", (seconds[c.number] + overhead) * 1e6, [f"c{a}" for a in c.args], str(k))
+        b.node(f"c{c.owner}", f"kernel{k}", (seconds[c.number] + overhead) * 1e6, [f"c{a}" for a in c.needs], str(k))
     have = {c.owner for c in candidates}
-    needed = {a for c in candidates for a in c.args} | set(egraph.outputs)
-    for a in sorted(needed):
-        e = egraph.classes[a]
-        if e.input is not None or e.const:
+    for a in sorted({a for c in candidates for a in c.needs} | set(egraph.outputs)):
+        if _is_there(egraph.classes[a]):
             b.node(f"c{a}", "leaf", 0.0, [], "leaf")
             losses.append(0.0)
         elif a not in have:
@@ -278,14 +281,20 @@ def kernel_candidates(egraph: GraphEGraph, costs: KernelCosts) -> list[Candidate
         number, args = numbers.setdefault(about.signature, len(numbers)), tuple(call.args[k] for k in order)
         found = out.get((owner, number, args))
         if found is None or call.kernel.loss < found.loss:
-            made = Candidate(owner, number, args, expr, about.alias, at_least(about), call.kernel.loss)
+            needs = tuple(a for a in dict.fromkeys(args) if not _is_there(egraph.classes[a]))
+            made = Candidate(owner, number, args, needs, expr, about.alias, at_least(about), call.kernel.loss)
             out[owner, number, args] = made
     return list(out.values())
 
 
+def _is_there(e: EClass) -> bool:
+    """Whether a tensor is an input or known at compile time."""
+    return e.const or e.input is not None
+
+
 def _computing(e: EClass, owner: int) -> Iterator[CallNode]:
     """The calls that compute a tensor when the program runs."""
-    if not e.const and e.input is None:
+    if not _is_there(e):
         yield from (call for call in e.calls if owner not in call.args)
 
 
@@ -312,7 +321,7 @@ def _reachable(egraph: GraphEGraph) -> set[int]:
     found, todo = set(egraph.outputs), list(egraph.outputs)
     while todo:
         e = egraph.classes[todo.pop()]
-        if not (e.const or e.input is not None):
+        if not _is_there(e):
             new = {a for call in e.calls for a in call.args} - found
             found |= new
             todo += sorted(new)
@@ -325,12 +334,13 @@ def _uniform(egraph: GraphEGraph) -> dict[int, float | int | bool]:
     for c, e in enumerate(egraph.classes):
         if e.constant is not None and egraph.constants[e.constant].size == 1:
             out[c] = egraph.constants[e.constant].reshape(()).item()
-    todo = [(c, n) for c, e in enumerate(egraph.classes) for n in e.ops if n.op in (*REPEATS, *SCALARS, "cast")]
-    while ready := [(c, n) for c, n in todo if c not in out and all(a in out for a in n.args)]:
+    todo = [(c, n) for c, e in enumerate(egraph.classes) for n in e.ops if n.op in UNIFORM]
+    while ready := [(c, n) for c, n in todo if all(a in out for a in n.args)]:
         for c, n in ready:
             args = [np.asarray(out[a], DTYPES[egraph.classes[a].type.dtype].numpy) for a in n.args]
             value = SCALARS[n.op].jax(*args) if n.op in SCALARS else args[0]
             out[c] = np.asarray(value).astype(DTYPES[egraph.classes[c].type.dtype].numpy).item()
+        todo = [(c, n) for c, n in todo if c not in out]
     return out
 
 

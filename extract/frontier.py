@@ -42,9 +42,9 @@ class _Way(NamedTuple):
 Chosen = tuple[tuple[int, ...], "Chosen"] | None
 
 
-def frontier_choice(reduction: Reduction, deadline: float) -> Int32Array | None:
-    """The cheapest DAG of a simplified e-graph, or None if the limits or the `deadline` (`time.perf_counter`) are
-    reached first.
+def frontier_choice(reduction: Reduction, deadline: float, most: int = STATES) -> Int32Array | None:
+    """The cheapest DAG of an e-graph as far as it is simplified, or None if the limits (`most` open states among them)
+    or the `deadline` (`time.perf_counter`) are reached first.
 
     The roots must have finite terms.
     """
@@ -53,17 +53,17 @@ def frontier_choice(reduction: Reduction, deadline: float) -> Int32Array | None:
     picked: dict[int, int] = {}
     try:
         for part in split(reduction):
-            picked |= _cheapest(part, deadline)
+            picked |= _cheapest(part, deadline, most)
     except _TooMany:
         return None
     return reduction.restore(picked)
 
 
-def _cheapest(part: Part, deadline: float) -> dict[int, int]:
+def _cheapest(part: Part, deadline: float, most: int) -> dict[int, int]:
     egraph = part.egraph
     states: dict[int, tuple[float, Chosen]] = {_bits(egraph.roots): (0.0, None)}
     for component in _downwards(egraph):
-        if len(states) > STATES or time.perf_counter() > deadline:
+        if len(states) > most or time.perf_counter() > deadline:
             raise _TooMany
         states = _Component(egraph, component, deadline).settle(states)
         if len(states) > FEW:

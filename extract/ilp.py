@@ -32,6 +32,9 @@ from .reduce import Reduction
 from .result import Budget, Extraction, ExtractionError, checked, dag_cost, require_terms, restrict, validate
 from .tree import dearest_path, tree_choice
 
+NARROW = 8_000
+"""Open states up to which an e-graph is solved as it is."""
+_FIRST_SHARE = 0.4
 _FRONTIER_SHARE = 0.6
 _HEURISTIC_SHARE = 0.15
 _REDUCE_SHARE = 0.25
@@ -60,8 +63,8 @@ def ilp_extract(
     best = _Best(egraph, checks)
     require_terms(egraph, tree_choice(egraph))
     reduction = Reduction(egraph, [weights.tolist() for weights, _ in checks])
-    reduction.run(start + _FRONTIER_SHARE * time_limit)
-    if not checks and (exact := frontier_choice(reduction, start + _FRONTIER_SHARE * time_limit)) is not None:
+    exact = None if checks else _exact_choice(reduction, start, time_limit)
+    if exact is not None:
         best.offer(exact)
         assert best.choice is not None, "what the frontiers give is a program"
         return Extraction(best.choice, best.cost, best.cost, "frontier", time.perf_counter() - start, True)
@@ -78,6 +81,17 @@ def ilp_extract(
     optimal = not limit or bound >= best.cost - _TOLERANCE * (1.0 + abs(best.cost))
     bound = best.cost if optimal else min(bound, best.cost)
     return Extraction(best.choice, best.cost, bound, "ilp", seconds, optimal, "" if optimal else limit)
+
+
+def _exact_choice(reduction: Reduction, start: float, time_limit: float) -> Int32Array | None:
+    """What frontiers give, of the e-graph as it is or else simplified: narrow ones need no simplification, which takes
+    as long, and may widen them (a class that is collapsed leaves its users all that it needs)."""
+    exact = frontier_choice(reduction, start + _FIRST_SHARE * time_limit, NARROW)
+    if exact is None:
+        deadline = start + _FRONTIER_SHARE * time_limit
+        reduction.run(deadline)
+        exact = frontier_choice(reduction, deadline)
+    return exact
 
 
 def heuristic_choices(egraph: FlatEGraph, deadline: float) -> list[Int32Array]:

@@ -17,16 +17,13 @@ import numpy as np
 
 from ..ir.attrs import Attrs
 from ..ir.calibration import Ranges
-from ..ir.graph import CONSTANT, INPUT, Graph
+from ..ir.graph import Graph
 from ..ir.types import TensorType
-from .folded import Folded
+from .encoding import encode
 from .fusion_rules import FusionRule, KernelRule, StagingRule
 from .host import Host, prelude
 from .kernel import Kernel
 from .language import (
-    MAX_VARIADIC,
-    NONE,
-    SEVERAL,
     Term,
     analyses,
     constructor,
@@ -36,7 +33,6 @@ from .language import (
     merging_rules,
     reachable,
     render,
-    together,
     widest_kernels,
 )
 from .rule import GraphRule, distinct
@@ -96,7 +92,7 @@ def _phases(
     merging = merging_rules(host)
     first = [*merging, *(egg for r, egg in fusing if r.dominates)]
     middle = [*merging, *(egg for r, egg in fusing if not r.widest and not r.sole)]
-    last = [[*merging, widest_kernels(), egg] for r, egg in fusing if r.widest]
+    last = [[*merging, *widest_kernels(), egg] for r, egg in fusing if r.widest]
     return [render(rewrites, host), lowering_rules(host, terms), [count_readers()], first, middle, *last, staging]
 
 
@@ -137,9 +133,7 @@ def _saturated(
         phases = phases_in(host)
         texts += {r.name: r.text for phase in phases for r in phase}.values()
         engine.load(prelude(host), *texts)
-        constants = _encode(graph, engine, host)
-        if asks_values:
-            _set_values(graph, engine, host)
+        constants = encode(graph, engine, host, asks_values)
         if ranges is not None:
             numbers = {k: host.intern(t) for k, t in ranges.tensors.items()}
             engine.load(*(f"(set (calibrated (node {k})) (py-from-int {n}))" for k, n in numbers.items()))
@@ -154,46 +148,6 @@ def _saturated(
         )
         raise_error()
         return _read_back(graph, terms, engine, host, constants, report)
-
-
-def _encode(graph: Graph, engine: Engine, host: Host) -> list[np.ndarray]:
-    """The graph as terms, each with its type and what it is computed from, which the analyses would find out too: one
-    layer after the other."""
-    constants: list[np.ndarray] = []
-    lines = []
-    for k, n in enumerate(graph.nodes):
-        if n.op == INPUT:
-            term = f"(Input {graph.inputs.index(k)})"
-        elif n.op == CONSTANT:
-            term = f"(Const (py-from-int {len(constants)}))"
-            constants.append(graph.constants[k])
-        else:
-            term = _term(n.op, [f"(node {i})" for i in n.inputs], n.attrs, host)
-        own = NONE if n.op in (INPUT, CONSTANT) else f"(<< (bigint 1) {k})"
-        below = together([s for i in n.inputs for s in (f"(below (node {i}))", f"(own (node {i}))")])
-        lines.append(f"(set (node {k}) {term})")
-        lines.append(f"(set (ty (node {k})) (py-from-int {host.intern(n.type)}))")
-        lines.append(f"(set (own (node {k})) {own}) (set (below (node {k})) {below})")
-        if n.op == INPUT:
-            lines.append(f"(set (constness (node {k})) 0)")
-        if n.op == CONSTANT:
-            lines.append(f"(is-const (node {k})) (set (constness (node {k})) 1)")
-    lines += [f"(set (readers (node {k})) {SEVERAL})" for k in graph.outputs]
-    engine.load(*lines)
-    return constants
-
-
-def _set_values(graph: Graph, engine: Engine, host: Host) -> None:
-    numbers = {k: host.intern(Folded(given=array)) for k, array in graph.constants.items()}
-    engine.load(*(f"(set (value (node {k})) (py-from-int {n}))" for k, n in numbers.items()))
-
-
-def _term(op: str, args: list[str], attrs: Attrs, host: Host) -> str:
-    """An operator as a term; an n-ary one wider than `MAX_VARIADIC` is chained (concat is associative)."""
-    while len(args) > MAX_VARIADIC:
-        head = f"({constructor(op, MAX_VARIADIC)} {' '.join(args[:MAX_VARIADIC])} (py-from-int {host.intern(attrs)}))"
-        args = [head, *args[MAX_VARIADIC:]]
-    return f"({constructor(op, len(args))} {' '.join(args)} (py-from-int {host.intern(attrs)}))"
 
 
 def _read_back(

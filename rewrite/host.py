@@ -108,17 +108,6 @@ def prelude(host: Host) -> str:
     return "\n".join([nothing, *(f"(let $f{k} {bound(k)})" for k in range(host.functions))])
 
 
-def merge_text(function: int) -> str:
-    """A `:merge` of two values. It does not use a global: in a merge, egglog 13.2 looks globals up wrongly (a test of
-    `widest` found an integer in its place). A table without keys does as well."""
-    return f"(py-call (f{function}) old new)"
-
-
-def merger(function: int) -> str:
-    """egglog text that declares what `merge_text` calls."""
-    return f"(function f{function} () PyObject :merge old) (set (f{function}) {bound(function)})"
-
-
 def call_text(function: int, args: list[str]) -> str:
     return f"(py-call $f{function} {' '.join(args)})"
 

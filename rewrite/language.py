@@ -16,19 +16,19 @@ from ..ir.graph import Graph
 from ..ir.operator import OPERATORS, operator
 from .folded import Folded
 from .fusion_rules import POSITIONS, FusionRule, KernelRule, StagingRule
-from .host import Host, call_text, merge_text, merger, test_text
+from .host import Host, call_text, test_text
 from .kernel import (
     ANY,
+    GENUS_AT,
     TRAITS,
+    WIDTH_AT,
     Kernel,
+    about,
     fuse,
     fuse_unit,
-    genus,
     keep_operand,
     merge_operands,
     of_operator,
-    traits,
-    wider,
 )
 from .pattern import (
     RESULT,
@@ -95,7 +95,6 @@ def _widths(operands: int, op: str) -> Iterator[int]:
 
 def declarations(host: Host, terms: Iterable[Term]) -> str:
     """Sorts, constructors and analyses of the graph language."""
-    wide = host.function("wider", wider)
     lines = [
         "(sort T) (sort TV (Vec T))",
         "(constructor Input (i64) T) (constructor Const (PyObject) T) (constructor Call (PyObject TV) T)",
@@ -112,10 +111,10 @@ def declarations(host: Host, terms: Iterable[Term]) -> str:
         "(function readers (T) i64 :merge (max old new))",
         "(function made (T) i64 :merge (max old new))",
         "(function repeated (PyObject TV) i64 :merge (min old new))",
-        merger(wide),
-        f"(function widest (T PyObject) PyObject :merge {merge_text(wide)})",
+        "(function widest (T BigInt) BigInt :merge (max old new))",
         *(f"(relation trait-{name} (PyObject))" for name in TRAITS),
-        "(function genus (PyObject) PyObject :merge old) (function traits (PyObject) BigInt :merge old)",
+        *(f"(function {name} (PyObject) BigInt :merge old)" for name in ("about", "genus", "width")),
+        "(relation chief (T PyObject))",
         f"(ruleset {ANALYSES})",
     ]
     lines += [f"(constructor {constructor(name, n)} ({'T ' * n}PyObject) T)" for name, n in terms]
@@ -135,13 +134,13 @@ def analyses(host: Host, terms: Sequence[Term], values: bool = False) -> str:
         "(rule ((trait-light_of_several k) (uses k xs i x l r) (= b (below x))) ((set (beneath k xs) b))"
         f" :ruleset {ANALYSES})"
     )
-    genus_of = call_text(host.function("genus", genus), ["k"])
-    out.append(f"(rule ((kernel k)) ((set (genus k) {genus_of})) :ruleset {ANALYSES})")
-    traits_of = call_text(host.function("traits", traits), ["k"])  # one call for all: each takes as long as a query
-    out.append(f"(rule ((kernel k)) ((set (traits k) (from-string (py-to-string {traits_of})))) :ruleset {ANALYSES})")
-    for n, name in enumerate(TRAITS):
-        has = f"(!= {NONE} (& t (bigint {1 << n})))"
-        out.append(f"(rule ((= t (traits k)) {has}) ((trait-{name} k)) :ruleset {ANALYSES})")
+    about_it = call_text(host.function("about", about), ["k"])  # one call for all: each takes as long as a query
+    out.append(f"(rule ((kernel k)) ((set (about k) (from-string (py-to-string {about_it})))) :ruleset {ANALYSES})")
+    genus_of, width_of = f"(& (>> n {GENUS_AT}) (bigint {(1 << WIDTH_AT - GENUS_AT) - 1}))", f"(>> n {WIDTH_AT})"
+    out.append(f"(rule ((= n (about k))) ((set (genus k) {genus_of}) (set (width k) {width_of})) :ruleset {ANALYSES})")
+    for bit, name in enumerate(TRAITS):
+        has = f"(!= {NONE} (& n (bigint {1 << bit})))"
+        out.append(f"(rule ((= n (about k)) {has}) ((trait-{name} k)) :ruleset {ANALYSES})")
     for name, n in terms:
         infer = host.function(f"type rule of {name}", lambda a, *t, _n=name: operator(_n).check(t, a))
         xs, ts = [f"x{k}" for k in range(n)], [f"t{k}" for k in range(n)]
@@ -223,7 +222,7 @@ def fusion_rule(r: FusionRule, host: Host) -> EggRule:
     traits = [f"(trait-{trait} {k})" for trait, k in ((r.producer, "p"), (r.consumer, "k")) if trait != ANY]
     facts = ["(= x (Call p ys))", "(uses k xs i x before after)", "(= e (Call k xs))", *traits, *_between(r)]
     if r.widest:  # an e-class may hold terms of itself (x + 0): a kernel that reads its own result leads nowhere
-        facts += ["(= gp (genus p))", "(= p (widest x gp))", "(= gk (genus k))", "(= k (widest e gk))"]
+        facts += ["(chief x p)", "(chief e k)"]
         facts += ["(vec-not-contains ys x)", "(vec-not-contains ys e)"]
     fused = call_text(host.function(r.name, partial(_fused, r)), ["k", "(py-from-int i)", "p"])
     facts += [f"(= kp {fused})", "(!= kp $nothing)"]
@@ -297,9 +296,14 @@ def merging_rules(host: Host) -> list[EggRule]:
     return [_analysis(name, text) for name, text in texts.items()]
 
 
-def widest_kernels() -> EggRule:
-    """Which kernel of a tensor fuses the most operators, of each genus."""
-    return _analysis("widest_kernel", "((= e (Call k xs)) (= g (genus k))) ((set (widest e g) k))")
+def widest_kernels() -> list[EggRule]:
+    """Which kernel of a tensor fuses the most operators, of each genus: its `chief`."""
+    texts = {
+        "widest_kernel": "((= e (Call k xs)) (= g (genus k)) (= w (width k))) ((set (widest e g) w))",
+        "chief_kernel": "((= e (Call k xs)) (= g (genus k)) (= w (width k)) (= w (widest e g))) ((chief e k))",
+        "former_chief": "((chief e k) (= g (genus k)) (= w (width k)) (< w (widest e g))) ((delete (chief e k)))",
+    }
+    return [_analysis(name, text) for name, text in texts.items()]
 
 
 def _analysis(name: str, text: str) -> EggRule:

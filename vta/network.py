@@ -93,7 +93,7 @@ def beside_the_cpu(rules: Iterable[GraphRule | KernelRule]) -> list[GraphRule | 
     CPU's kernels of floats have, are left out. The accelerator cannot run them, and a CPU is as fast in floats as with
     signed bytes (`vpdpbusd` wants one operand unsigned).
     """
-    ends = {r.name for r in FUSION_RULES if r.producer == "reducing" and not r.widest}
+    ends = {r.name for r in FUSION_RULES if r.producer in ("reducing", "reducing_unmoved")}
     return [WIDE_PROLOGUE, *(_in_integers(r) if isinstance(r, FusionRule) and r.name in ends else r for r in rules)]
 
 

@@ -73,7 +73,7 @@ def test_sharing_pays_only_for_the_ilp() -> None:
 def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Extraction as it is, and as it is where frontiers are too wide."""
     if request.param == "solver":
-        monkeypatch.setattr(ilp, "frontier_choice", lambda reduction, deadline: None)
+        monkeypatch.setattr(ilp, "frontier_choice", lambda *_: None)
 
 
 SAME_WAY = [HealthCheck.function_scoped_fixture]
