@@ -129,7 +129,8 @@ def _eval(s: Scalar, x: _Operands, env: Mapping[Axis, np.ndarray], rank: int) ->
     if isinstance(s, Kept):
         return _eval(s.arg, x, env, rank)
     if isinstance(s, Weighted):
-        weight = np.asarray(s.table, x.dtype(s.dtype))[np.asarray(s.index.evaluate(env))]
+        # where a bounds test around it fails, the index may be outside of the table
+        weight = np.take(np.asarray(s.table, x.dtype(s.dtype)), s.index.evaluate(env), mode="clip")
         return np.where(weight == 0, 0, weight * _eval(s.arg, x, env, rank))
     if isinstance(s, When):
         inside = np.asarray(True)
