@@ -130,7 +130,7 @@ def _eval(s: Scalar, x: _Operands, env: Mapping[Axis, np.ndarray], rank: int) ->
         return _eval(s.arg, x, env, rank)
     if isinstance(s, Weighted):
         # where a bounds test around it fails, the index may be outside of the table
-        weight = np.take(np.asarray(s.table, x.dtype(s.dtype)), s.index.evaluate(env), mode="clip")
+        weight = np.take(np.asarray(s.table, x.dtype(s.dtype)), np.asarray(s.index.evaluate(env)), mode="clip")
         return np.where(weight == 0, 0, weight * _eval(s.arg, x, env, rank))
     if isinstance(s, When):
         inside = np.asarray(True)
