@@ -85,8 +85,8 @@ class FusionRule:
 
 @dataclass(frozen=True)
 class StagingRule:
-    """`Call(k, xs) -> Call(k with operand i copied by a stage of its own, xs)` if `when(k, i)`, of a tensor that is not
-    known at compile time."""
+    """`Call(k, xs) -> Call(k with operand i copied by a stage of its own, xs)` if `when(k, i)`, where neither operand i
+    nor some other is known at compile time: constants are laid out as the operands that vary want it."""
 
     name: str
     when: Callable[[Kernel, int], bool]
@@ -99,7 +99,7 @@ class StagingRule:
 
     @property
     def condition(self) -> str:
-        return f"{self.when.__name__}(kernel, position) and the operand is not constant"
+        return f"{self.when.__name__}(kernel, position) and neither the operand nor some other is constant"
 
     @property
     def where(self) -> str:

@@ -257,7 +257,8 @@ def staging_rule(r: StagingRule, host: Host) -> EggRule:
         return r.when(k, i) and keep_operand(k, i)
 
     made = call_text(host.function(r.name, staged), ["k", "(py-from-int i)"])
-    facts = f"(uses k xs i x before after) (= 0 (constness x)) (trait-reducing k) (= e (Call k xs)) (= kp {made})"
+    facts = "(uses k xs i x before after) (= 0 (constness x)) (trait-reducing k) (= e (Call k xs))"
+    facts += f" (uses k xs j y left right) (!= i j) (= 0 (constness y)) (= kp {made})"
     text = f"(ruleset {r.name})\n(rule ({facts} (!= kp $nothing)) ((union e (Call kp xs))) :ruleset {r.name})"
     return EggRule(r.name, r.kind, r.name, text, ("trait-reducing",))
 
