@@ -395,12 +395,9 @@ def rebuild(s: Scalar, f: Callable[[Scalar], Scalar], index: Callable[[Index], I
         return s if base is s.base and offset is s.offset else ReadAt(s.input, base, offset, s.dtype)
     if isinstance(s, IndexValue):
         return IndexValue(index(s.index), s.dtype)
-    if isinstance(s, Cast):
+    if isinstance(s, (Cast, Kept)):
         arg = f(s.arg)
-        return s if arg is s.arg else Cast(arg, s.dtype)
-    if isinstance(s, Kept):
-        arg = f(s.arg)
-        return s if arg is s.arg else Kept(arg, s.dtype)
+        return s if arg is s.arg else type(s)(arg, s.dtype)
     if isinstance(s, Weighted):
         place, arg = index(s.index), f(s.arg)
         return s if place is s.index and arg is s.arg else Weighted(s.table, place, arg, s.dtype)

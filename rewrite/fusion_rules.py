@@ -36,8 +36,22 @@ from .kernel import (
 )
 
 
+class _Conditional:
+    """A rule that its condition `when` documents."""
+
+    when: Callable[..., bool]
+
+    @property
+    def doc(self) -> str:
+        return " ".join((self.when.__doc__ or "").split())
+
+    @property
+    def where(self) -> str:
+        return f"{self.when.__code__.co_filename}:{self.when.__code__.co_firstlineno}"
+
+
 @dataclass(frozen=True)
-class FusionRule:
+class FusionRule(_Conditional):
     """`Call(k, […, Call(p, ys) at i, …]) -> Call(fuse(k, i, p), [… ys in place of i …])` if `when(k, i, p)`.
 
     `consumer`, `producer`: traits (`kernel.TRAITS`) that k and p must have; e-matching joins on them before `when` is
@@ -63,10 +77,6 @@ class FusionRule:
     level: str = "graph"
 
     @property
-    def doc(self) -> str:
-        return " ".join((self.when.__doc__ or "").split())
-
-    @property
     def condition(self) -> str:
         constant = " and constant" if self.const else ""
         widest = " and both are their tensors' widest" if self.widest else ""
@@ -75,16 +85,12 @@ class FusionRule:
         widest += " and no other operand needs the tensor between" if self.apart else ""
         return f"{self.when.__name__}({self.consumer} consumer, position, {self.producer} producer){constant}{widest}"
 
-    @property
-    def where(self) -> str:
-        return f"{self.when.__code__.co_filename}:{self.when.__code__.co_firstlineno}"
-
     def __str__(self) -> str:
         return f"{self.name}: Call(k, [.. Call(p, ys) ..]) -> Call(fuse(k, i, p), [.. ys])  if {self.condition}"
 
 
 @dataclass(frozen=True)
-class StagingRule:
+class StagingRule(_Conditional):
     """`Call(k, xs) -> Call(k with operand i copied by a stage of its own, xs)` if `when(k, i)`, where neither operand i
     nor some other is known at compile time: constants are laid out as the operands that vary want it."""
 
@@ -94,16 +100,8 @@ class StagingRule:
     level: str = "graph"
 
     @property
-    def doc(self) -> str:
-        return " ".join((self.when.__doc__ or "").split())
-
-    @property
     def condition(self) -> str:
         return f"{self.when.__name__}(kernel, position) and neither the operand nor some other is constant"
-
-    @property
-    def where(self) -> str:
-        return f"{self.when.__code__.co_filename}:{self.when.__code__.co_firstlineno}"
 
     def __str__(self) -> str:
         return f"{self.name}: Call(k, xs) -> Call(keep(k, i), xs)  if {self.condition}"

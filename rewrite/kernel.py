@@ -48,7 +48,7 @@ SMALL_POINTS = 16384
 
 #: Elements that an operand has at least if copying it may pay, and results that share each of them.
 KEPT_SIZE, KEPT_USES = 256, 8
-#: Bytes between rows, or a multiple of them, from which on they share few sets of the first cache (four of 64).
+#: Rows a multiple of so many bytes apart share few sets of a first cache of 64 sets and lines of 64 bytes: four.
 SAME_SETS = 1024
 
 #: Results of a reduction, over those of them that an epilogue takes: who takes a smaller part shares it with others.
